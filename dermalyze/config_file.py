@@ -1,0 +1,163 @@
+"""YAML file and `KEY=VALUE` overrides -> `Config`, and back.
+
+A key has the same dotted name in the file, on the command line, in an error and on a run's page.
+Never imports torch.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dermalyze.config import Config
+from serving.errors import ConfigError
+
+# Keys of other programs that mean nothing here, with the sentence that says why.
+POINTLESS = {
+    "training.prefetch_factor": "nothing is decoded during training, so nothing is prefetched",
+    "training.persistent_workers": "nothing is decoded during training, so no worker persists",
+}
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, then apply overrides of the form `KEY=VALUE`, the last one winning.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or a value is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the config file {path}: {error.strerror or 'no such file'}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the config file {path} is not UTF-8 text") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"the config file {path} is not YAML{where}") from error
+    return config_from(values if values is not None else {}, overrides)
+
+
+def config_from(values: object, overrides: Sequence[str] = ()) -> Config:
+    """Build a `Config` from nested mappings and overrides."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"a config must be a mapping of sections, got {values!r}")
+    merged = _copy(values)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set takes KEY=VALUE, got {override!r}")
+        _put(merged, key.strip(), _parse(key.strip(), text))
+    config = _build(Config, merged, "")
+    assert isinstance(config, Config)
+    return config
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Return every setting under its dotted name, in the order of definition."""
+    flat: dict[str, Any] = {}
+
+    def walk(values: dict[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+            else:
+                flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+
+    walk(dataclasses.asdict(config), "")
+    return flat
+
+
+def to_yaml(config: Config) -> str:
+    """Write the whole config as YAML that `load_config` reads back unchanged."""
+    nested: dict[str, Any] = {}
+    for key, value in flatten(config).items():
+        _put(nested, key, value)
+    return yaml.safe_dump(nested, sort_keys=False)
+
+
+def _copy(values: dict[Any, Any]) -> dict[Any, Any]:
+    return {k: _copy(v) if isinstance(v, dict) else v for k, v in values.items()}
+
+
+def _put(values: dict[Any, Any], key: str, value: object) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{section} must be a section of settings, got {inner!r}")
+        values = inner
+    values[name] = value
+
+
+def _parse(key: str, text: str) -> object:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key} has a value that is not YAML: {text!r}") from error
+    return "" if value is None else value
+
+
+def _build(kind: type, values: dict[Any, Any], prefix: str) -> object:
+    """Make the dataclass `kind` from `values`; `prefix` is the dotted name so far."""
+    hints = typing.get_type_hints(kind)
+    arguments: dict[str, object] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name in POINTLESS:
+            raise ConfigError(f"{name} has no meaning here: {POINTLESS[name]}; leave it out")
+        if key not in hints:
+            raise ConfigError(f"unknown setting {name}{_suggestion(name)}")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{name} must be a section of settings, got {value!r}")
+            arguments[key] = _build(hint, value, name + ".")
+        else:
+            arguments[key] = _convert(name, hint, value)
+    return kind(**arguments)
+
+
+def _suggestion(name: str) -> str:
+    known = list(flatten(Config()))
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not close:  # the right name in the wrong section
+        last = name.rsplit(".", 1)[-1]
+        close = [key for key in known if key.rsplit(".", 1)[-1] == last][:1]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _convert(name: str, hint: Any, value: object) -> object:
+    """Check the type of one value; int becomes float, a list becomes a tuple, nothing else."""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if typing.get_origin(hint) is tuple:
+        items = [value] if isinstance(value, str) and value else value
+        if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
+            return tuple(items)
+        raise ConfigError(f"{name} must be a list of texts, got {value!r}")
+    for kind in allowed:
+        if kind is float and type(value) in (int, float):
+            number = float(value)  # type: ignore[arg-type]
+            if math.isfinite(number):
+                return number
+        elif type(value) is kind:
+            return value
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    expected = " or ".join(words[kind] for kind in allowed)
+    hint_text = ""
+    if float in allowed and isinstance(value, str):
+        try:
+            hint_text = f" (YAML reads {value} as text; write {float(value)!r})"
+        except ValueError:
+            hint_text = ""
+    raise ConfigError(f"{name} must be {expected}, got {value!r}{hint_text}")

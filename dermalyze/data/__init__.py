@@ -1,0 +1,1 @@
+"""What becomes of files on disk: manifest, audit, splits, pixels, augmentation, batches."""

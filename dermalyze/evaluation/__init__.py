@@ -1,0 +1,1 @@
+"""Metrics, predictions as a table, plots."""

@@ -1,0 +1,1 @@
+"""PyTorch to ONNX, and the proof that both agree."""

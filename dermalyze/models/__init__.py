@@ -1,0 +1,1 @@
+"""Backbones by timm's name, two heads, the classifier."""

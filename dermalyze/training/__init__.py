@@ -1,0 +1,1 @@
+"""Losses, schedule, the loop, checkpoints, a run from start to end."""

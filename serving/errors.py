@@ -1,0 +1,33 @@
+"""The exceptions that Dermalyze raises on purpose.
+
+DermalyzeError          base; its message is one line, fit to show to a user
+|-- ConfigError         a setting is unknown, mistyped or out of range
+|-- DataError           the manifest or a training image cannot be used
+|-- TrackingError       a run, an experiment or a registered model cannot be used
+|-- ArtifactError       a checkpoint or ONNX file is missing, foreign or inconsistent
+`-- ImageError          an image sent for prediction cannot be used
+"""
+
+
+class DermalyzeError(Exception):
+    """Something that the user can put right; the message says how."""
+
+
+class ConfigError(DermalyzeError):
+    """A setting is unknown, mistyped or out of range."""
+
+
+class DataError(DermalyzeError):
+    """The manifest or a training image cannot be used."""
+
+
+class TrackingError(DermalyzeError):
+    """A run, an experiment or a registered model is missing or cannot be used."""
+
+
+class ArtifactError(DermalyzeError):
+    """A checkpoint or ONNX file is missing, damaged, foreign or inconsistent."""
+
+
+class ImageError(DermalyzeError):
+    """An image given for prediction cannot be decoded or is too large."""

@@ -1,0 +1,101 @@
+"""Bytes -> upright RGB image -> uint8 pixels: the only road from a file to the model.
+
+Training, validation, parity check and serving all come through here.  H and W are the model's
+input size in pixels.  Never imports torch.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from serving.errors import ImageError
+from serving.spec import ModelSpec
+
+Pixels = NDArray[np.uint8]
+
+FORMATS = ("JPEG", "PNG")
+MAX_PIXELS = 40_000_000  # width x height, read from the header before anything is decoded
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode JPEG or PNG bytes to an upright RGB image; transparency is laid on white.
+
+    Raises:
+        ImageError: the bytes are no such image, damaged, cut short or too large.
+    """
+    try:
+        # Pillow only warns about a bomb of twice its own limit; ours is checked on the header.
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        check_size(*image.size)
+        image.load()
+        return upright_rgb(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"not a JPEG or PNG image ({len(data):,} bytes)") from error
+    except Exception as error:  # damaged files make Pillow raise at least five types
+        raise ImageError(
+            f"cannot decode the image ({len(data):,} bytes): it is damaged or cut short"
+        ) from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turn an opened image as its EXIF tag says and make it RGB."""
+    # Phones store rotation as a tag; a lesion must not depend on how the phone was held.
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
+        # Pillow clips 16-bit grey at 255 instead of scaling it.
+        grey = np.asarray(image).astype(np.int64) // 257
+        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8), "L")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse an image whose decoding would cost too much memory."""
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise ImageError(f"the image is {width} x {height}; the limit is {MAX_PIXELS:,} pixels")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file that should hold one image.
+
+    Raises:
+        ImageError: it is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+
+
+def resize(image: Image.Image, size: tuple[int, int], *, mode: str, filter_name: str) -> Pixels:
+    """Resize an RGB image to uint8 (H, W, 3); `size` is (H, W)."""
+    height, width = size
+    resample = _FILTERS[filter_name]
+    if mode == "center_crop":
+        # The largest middle part that has the target's shape; nothing is distorted.
+        scale = min(image.width / width, image.height / height)
+        crop_width, crop_height = width * scale, height * scale
+        left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
+        box = (left, top, left + crop_width, top + crop_height)
+        resized = image.resize((width, height), resample, box=box)
+    else:
+        resized = image.resize((width, height), resample)
+    return np.asarray(resized, np.uint8)
+
+
+def to_pixels(image: Image.Image, spec: ModelSpec) -> Pixels:
+    """RGB image -> uint8 (H, W, 3), as the model of `spec` expects it."""
+    return resize(image, spec.input_size, mode=spec.resize_mode, filter_name=spec.resize_filter)
