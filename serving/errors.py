@@ -3,6 +3,7 @@
 DermalyzeError          base; its message is one line, fit to show to a user
 |-- ConfigError         a setting is unknown, mistyped or out of range
 |-- DataError           the manifest or a training image cannot be used
+|-- TrainingError       the training cannot go on
 |-- TrackingError       a run, an experiment or a registered model cannot be used
 |-- ArtifactError       a checkpoint or ONNX file is missing, foreign or inconsistent
 `-- ImageError          an image sent for prediction cannot be used
@@ -19,6 +20,10 @@ class ConfigError(DermalyzeError):
 
 class DataError(DermalyzeError):
     """The manifest or a training image cannot be used."""
+
+
+class TrainingError(DermalyzeError):
+    """The training cannot go on, or a run cannot be resumed."""
 
 
 class TrackingError(DermalyzeError):

@@ -20,10 +20,10 @@ def define_missing() -> None:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        _library = torch.library.Library("torchvision", "DEF")
+        _library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
             if not hasattr(torch.ops.torchvision, name):
-                _library.define(name + _SCHEMA)
+                _library.define(name + _SCHEMA)  # type: ignore[no-untyped-call]
 
 
 define_missing()

@@ -1,0 +1,98 @@
+"""Checkpoints: one .pt file with weights, spec and model settings, for going on in PyTorch.
+
+Only tensors, numbers, text, lists and mappings are in it, so that `torch.load(weights_only=True)`
+opens it; a pickle that holds anything else is refused.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dermalyze.config import ModelConfig
+from dermalyze.config_file import config_from
+from dermalyze.models.classifier import Classifier, build_classifier
+from serving.errors import ArtifactError, ConfigError
+from serving.spec import ModelSpec
+
+FORMAT = "dermalyze-checkpoint"
+FORMAT_VERSION = 1
+
+
+def save_checkpoint(
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    spec: ModelSpec,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: the file to write.
+        weights: a `Classifier`'s state dict.
+        config: the settings that build the same network again.
+        spec: the contract of the weights.
+        training: the state to go on from; tensors, numbers, text, lists and mappings only.
+    """
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "spec": spec.to_json(),
+        "model": json.dumps(dataclasses.asdict(config)),
+        "weights": dict(weights),
+        "training": dict(training or {}),
+    }
+    partial = path.with_name(path.name + ".partial")
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, onto the CPU.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, foreign or of another version.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"no checkpoint at {path}; train one with `dermalyze train`")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged and foreign files raise half a dozen types
+        raise ArtifactError(
+            f"{path} is no checkpoint of dermalyze, or it is damaged; train or download it again"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ArtifactError(f"{path} was not written by `dermalyze train`; expected a checkpoint")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has checkpoint version {content.get('format_version')!r}, this program reads "
+            f"{FORMAT_VERSION}; update dermalyze"
+        )
+    return content
+
+
+def load_classifier(path: Path) -> tuple[Classifier, ModelSpec]:
+    """Build the network of a checkpoint, in evaluation mode on the CPU.
+
+    Raises:
+        ArtifactError: the file cannot be used, or a plug-in that it needs is gone.
+    """
+    content = load_checkpoint(path)
+    try:
+        spec = ModelSpec.from_json(content["spec"])
+        values = json.loads(content["model"])
+        values["pretrained"] = False
+        config = config_from({"model": values}).model
+        classifier, _ = build_classifier(config, spec.input_size[0], len(spec.class_names))
+        classifier.load_state_dict(content["weights"])
+    except ConfigError as error:
+        raise ArtifactError(f"the network of {path} cannot be built: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(
+            f"the weights in {path} do not fit the network that it describes; train it again"
+        ) from error
+    return classifier.eval(), spec

@@ -1,0 +1,65 @@
+"""The network: a backbone and a head, with normalization inside.
+
+N images of H x W pixels, C classes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dermalyze.config import ModelConfig
+from dermalyze.models.backbone import Backbone, Weights, build_backbone
+from dermalyze.models.heads import AcrnnHead, SimpleHead, build_head
+from serving.errors import ConfigError
+from serving.taxonomy import CLASS_NAMES
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """Turn stored pixels into network input: uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in 0..1."""
+    return pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+
+
+class Classifier(nn.Module):
+    """Images to logits: float32 (N, 3, H, W) in 0..1 -> float (N, C)."""
+
+    def __init__(
+        self, backbone: Backbone, head: SimpleHead | AcrnnHead, *, freeze_backbone: bool = False
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone:
+            backbone.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Switch to training; a frozen backbone stays in evaluation, batch norm and all."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+    def attention(self, images: Tensor) -> Tensor:
+        """Return the attention of an acrnn head: (N, 3, H, W) -> (N, h, w), summing to 1.
+
+        Raises:
+            ConfigError: the head has no attention.
+        """
+        if not isinstance(self.head, AcrnnHead):
+            raise ConfigError("only a model with model.head_type acrnn has attention weights")
+        return self.head.attention(self.backbone(images))
+
+
+def build_classifier(
+    config: ModelConfig, image_size: int, num_classes: int = len(CLASS_NAMES)
+) -> tuple[Classifier, Weights]:
+    """Build the network that `config` describes, and say which weights it starts from."""
+    backbone, weights = build_backbone(config, image_size)
+    head = build_head(config.head_type, backbone.num_features, num_classes, config.dropout_rate)
+    classifier = Classifier(backbone, head, freeze_backbone=config.freeze_backbone)
+    return classifier, weights

@@ -1,0 +1,251 @@
+"""The training loop: `fit` yields after each epoch, the caller decides what becomes of it.
+
+N images of a batch, C classes.  Knows nothing of MLflow, files or the command line.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dermalyze.config import Config
+from dermalyze.data.augment import augment
+from dermalyze.data.loader import Rows, batches_of, epoch_order, num_batches, seed_of
+from dermalyze.data.pixels import PixelStore
+from dermalyze.evaluation.metrics import score
+from dermalyze.models.classifier import Classifier, to_images
+from dermalyze.training.device import Device
+from dermalyze.training.losses import build_loss, class_weights
+from dermalyze.training.schedule import learning_rate
+from dermalyze.training.state import Metrics, TrainingState
+from serving.errors import ConfigError, TrainingError
+from serving.taxonomy import CLASS_NAMES
+
+FINITE_CHECK_STEPS = 20  # how often the loss is looked at; each look makes a GPU wait
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningData:
+    """The images to learn from and those to judge by."""
+
+    store: PixelStore
+    targets: Rows  # class index of every image in the store, int64 (num_images,)
+    train: Rows  # row numbers in the store
+    val: Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What one pass over the training data gave."""
+
+    index: int  # from 1
+    metrics: Metrics
+    is_best: bool
+
+
+def fit(
+    state: TrainingState,
+    data: LearningData,
+    config: Config,
+    device: Device,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Epoch]:
+    """Train from where `state` stands; yield after each epoch.
+
+    Ends after `training.epochs`, by early stopping, or within one step of `should_stop()` turning
+    true; then `state` stands in the middle of an epoch and can be saved and gone on from.
+
+    Raises:
+        TrainingError: the loss is not a finite number.
+        ConfigError: `training.monitor` names no metric.
+    """
+    weights = None
+    if config.loss.class_weights == "balanced":
+        counts = np.bincount(data.targets[data.train], minlength=len(CLASS_NAMES))
+        weights = class_weights(torch.from_numpy(counts)).to(device.torch_device)
+    loss = build_loss(config.loss, weights)
+    network = torch.compile(state.classifier) if config.training.use_torch_compile else None
+    while state.epoch < config.training.epochs and not state.stopped_early:
+        done = _train_epoch(
+            state, network or state.classifier, data, loss, config, device, should_stop
+        )
+        if not done:
+            return
+        started = time.perf_counter()
+        logits = predict_logits(
+            state.judged, data.store, data.val, config.training.batch_size * 2, device, "validate"
+        )
+        val_metrics = score(logits, data.targets[data.val], CLASS_NAMES)
+        val_seconds = time.perf_counter() - started
+        yield _close_epoch(state, val_metrics, val_seconds, config)
+
+
+def _train_epoch(
+    state: TrainingState,
+    network: nn.Module | Callable[[Tensor], Tensor],
+    data: LearningData,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    config: Config,
+    device: Device,
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Train the rest of the epoch under way; False if stopped before its end."""
+    training, epoch = config.training, state.epoch + 1
+    order = epoch_order(
+        data.train,
+        data.targets[data.train],
+        seed=training.seed,
+        epoch=epoch,
+        weighted_sampling=training.use_weighted_sampling,
+    )
+    steps_per_epoch = num_batches(len(order), training.batch_size)
+    if steps_per_epoch == 0:
+        raise TrainingError("there are fewer than two training images; see data.val_size")
+    started, seconds_before = time.perf_counter(), state.seconds
+    loss_sum = torch.tensor(
+        state.loss_sum,
+        dtype=torch.float64 if device.torch_device.type != "mps" else torch.float32,
+        device=device.torch_device,
+    )
+    num_correct = torch.tensor(state.num_correct, device=device.torch_device)
+    state.classifier.train()
+    stopped = False
+    with tqdm(
+        total=steps_per_epoch,
+        initial=state.step,
+        desc=f"epoch {epoch}/{training.epochs}",
+        unit="step",
+        leave=False,
+        disable=None,
+    ) as bar:
+        for step, rows in enumerate(batches_of(order, training.batch_size)):
+            if step < state.step:  # done before the interruption
+                continue
+            if should_stop():
+                stopped = True
+                break
+            generator = torch.Generator().manual_seed(seed_of(training.seed, epoch, step + 1))
+            torch.manual_seed(generator.initial_seed())  # dropout's
+            images, targets = _batch(data, rows, device)  # (N, 3, H, W), (N,)
+            images = augment(images, config.augmentation, generator)
+            lr = learning_rate(
+                state.epoch * steps_per_epoch + step,
+                lr=training.lr,
+                config=training.scheduler,
+                steps_per_epoch=steps_per_epoch,
+                epochs=training.epochs,
+            )
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr
+            with device.autocast():
+                logits = network(images)  # (N, C)
+            batch_loss = loss(logits, targets)
+            state.optimizer.zero_grad(set_to_none=True)
+            state.scaler.scale(batch_loss).backward()  # type: ignore[no-untyped-call]
+            if training.max_grad_norm:
+                state.scaler.unscale_(state.optimizer)
+                nn.utils.clip_grad_norm_(state.classifier.parameters(), training.max_grad_norm)
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            if state.ema is not None:
+                state.ema.update_parameters(state.classifier)
+            loss_sum += batch_loss.detach() * len(rows)  # stays on the device: no wait per step
+            num_correct += (logits.detach().argmax(1) == targets).sum()
+            state.num_images += len(rows)
+            state.step = step + 1
+            bar.update()
+            if state.step % FINITE_CHECK_STEPS == 0 or state.step == steps_per_epoch:
+                _require_finite(float(loss_sum), epoch)
+    state.loss_sum, state.num_correct = float(loss_sum), int(num_correct)
+    state.seconds = seconds_before + time.perf_counter() - started
+    return not stopped
+
+
+def _batch(data: LearningData, rows: Rows, device: Device) -> tuple[Tensor, Tensor]:
+    pixels = torch.from_numpy(data.store.batch(rows)).to(device.torch_device)
+    targets = torch.from_numpy(data.targets[rows]).to(device.torch_device)
+    return _network_images(pixels, device), targets
+
+
+def _network_images(pixels: Tensor, device: Device) -> Tensor:
+    images = to_images(pixels)  # NHWC storage, so channels-last costs nothing
+    return images if device.channels_last else images.contiguous()
+
+
+def _require_finite(loss_sum: float, epoch: int) -> None:
+    if not math.isfinite(loss_sum):
+        raise TrainingError(
+            f"the training loss is not a finite number in epoch {epoch}; "
+            "try a lower training.lr, or training.use_amp=false"
+        )
+
+
+def _close_epoch(
+    state: TrainingState, val_metrics: Metrics, val_seconds: float, config: Config
+) -> Epoch:
+    """Write the epoch into the history and decide whether it is the best so far."""
+    training = config.training
+    metrics: Metrics = {
+        "train/loss": state.loss_sum / state.num_images,
+        "train/accuracy": state.num_correct / state.num_images,
+        **{f"val/{name}": value for name, value in val_metrics.items()},
+        "lr": float(state.optimizer.param_groups[0]["lr"]),
+        "epoch_seconds": state.seconds + val_seconds,
+        "images_per_second": state.num_images / max(state.seconds, 1e-9),  # of training
+    }
+    if training.monitor not in metrics:
+        known = ", ".join(
+            name for name in metrics if name.startswith("val/") and name.count("/") == 1
+        )
+        raise ConfigError(
+            f"training.monitor must be a metric that is logged, got {training.monitor!r}; "
+            f"known: {known}"
+        )
+    value = metrics[training.monitor]
+    is_best = state.best_epoch == 0 or (
+        value > state.best_value if training.higher_is_better else value < state.best_value
+    )
+    state.epoch += 1
+    if is_best:
+        state.best_epoch, state.best_value, state.epochs_without_better = state.epoch, value, 0
+    else:
+        state.epochs_without_better += 1
+    patience = training.early_stopping_patience
+    state.stopped_early = bool(patience) and state.epochs_without_better >= patience
+    state.history.append({"epoch": state.epoch, **metrics})
+    state.step, state.loss_sum, state.num_correct, state.num_images = 0, 0.0, 0, 0
+    state.seconds = 0.0
+    return Epoch(index=state.epoch, metrics=metrics, is_best=is_best)
+
+
+@torch.inference_mode()
+def predict_logits(
+    classifier: Classifier,
+    store: PixelStore,
+    rows: Rows,
+    batch_size: int,
+    device: Device,
+    description: str,
+) -> NDArray[np.float32]:
+    """Run the classifier over stored images in evaluation mode: (n,) rows -> float32 (n, C)."""
+    classifier.eval()
+    parts: list[NDArray[np.float32]] = []
+    starts = range(0, len(rows), batch_size)
+    for start in tqdm(starts, desc=description, unit="batch", leave=False, disable=None):
+        pixels = torch.from_numpy(store.batch(rows[start : start + batch_size]))
+        with device.autocast():
+            logits = classifier(_network_images(pixels.to(device.torch_device), device))
+        parts.append(logits.float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def in_full_precision(device: Device) -> Device:
+    """Return the same device without mixed precision: what is reported and shipped."""
+    return dataclasses.replace(device, amp_dtype=None)

@@ -1,0 +1,123 @@
+"""Everything that a training carries from one step to the next, and its way to disk and back.
+
+Random numbers are no part of it: every step draws from generators seeded by (seed, epoch, step),
+so that a resumed step draws what the uninterrupted one would have drawn.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dermalyze.config import TrainingConfig
+from dermalyze.models.classifier import Classifier
+from dermalyze.training.device import Device
+from serving.errors import TrainingError
+
+Metrics = dict[str, float]
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """The network, its optimizer, and how far the training has come."""
+
+    classifier: Classifier
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: AveragedModel | None
+    epoch: int = 0  # complete epochs
+    step: int = 0  # updates done in the epoch under way
+    loss_sum: float = 0.0  # over the images of the epoch under way
+    num_correct: int = 0  # likewise
+    num_images: int = 0  # likewise
+    seconds: float = 0.0  # of training, spent in the epoch under way
+    history: list[Metrics] = field(default_factory=list)
+    best_epoch: int = 0  # 0: none yet
+    best_value: float = math.nan  # of `training.monitor`
+    epochs_without_better: int = 0
+    stopped_early: bool = False
+
+    @property
+    def judged(self) -> Classifier:
+        """The weights that are validated and shipped: the moving average where there is one."""
+        if self.ema is None:
+            return self.classifier
+        module = self.ema.module
+        assert isinstance(module, Classifier)
+        return module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs beside the classifier's weights."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else {},
+            **{name: getattr(self, name) for name in _PROGRESS},
+        }
+
+    def load_state_dict(self, weights: dict[str, Any], state: dict[str, Any]) -> None:
+        """Go back to where a checkpoint was written.
+
+        Raises:
+            TrainingError: the checkpoint belongs to another network or holds no training state.
+        """
+        try:
+            self.classifier.load_state_dict(weights)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+            for name in _PROGRESS:
+                setattr(self, name, state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise TrainingError(
+                "the checkpoint does not fit this training; resume with the settings it began with"
+            ) from error
+
+
+_PROGRESS = (
+    "epoch",
+    "step",
+    "loss_sum",
+    "num_correct",
+    "num_images",
+    "seconds",
+    "history",
+    "best_epoch",
+    "best_value",
+    "epochs_without_better",
+    "stopped_early",
+)
+
+
+def new_state(classifier: Classifier, config: TrainingConfig, device: Device) -> TrainingState:
+    """Move the classifier to the device and give it a fresh optimizer."""
+    classifier.to(device.torch_device)
+    if device.channels_last:
+        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ema = None
+    if config.ema_decay:
+        ema = AveragedModel(
+            classifier,
+            multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),  # type: ignore[no-untyped-call]
+            use_buffers=True,
+        )
+    return TrainingState(
+        classifier=classifier,
+        optimizer=_optimizer(classifier, config),
+        scaler=torch.amp.GradScaler(device.torch_device.type, enabled=device.needs_scaler),
+        ema=ema,
+    )
+
+
+def _optimizer(classifier: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); biases and norms, the vectors, are not decayed."""
+    trained = [p for p in classifier.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
