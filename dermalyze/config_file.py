@@ -9,7 +9,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,15 @@ POINTLESS = {
 }
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, then apply overrides of the form `KEY=VALUE`, the last one winning.
+def load_config(
+    path: Path, overrides: Sequence[str] = (), values: Mapping[str, object] | None = None
+) -> Config:
+    """Read a YAML file, then apply overrides, the last one winning.
+
+    Args:
+        path: the YAML file.
+        overrides: texts of the form `KEY=VALUE`, VALUE being YAML.
+        values: settings by dotted name, already parsed.
 
     Raises:
         ConfigError: the file cannot be read, or a key or a value is wrong.
@@ -40,19 +47,25 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"the config file {path} is not UTF-8 text") from error
     try:
-        values = yaml.safe_load(text)
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise ConfigError(f"the config file {path} is not YAML{where}") from error
-    return config_from(values if values is not None else {}, overrides)
+    return config_from(content if content is not None else {}, overrides, values)
 
 
-def config_from(values: object, overrides: Sequence[str] = ()) -> Config:
-    """Build a `Config` from nested mappings and overrides."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"a config must be a mapping of sections, got {values!r}")
-    merged = _copy(values)
+def config_from(
+    content: object,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, object] | None = None,
+) -> Config:
+    """Build a `Config` from nested mappings, settings by dotted name and `KEY=VALUE` texts."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"a config must be a mapping of sections, got {content!r}")
+    merged = _copy(content)
+    for key, value in (values or {}).items():
+        _put(merged, key, value)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():

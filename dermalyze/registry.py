@@ -5,7 +5,6 @@ With `tracking.py` the only module of the training half that knows MLflow.
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -98,27 +97,6 @@ def judge(candidate: Candidate, champion: dict[str, str] | None) -> tuple[bool, 
     if candidate.value > value:
         return True, f"{ours} is better than {value:.4f} of {incumbent} on the same test split"
     return False, f"{ours} is not better than {value:.4f} of {incumbent} on the same test split"
-
-
-def download_model(model_uri: str, folder: Path) -> Path:
-    """Fetch the ONNX file of a logged or registered model, such as models:/dermalyze@champion.
-
-    Raises:
-        TrackingError: there is no such model, or no ONNX file in it.
-    """
-    use_store()
-    try:
-        found = Path(
-            mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(folder))
-        )
-    except (MlflowException, OSError) as error:
-        raise TrackingError(
-            f"cannot fetch {model_uri}; is it registered? see `mlflow ui`"
-        ) from error
-    files = sorted(found.rglob("*.onnx"))
-    if not files:
-        raise TrackingError(f"{model_uri} holds no ONNX file; was it logged by `dermalyze train`?")
-    return files[0]
 
 
 def _version_of(client: MlflowClient, name: str, candidate: Candidate) -> str:

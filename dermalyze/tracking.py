@@ -69,6 +69,18 @@ class TrackedRun:
         """Set tags."""
         mlflow.set_tags(dict(tags))
 
+    def tag(self, name: str) -> str:
+        """Return a tag of the run, or an empty text."""
+        return str(mlflow.get_run(self.run_id).data.tags.get(name, ""))
+
+    def log_model(self, arguments: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+        """Log a pyfunc model with its metrics, and return its address."""
+        with _quiet("mlflow.models.model", "mlflow.pyfunc"):
+            info = mlflow.pyfunc.log_model(name="model", **arguments)
+        assert info.model_id is not None  # MLflow 3 gives every model an id
+        mlflow.log_metrics(dict(metrics), model_id=info.model_id)
+        return str(info.model_uri)
+
     def log_split(
         self, rows: pd.DataFrame, *, split: str, name: str, source: str, digest: str
     ) -> None:
@@ -175,6 +187,19 @@ def require_run(run_id: str) -> dict[str, str]:
     return params
 
 
+def require_unfinished(run_id: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the parameters and tags of a run that has not ended well.
+
+    Raises:
+        TrackingError: there is no such run, or nothing is left to do in it.
+    """
+    params = require_run(run_id)
+    run = MlflowClient().get_run(run_id)
+    if run.info.status == "FINISHED":
+        raise TrackingError(f"run {run_id} has ended well; there is nothing to resume")
+    return params, dict(run.data.tags)
+
+
 def fetch(run_id: str, name: str, folder: Path) -> Path:
     """Copy one artifact, a file or a folder, of a run into `folder`.
 
@@ -208,15 +233,6 @@ def add_to_run(run_id: str, folder: Path, name: str, metrics: Mapping[str, float
     client.log_artifacts(run_id, str(folder), name)
     for key, value in metrics.items():
         client.log_metric(run_id, key, value)
-
-
-def log_model(arguments: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
-    """Log the model of the open run and its metrics, and return its address."""
-    with _quiet("mlflow.models.model", "mlflow.pyfunc"):
-        info = mlflow.pyfunc.log_model(name="model", **arguments)
-    assert info.model_id is not None  # MLflow 3 gives every model an id
-    mlflow.log_metrics(dict(metrics), model_id=info.model_id)
-    return str(info.model_uri)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Where and in which precision the network runs."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +63,11 @@ def choose_device(config: TrainingConfig) -> Device:
     elif config.use_amp and kind == "cpu" and _cpu_has_bf16():
         amp_dtype = torch.bfloat16
     return Device(torch_device=torch.device(kind), amp_dtype=amp_dtype, channels_last=kind != "mps")
+
+
+def in_full_precision(device: Device) -> Device:
+    """Return the same device without mixed precision: what is reported and shipped."""
+    return dataclasses.replace(device, amp_dtype=None)
 
 
 def _cpu_has_bf16() -> bool:

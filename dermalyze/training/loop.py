@@ -3,7 +3,6 @@
 N images of a batch, C classes.  Knows nothing of MLflow, files or the command line.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -79,10 +78,14 @@ def fit(
         if not done:
             return
         started = time.perf_counter()
-        logits = predict_logits(
-            state.judged, data.store, data.val, config.training.batch_size * 2, device, "validate"
-        )
-        val_metrics = score(logits, data.targets[data.val], CLASS_NAMES)
+        parts = []
+        for part in logit_batches(
+            state.judged, data.store, data.val, config.training.batch_size, device, "validate"
+        ):
+            if should_stop():  # the epoch's training is kept, its validation is done anew
+                return
+            parts.append(part)
+        val_metrics = score(np.concatenate(parts), data.targets[data.val], CLASS_NAMES)
         val_seconds = time.perf_counter() - started
         yield _close_epoch(state, val_metrics, val_seconds, config)
 
@@ -225,7 +228,24 @@ def _close_epoch(
     return Epoch(index=state.epoch, metrics=metrics, is_best=is_best)
 
 
-@torch.inference_mode()
+def logit_batches(
+    classifier: Classifier,
+    store: PixelStore,
+    rows: Rows,
+    batch_size: int,
+    device: Device,
+    description: str,
+) -> Iterator[NDArray[np.float32]]:
+    """Run the classifier over stored images in evaluation mode: yields float32 (N, C)."""
+    classifier.eval()
+    starts = range(0, len(rows), batch_size)
+    for start in tqdm(starts, desc=description, unit="batch", leave=False, disable=None):
+        pixels = torch.from_numpy(store.batch(rows[start : start + batch_size]))
+        with torch.inference_mode(), device.autocast():
+            logits = classifier(_network_images(pixels.to(device.torch_device), device))
+        yield logits.float().cpu().numpy()
+
+
 def predict_logits(
     classifier: Classifier,
     store: PixelStore,
@@ -234,18 +254,6 @@ def predict_logits(
     device: Device,
     description: str,
 ) -> NDArray[np.float32]:
-    """Run the classifier over stored images in evaluation mode: (n,) rows -> float32 (n, C)."""
-    classifier.eval()
-    parts: list[NDArray[np.float32]] = []
-    starts = range(0, len(rows), batch_size)
-    for start in tqdm(starts, desc=description, unit="batch", leave=False, disable=None):
-        pixels = torch.from_numpy(store.batch(rows[start : start + batch_size]))
-        with device.autocast():
-            logits = classifier(_network_images(pixels.to(device.torch_device), device))
-        parts.append(logits.float().cpu().numpy())
-    return np.concatenate(parts)
-
-
-def in_full_precision(device: Device) -> Device:
-    """Return the same device without mixed precision: what is reported and shipped."""
-    return dataclasses.replace(device, amp_dtype=None)
+    """Collect what `logit_batches` yields: (n,) rows -> float32 (n, C)."""
+    parts = logit_batches(classifier, store, rows, batch_size, device, description)
+    return np.concatenate(list(parts))

@@ -1,0 +1,54 @@
+# The project's own commands. Needs Python 3.11 or newer, git and make; everything else is
+# installed into .venv by the first command that needs it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# MLflow starts `python` and `uvicorn` by name, so the environment comes first on PATH; what the
+# user's shell finds is kept for the commands that a run prints at its end.
+export DERMALYZE_SHELL_PATH := $(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help install demo test slow lint check fix clean
+
+help:
+	@echo "make demo   train, export and register a model on drawn demo data"
+	@echo "make test   the quick tests"
+	@echo "make check  quick tests, linters, type checker, import contracts, slow tests"
+	@echo "make fix    format, and mend what the linter can"
+
+install: $(READY)
+
+$(READY): requirements.txt requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
+
+demo: $(READY)
+	mlflow run . --env-manager local -P size=small -P data_dir=demo
+
+test: $(READY)
+	python -m pytest -q -m "not slow"
+
+slow: $(READY)
+	python -m pytest -q -m slow
+
+lint: $(READY)
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+check: test lint slow
+
+fix: $(READY)
+	ruff check --fix .
+	ruff format .
+
+clean:
+	rm -rf $(VENV) .dermalyze build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,37 @@
+"""What `auto` stands for: HAM10000 where it lies, else demo data, and the config that fits."""
+
+from pathlib import Path
+
+from dermalyze.data.demo import is_demo_data, make_demo_data
+from serving.errors import DataError
+
+REAL = Path("data/HAM10000")
+DEMO = Path(".dermalyze/demo-data")
+_CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def find_data(data_dir: str, *, make: bool) -> tuple[Path, bool]:
+    """Return the data's folder and whether it holds demo data; with `make`, draw that if needed.
+
+    Args:
+        data_dir: a folder, `demo` for the demo data, or `auto` for HAM10000 if it is there.
+        make: draw the demo data if they are asked for and not there.
+
+    Raises:
+        DataError: the folder does not exist.
+    """
+    if data_dir not in ("auto", "demo"):
+        folder = Path(data_dir)
+        if not folder.is_dir():
+            raise DataError(f"no folder {folder}; --data-dir takes HAM10000's folder, demo or auto")
+        return folder, is_demo_data(folder)
+    if data_dir == "auto" and REAL.is_dir():
+        return REAL, False
+    if make:
+        make_demo_data(DEMO)
+    return DEMO, True
+
+
+def config_path(demo_data: bool) -> Path:
+    """Return the config that fits the data."""
+    return _CONFIGS / ("demo.yaml" if demo_data else "default.yaml")

@@ -1,0 +1,133 @@
+"""What the parts of a run share: its settings, its data, its folder and the files in it.
+
+What is written while a run goes on lies in `.dermalyze/runs/<run id>`, each file whole, so that a
+run killed at any point can be gone on with.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dermalyze.config import Config
+from dermalyze.data.loader import Rows
+from dermalyze.data.prepare import Prepared
+from dermalyze.data.splits import Splits
+from dermalyze.models.checkpoint import load_checkpoint, save_checkpoint
+from dermalyze.tracking import TrackedRun, fetch
+from dermalyze.training.device import Device
+from dermalyze.training.state import TrainingState
+from serving.errors import ArtifactError, TrackingError, TrainingError
+from serving.spec import ModelSpec
+
+WORK = Path(".dermalyze/runs")
+LATEST = "checkpoint_latest.pt"
+BEST = "checkpoint_best.pt"
+CONFIG = "config.yaml"
+HISTORY = "training_history.json"
+CURVES = "training_curves.png"
+AUGMENTATION = "augmentation.png"
+EVALUATION = "evaluation"
+MODEL = "model.onnx"
+SPLIT_FILES = ("train_split.csv", "val_split.csv", "test_split.csv")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every part of a run needs to know."""
+
+    config: Config
+    prepared: Prepared
+    splits: Splits
+    targets: Rows  # of every stored image, int64 (num_images,)
+    device: Device
+    folder: Path
+    run: TrackedRun
+    say: Say
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The contract of the weights that this run trains."""
+        data = self.config.data
+        return ModelSpec(
+            input_size=(data.image_size, data.image_size),
+            resize_mode=data.resize_mode,
+            resize_filter=data.resize_filter,
+            run_id=self.run.run_id,
+            data_fingerprint=self.prepared.fingerprint,
+        )
+
+
+def save_latest(job: Job, state: TrainingState) -> None:
+    """Write the checkpoint to go on from, and the history."""
+    save_checkpoint(
+        job.folder / LATEST,
+        state.classifier.state_dict(),
+        job.config.model,
+        job.spec,
+        state.state_dict(),
+    )
+    write_text(job.folder / HISTORY, json.dumps(state.history, indent=1))
+
+
+def save_best(job: Job, state: TrainingState) -> None:
+    """Write the weights that are judged now as the best ones."""
+    save_checkpoint(
+        job.folder / BEST,
+        state.judged.state_dict(),
+        job.config.model,
+        job.spec,
+        {"epoch": state.epoch},
+    )
+
+
+def log_progress(job: Job, *, best: bool) -> None:
+    """Log what `save_latest` and, where the epoch was the best, `save_best` wrote."""
+    for name in (LATEST, HISTORY, *((BEST,) if best else ())):
+        job.run.log_file(job.folder / name)
+
+
+def furthest_checkpoint(job: Job) -> dict[str, Any] | None:
+    """Return the checkpoint that came furthest, on this machine or with the run; None: neither."""
+    found = []
+    if (job.folder / LATEST).exists():
+        found.append(load_checkpoint(job.folder / LATEST))
+    try:
+        found.append(load_checkpoint(fetch(job.run.run_id, LATEST, job.folder / "fetched")))
+    except (TrackingError, ArtifactError):
+        if not found:
+            return None
+    return max(found, key=lambda c: (c["training"]["epoch"], c["training"]["step"]))
+
+
+def repair_best(job: Job, state: TrainingState) -> None:
+    """Make sure that the best checkpoint is the one the state speaks of.
+
+    A kill may fall between the two files; then the weights just loaded are the best ones.
+    """
+    if state.best_epoch == 0:
+        return
+    path = job.folder / BEST
+    for fetch_first in (False, True):
+        try:
+            if fetch_first:
+                fetch(job.run.run_id, BEST, job.folder)
+            if load_checkpoint(path)["training"]["epoch"] == state.best_epoch:
+                return
+        except (TrackingError, ArtifactError):
+            continue
+    if state.best_epoch == state.epoch and state.step == 0:
+        save_best(job, state)
+        job.run.log_file(path)
+        return
+    raise TrainingError(f"run {job.run.run_id} has lost {BEST}; train anew")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,272 @@
+"""A run from start to end: data, splits, training, evaluation, export, registration.
+
+What is written while it goes on lies in `.dermalyze/runs/<run id>` until the run has ended well,
+each file whole, so that a run killed at any point can be gone on with.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dermalyze.config import Config
+from dermalyze.config_file import flatten, load_config, to_yaml
+from dermalyze.data.augment import augmentation_page
+from dermalyze.data.prepare import Prepared, prepare
+from dermalyze.data.splits import Splits, read_splits, save_splits, split_digest, split_lesions
+from dermalyze.models.backbone import Weights, resize_filter_of
+from dermalyze.models.classifier import build_classifier
+from dermalyze.tracking import TrackedRun, fetch, open_run, require_unfinished
+from dermalyze.training.device import choose_device, set_determinism
+from dermalyze.training.interrupt import stop_on_signal
+from dermalyze.training.job import (
+    AUGMENTATION,
+    CONFIG,
+    SPLIT_FILES,
+    WORK,
+    Job,
+    Say,
+    furthest_checkpoint,
+    log_progress,
+    repair_best,
+    save_best,
+    save_latest,
+    write_text,
+)
+from dermalyze.training.loop import LearningData, fit
+from dermalyze.training.ship import RunResult, ship
+from dermalyze.training.state import TrainingState, new_state
+from serving.errors import TrainingError
+from serving.taxonomy import CLASS_NAMES
+
+
+class TrainingInterruptedError(TrainingError):
+    """The user stopped the training; it can be gone on with."""
+
+
+def train(config: Config, data_dir: Path, *, demo_data: bool, say: Say) -> RunResult:
+    """Train, evaluate, export and register a model as one MLflow run.
+
+    Raises:
+        DermalyzeError: a setting, the data, the tracking server or the training itself.
+        TrainingInterruptedError: Ctrl-C; the run is marked KILLED and can be resumed.
+    """
+    config = _resolve(config)
+    prepared = _prepare(config, data_dir)
+    splits = _splits(config, prepared)
+    with open_run(config.tracking) as run:
+        job = _job(config, prepared, splits, run, say)
+        run.log_params({**flatten(config), "data.dir": str(data_dir.resolve())})
+        run.set_tags({"dermalyze.demo_data": str(demo_data).lower()})
+        write_text(job.folder / CONFIG, to_yaml(config))
+        run.log_file(job.folder / CONFIG)
+        for path in save_splits(job.folder, prepared.manifest, splits):
+            run.log_file(path)
+        return _finish(job, demo_data=demo_data, checkpoint=None)
+
+
+def resume(run_id: str, data_dir: Path | None, *, say: Say) -> RunResult:
+    """Go on with a run that was stopped or killed, with the settings that it began with.
+
+    Raises:
+        TrackingError: there is no such run, or it has ended well.
+        DermalyzeError: as `train`.
+    """
+    params, tags = require_unfinished(run_id)
+    folder = WORK / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, *SPLIT_FILES):
+        if not (folder / name).exists():
+            fetch(run_id, name, folder)
+    config = load_config(folder / CONFIG)
+    prepared = _prepare(config, data_dir or Path(params["data.dir"]))
+    known = params.get("resolved.data_fingerprint", prepared.fingerprint)
+    if known != prepared.fingerprint:
+        raise TrainingError(
+            f"run {run_id} was trained on other data (fingerprint {known[:12]}, here "
+            f"{prepared.fingerprint[:12]}); pass the folder it began with as --data-dir"
+        )
+    splits = read_splits(folder, prepared.manifest, lesion_aware=config.data.lesion_aware)
+    with open_run(config.tracking, resume=run_id) as run:
+        job = _job(config, prepared, splits, run, say)
+        demo_data = tags.get("dermalyze.demo_data") == "true"
+        return _finish(job, demo_data=demo_data, checkpoint=furthest_checkpoint(job))
+
+
+def _resolve(config: Config) -> Config:
+    """Replace what is left to find out by what was found; files become absolute."""
+    data, model = config.data, config.model
+    if data.resize_filter == "auto":
+        data = dataclasses.replace(data, resize_filter=resize_filter_of(model))
+    plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in model.plugins)
+    pretrained = model.pretrained
+    if isinstance(pretrained, str) and pretrained != "auto":
+        pretrained = str(Path(pretrained).resolve())
+    model = dataclasses.replace(model, plugins=plugins, pretrained=pretrained)
+    return dataclasses.replace(config, data=data, model=model)
+
+
+def _prepare(config: Config, data_dir: Path) -> Prepared:
+    data = config.data
+    return prepare(
+        data_dir,
+        image_size=data.image_size,
+        resize_mode=data.resize_mode,
+        resize_filter=data.resize_filter,
+        workers=config.training.num_workers,
+        allow_problems=data.allow_problems,
+    )
+
+
+def _splits(config: Config, prepared: Prepared) -> Splits:
+    data = config.data
+    if data.splits != "auto":
+        return read_splits(Path(data.splits), prepared.manifest, lesion_aware=data.lesion_aware)
+    return split_lesions(
+        prepared.manifest,
+        val_size=data.val_size,
+        test_size=data.test_size,
+        seed=config.training.seed,
+        lesion_aware=data.lesion_aware,
+    )
+
+
+def _job(config: Config, prepared: Prepared, splits: Splits, run: TrackedRun, say: Say) -> Job:
+    folder = WORK / run.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {name: number for number, name in enumerate(CLASS_NAMES)}
+    return Job(
+        config=config,
+        prepared=prepared,
+        splits=splits,
+        targets=prepared.manifest["label"].map(index).to_numpy(np.int64),
+        device=choose_device(config.training),
+        folder=folder,
+        run=run,
+        say=say,
+    )
+
+
+def _finish(job: Job, *, demo_data: bool, checkpoint: dict[str, Any] | None) -> RunResult:
+    """Do all that is left to do, from the first epoch or from a checkpoint."""
+    config, run = job.config, job.run
+    set_determinism(deterministic=not config.training.fast_mode)
+    torch.manual_seed(config.training.seed)
+    classifier, weights = build_classifier(config.model, config.data.image_size)
+    state = new_state(classifier, config.training, job.device)
+    if checkpoint is None:
+        _log_start(job, weights, sum(p.numel() for p in classifier.parameters()))
+        save_latest(job, state)
+    else:
+        state.load_state_dict(checkpoint["weights"], checkpoint["training"])
+        repair_best(job, state)
+        job.say(f"resumed run {run.run_id} after {state.epoch} epochs and {state.step} steps")
+    _train(job, state)
+    result = ship(job, state, demo_data=demo_data)
+    shutil.rmtree(job.folder)
+    return result
+
+
+def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
+    """Log and say what was resolved, before anything can go wrong."""
+    config, run, prepared = job.config, job.run, job.prepared
+    resolved = {
+        "resolved.backbone": config.model.timm_name,
+        "resolved.pretrained": weights.source,
+        "resolved.device": job.device.torch_device.type,
+        "resolved.precision": job.device.precision,
+        "resolved.data_fingerprint": prepared.fingerprint,
+        "resolved.num_parameters": num_parameters,
+        "resolved.num_images": len(prepared.manifest),
+    }
+    run.log_params(resolved)
+    for name, value in resolved.items():
+        job.say(f"{name.removeprefix('resolved.')}: {value}")
+    warnings = []
+    if weights.reason:
+        warnings.append(f"training from scratch, no pretrained weights: {weights.reason}")
+    if config.training.use_weighted_sampling and config.loss.class_weights != "none":
+        warnings.append(
+            "training.use_weighted_sampling and loss.class_weights both correct the imbalance; "
+            "rare classes count twice over"
+        )
+    if not config.data.lesion_aware:
+        warnings.append(
+            "data.lesion_aware is false: images of one lesion stand in several splits, and the "
+            "metrics are too good"
+        )
+    for warning in warnings:
+        job.say(f"warning: {warning}")
+    run.set_tags(
+        {
+            "dermalyze.pretrained": weights.source,
+            **({"dermalyze.warnings": "; ".join(warnings)} if warnings else {}),
+        }
+    )
+    source = str(prepared.folder)
+    columns = ["image_id", "label", "lesion_id"]
+    for split in ("train", "val", "test"):
+        rows = getattr(job.splits, split)
+        run.log_split(
+            prepared.manifest.iloc[rows][columns],
+            split=split,
+            name="HAM10000",
+            source=source,
+            digest=split_digest(prepared.manifest, rows),
+        )
+    page = augmentation_page(
+        prepared.store.batch(job.splits.train[:6]), config.augmentation, config.training.seed
+    )
+    page.save(job.folder / AUGMENTATION)
+    run.log_file(job.folder / AUGMENTATION)
+
+
+def _train(job: Job, state: TrainingState) -> None:
+    """Run the epochs that are left; after each one everything is on disk, then logged."""
+    config, run = job.config, job.run
+    data = LearningData(
+        store=job.prepared.store, targets=job.targets, train=job.splits.train, val=job.splits.val
+    )
+    for entry in state.history:  # killed between disk and log
+        run.log_epoch(int(entry["epoch"]), _without_epoch(entry))
+    with stop_on_signal() as should_stop:
+        for epoch in fit(state, data, config, job.device, should_stop):
+            save_latest(job, state)
+            if epoch.is_best:
+                save_best(job, state)
+            run.log_epoch(epoch.index, epoch.metrics)
+            log_progress(job, best=epoch.is_best)
+            job.say(_epoch_line(state, config.training.epochs))
+        if should_stop() and state.epoch < config.training.epochs and not state.stopped_early:
+            save_latest(job, state)
+            log_progress(job, best=False)
+            run.status = "KILLED"
+            raise TrainingInterruptedError(
+                f"stopped in epoch {state.epoch + 1} of {config.training.epochs}; "
+                f"go on with `dermalyze train --resume {run.run_id}`"
+            )
+    if state.stopped_early:
+        job.say(f"stopped early: {config.training.monitor} was best in epoch {state.best_epoch}")
+
+
+def _epoch_line(state: TrainingState, epochs: int) -> str:
+    last = state.history[-1]
+    seconds = sum(entry["epoch_seconds"] for entry in state.history) / len(state.history)
+    left = round(seconds * (epochs - state.epoch))
+    parts = [
+        f"epoch {state.epoch}/{epochs}",
+        f"train loss {last['train/loss']:.4f}",
+        f"val loss {last['val/loss']:.4f}",
+        f"val balanced accuracy {last['val/balanced_accuracy']:.4f}",
+        *([f"val macro AUC {last['val/macro_auc']:.4f}"] if "val/macro_auc" in last else []),
+        f"{last['images_per_second']:.0f} images/s",
+        f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
+    ]
+    return "  ".join(parts) + ("  best" if state.best_epoch == state.epoch else "")
+
+
+def _without_epoch(entry: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in entry.items() if name != "epoch"}

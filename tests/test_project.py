@@ -1,0 +1,92 @@
+"""The files that MLflow, pip and conda read: they agree with each other and with the program."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dermalyze.cli import main
+from dermalyze.config_file import load_config
+
+ROOT = Path(__file__).parents[1]
+
+
+def requirements():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_one_requirements_file_feeds_every_environment():
+    reference = "-r requirements.txt"
+    assert yaml.safe_load((ROOT / "python_env.yaml").read_text())["dependencies"] == [reference]
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    assert {"pip": [reference]} in conda
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    dynamic = project["tool"]["setuptools"]["dynamic"]["optional-dependencies"]
+    assert dynamic == {"train": {"file": ["requirements.txt"]}}
+    assert reference in (ROOT / "requirements-dev.txt").read_text()
+
+
+def test_every_requirement_is_pinned():
+    assert [line for line in requirements() if line.count("==") != 1] == []
+
+
+def test_the_base_installation_is_the_runtime_half():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {text.split(">")[0] for text in project["dependencies"]}
+    assert names == {"numpy", "pillow", "onnxruntime", "click"}
+    pinned = {line.split("==")[0] for line in requirements()}
+    assert names <= pinned
+
+
+@pytest.fixture(scope="module")
+def project():
+    from mlflow.projects.utils import load_project
+
+    return load_project(str(ROOT))
+
+
+def test_mlflow_reads_the_entry_points_that_are_promised(project):
+    assert set(project._entry_points) == {"main", "prepare_data", "evaluate", "export_onnx"}
+    assert list(project.get_entry_point("main").parameters) == [
+        "size",
+        "data_dir",
+        "config",
+        "epochs",
+        "batch_size",
+        "lr",
+        "image_size",
+        "head_type",
+        "loss",
+        "pretrained",
+        "seed",
+        "experiment",
+    ]
+
+
+@pytest.mark.parametrize("name", ["main", "prepare_data", "evaluate", "export_onnx"])
+def test_every_entry_point_calls_a_command_with_options_that_it_has(project, name):
+    entry = project.get_entry_point(name)
+    given = {"run_id": "r"} if "run_id" in entry.parameters else {}
+    words = entry.compute_command(given, None).split()
+    assert words[:3] == ["python", "-m", "dermalyze"]
+    command = main.commands[words[3]]
+    known = {option for param in command.params for option in param.opts}
+    used = {word for word in words if word.startswith("--")}
+    assert used <= known
+    assert len(used) == len(entry.parameters)
+
+
+def test_no_parameter_has_an_empty_default(project):
+    for name in ("main", "prepare_data", "evaluate", "export_onnx"):
+        for parameter in project.get_entry_point(name).parameters.values():
+            assert parameter.default != ""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_loads_and_opens_with_its_command(path):
+    load_config(path)
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert any(word in first for word in ("make demo", "dermalyze train", "mlflow run"))
