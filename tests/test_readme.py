@@ -1,0 +1,132 @@
+"""The README's commands, as its reader would type them, in a copy of the project."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dermalyze.cli import main
+from dermalyze.data.demo import make_demo_data
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCK = re.compile(r"(?:<!-- shell: (?P<fate>[^>]*) -->\n)?```sh\n(?P<code>.*?)```", re.DOTALL)
+TESTED = "run by tests/test_readme.py"
+FATES = {TESTED, "run by .ci/run", "needs the network", "runs until stopped"}
+
+
+def blocks(fate=TESTED):
+    return [found["code"] for found in BLOCK.finditer(README) if found["fate"] == fate]
+
+
+def test_every_shell_block_is_run_or_says_why_not():
+    fates = [found["fate"] for found in BLOCK.finditer(README)]
+    assert len(fates) == README.count("```sh")
+    assert [fate for fate in fates if fate not in FATES] == []
+    assert [code for code in blocks("run by .ci/run") if code not in "make test\n"] == []
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_readme_names_every_command_and_no_other():
+    named = set(re.findall(r"^\| `dermalyze ([a-z-]+)", README, re.MULTILINE))
+    assert named == set(main.commands)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the tracked files, with the running environment as its .venv."""
+    folder = tmp_path_factory.mktemp("clone") / "dermalyze"
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    venv = Path(sys.executable).parents[1]
+    if not (venv / ".ready").exists():
+        pytest.skip(f"{venv} was not made by `make install`; the README's commands need it")
+    (folder / ".venv").symlink_to(venv)
+    return folder
+
+
+def shell(project, code, **variables):
+    """Run a block as a shell would, in a session of its own."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    env |= {"PYTHONPATH": str(project), "MLFLOW_DISABLE_TELEMETRY": "true", **variables}
+    env["PATH"] = f"{project}/.venv/bin:{env['PATH']}"
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", code],
+        cwd=project,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=600)
+    finally:
+        try:  # whatever the block left running in the background
+            os.killpg(process.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def demo_output(project):
+    return shell(project, blocks()[0])
+
+
+@pytest.mark.slow
+def test_make_demo_ends_with_three_commands_that_work_as_printed(project, demo_output):
+    lines = demo_output.splitlines()
+    ui, serve, curl = (lines[lines.index("next:") + i].strip() for i in (1, 2, 3))
+    assert ui.endswith("mlflow ui")
+    server = subprocess.Popen(
+        ["bash", "-c", serve],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline, answer = time.monotonic() + 90, ""
+        while time.monotonic() < deadline and "predicted_class" not in answer:
+            time.sleep(1)
+            answer = subprocess.run(
+                ["bash", "-c", curl], cwd=project, capture_output=True, text=True
+            ).stdout
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+    assert "predicted_class_description" in answer
+    assert "not a diagnosis" in answer
+
+
+@pytest.mark.slow
+def test_the_blocks_of_the_readme_run(project, demo_output):
+    _, real_data, commands, serving = blocks()
+    make_demo_data(project / "data" / "HAM10000", num_images=140)  # stands in for the record
+    small = real_data.replace("-P size=small", "-P size=small -P epochs=1 -P image_size=32")
+    assert small != real_data
+    output = shell(project, small)
+    (run_id,) = re.findall(r"^run id: (\w+)$", output, re.MULTILINE)
+    assert "this is drawn demo data" in output
+    output = shell(project, commands, RUN_ID=run_id)
+    assert "differs from PyTorch by at most" in output
+    shutil.copy(next((project / "lesions").rglob("*.jpg")), project / "lesion.jpg")
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True
+    ).stdout
+    assert "predicted_class_description" in answer
+    assert "predicted_class_description" in shell(project, serving)

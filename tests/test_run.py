@@ -1,0 +1,294 @@
+"""The whole path on drawn data: train, kill, resume, evaluate, export, register."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from dermalyze.data.demo import make_demo_data
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+model: {name: test_efficientnet, pretrained: false}
+data: {image_size: 32}
+training: {epochs: 3, batch_size: 8, lr: 3.0e-3, fast_mode: false, device: cpu}
+"""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return make_demo_data(tmp_path_factory.mktemp("data") / "demo", num_images=140)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, demo):
+    """A working folder with a config; the images are prepared once for all tests."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "config.yaml").write_text(CONFIG)
+    return folder
+
+
+def environment(place):
+    env = dict(os.environ, PYTHONPATH=str(ROOT), MLFLOW_DISABLE_TELEMETRY="true")
+    env["MLFLOW_TRACKING_URI"] = f"sqlite:///{place}/mlflow.db"
+    return env
+
+
+def dermalyze(place, *words, check=True):
+    done = subprocess.run(
+        [sys.executable, "-m", "dermalyze", *map(str, words)],
+        cwd=place,
+        env=environment(place),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def train_words(demo, *more):
+    return ("train", "--data-dir", demo, "--config", "config.yaml", *more)
+
+
+def client(place):
+    return MlflowClient(f"sqlite:///{place}/mlflow.db")
+
+
+def run_id_of(output):
+    (line,) = [line for line in output.splitlines() if line.startswith("run id: ")]
+    return line.removeprefix("run id: ")
+
+
+@pytest.fixture(scope="module")
+def trained(place, demo):
+    """Output of one uninterrupted run."""
+    return dermalyze(place, *train_words(demo))
+
+
+def artifact(place, run_id, name):
+    run = client(place).get_run(run_id)
+    return Path(run.info.artifact_uri.removeprefix("file://")) / name
+
+
+def test_a_run_holds_all_that_the_design_promises(place, trained):
+    run = client(place).get_run(run_id_of(trained.stdout))
+    folder = artifact(place, run.info.run_id, "")
+    names = """config.yaml train_split.csv val_split.csv test_split.csv training_history.json
+    checkpoint_best.pt checkpoint_latest.pt training_curves.png augmentation.png
+    evaluation/evaluation_metrics.json evaluation/predictions.csv evaluation/confusion_matrix.png
+    evaluation/roc_curves.png evaluation/per_class_metrics.png evaluation/calibration_curve.png"""
+    assert [name for name in names.split() if not (folder / name).is_file()] == []
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.lr"] == "0.003"
+    assert run.data.params["resolved.backbone"] == "test_efficientnet"
+    assert run.data.tags["dermalyze.demo_data"] == "true"
+    for split in ("test",):
+        for metric in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "recall/mel"):
+            assert 0 <= run.data.metrics[f"{split}/{metric}"] <= 1
+    history = client(place).get_metric_history(run.info.run_id, "val/loss")
+    assert [metric.step for metric in history] == [1, 2, 3]
+    assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {
+        "HAM10000-train",
+        "HAM10000-val",
+        "HAM10000-test",
+    }
+    assert len(run.outputs.model_outputs) == 1
+    assert not (place / ".dermalyze" / "runs" / run.info.run_id).exists()
+
+
+def test_the_summary_tells_what_to_type_next(trained):
+    text = trained.stdout
+    for words in ("mlflow", " ui", "models serve -m models:/dermalyze@champion", "curl -s http"):
+        assert words in text
+    assert "not a diagnosis" in text
+
+
+def test_the_splits_of_the_run_share_no_lesion(place, trained):
+    run_id = run_id_of(trained.stdout)
+    lesions = []
+    for split in ("train", "val", "test"):
+        lines = artifact(place, run_id, f"{split}_split.csv").read_text().splitlines()[1:]
+        lesions.append({line.split(",")[2] for line in lines})
+    assert sum(map(len, lesions)) == len(set.union(*lesions))
+
+
+def progress(place, run_ids_before):
+    """The folder and history of the run that has begun since; None while there is none."""
+    folder = place / ".dermalyze" / "runs"
+    new = [p for p in folder.glob("*") if p.name not in run_ids_before] if folder.exists() else []
+    if not new or not (new[0] / "training_history.json").exists():
+        return None
+    return new[0], len(json.loads((new[0] / "training_history.json").read_text()))
+
+
+def start_and_signal(place, words, number, *, epochs, delay):
+    """Start a training and signal it `delay` seconds after it has done `epochs` epochs."""
+    runs = place / ".dermalyze" / "runs"
+    resumed = words[words.index("--resume") + 1] if "--resume" in words else None
+    before = {p.name for p in runs.glob("*") if p.name != resumed} if runs.exists() else set()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dermalyze", *map(str, words)],
+        cwd=place,
+        env=environment(place),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        now = progress(place, before)
+        if now is not None and now[1] >= epochs:
+            break
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode != 0, "it ended before the signal came"
+    now = progress(place, before)
+    assert now is not None
+    return now[0].name, process.returncode, out + err
+
+
+def assert_same_end(place, one, other):
+    """Bit-identical best and latest weights, and an identical history but for times."""
+    for name in ("checkpoint_latest.pt", "checkpoint_best.pt"):
+        a, b = (
+            torch.load(artifact(place, run_id, name), weights_only=True)["weights"]
+            for run_id in (one, other)
+        )
+        assert a.keys() == b.keys()
+        assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    histories = []
+    for run_id in (one, other):
+        entries = json.loads(artifact(place, run_id, "training_history.json").read_text())
+        timed = ("epoch_seconds", "images_per_second")
+        histories.append([{k: v for k, v in e.items() if k not in timed} for e in entries])
+    assert histories[0] == histories[1]
+    logged = client(place).get_metric_history(other, "train/loss")
+    assert [metric.step for metric in logged] == [1, 2, 3]
+
+
+def test_killed_twice_and_resumed_a_run_ends_in_the_same_bits(place, demo, trained):
+    run_id, code, _ = start_and_signal(
+        place, train_words(demo), signal.SIGKILL, epochs=0, delay=0.1
+    )
+    assert code == -signal.SIGKILL
+    again, _, _ = start_and_signal(
+        place, ("train", "--resume", run_id), signal.SIGKILL, epochs=1, delay=0.03
+    )
+    assert again == run_id
+    done = dermalyze(place, "train", "--resume", run_id)
+    assert run_id_of(done.stdout) == run_id
+    assert client(place).get_run(run_id).info.status == "FINISHED"
+    assert_same_end(place, run_id_of(trained.stdout), run_id)
+
+
+def test_ctrl_c_leaves_a_killed_run_that_can_be_resumed(place, demo, trained):
+    run_id, code, text = start_and_signal(
+        place, train_words(demo), signal.SIGINT, epochs=1, delay=0.05
+    )
+    assert code == 130
+    assert f"go on with `dermalyze train --resume {run_id}`" in text
+    assert "Traceback" not in text
+    assert client(place).get_run(run_id).info.status == "KILLED"
+    dermalyze(place, "train", "--resume", run_id)
+    assert_same_end(place, run_id_of(trained.stdout), run_id)
+
+
+def test_a_run_that_ended_well_is_not_resumed(place, trained):
+    run_id = run_id_of(trained.stdout)
+    done = dermalyze(place, "train", "--resume", run_id, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"Error: run {run_id} has ended well; there is nothing to resume\n",
+    )
+
+
+def test_evaluating_again_gives_the_numbers_of_the_run(place, trained):
+    run_id = run_id_of(trained.stdout)
+    dermalyze(place, "evaluate", "--run-id", run_id, "--output", "again")
+    logged = json.loads(artifact(place, run_id, "evaluation/evaluation_metrics.json").read_text())
+    again = json.loads((place / "again" / "evaluation_metrics.json").read_text())
+    assert again["metrics"] == pytest.approx(logged["metrics"])
+    dermalyze(place, "evaluate", "--run-id", run_id, "--split", "val", "--output", "val")
+    assert (
+        "val/accuracy"
+        in json.loads((place / "val" / "evaluation_metrics.json").read_text())["metrics"]
+    )
+
+
+def test_evaluating_other_images_gives_what_predict_answers(place, trained):
+    from PIL import Image
+
+    run_id = run_id_of(trained.stdout)
+    images = place / "others"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["image_id,label"]
+    for number, label in enumerate(["nv", "mel", "nv", "bcc"]):
+        pixels = rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"other{number}.png")
+        rows.append(f"other{number},{label}")
+    (place / "labels.csv").write_text("\n".join(rows) + "\n")
+    dermalyze(
+        place, "evaluate", "--run-id", run_id, "--images", images, "--labels", "labels.csv",
+        "--output", "other-evaluation",
+    )  # fmt: skip
+    dermalyze(place, "export-onnx", "--run-id", run_id)
+    answers = dermalyze(place, "predict", "--model", "model.onnx", images, "--format", "json")
+    predicted = [json.loads(line)["predicted_class"] for line in answers.stdout.splitlines()]
+    table = (place / "other-evaluation" / "predictions.csv").read_text().splitlines()
+    column = table[0].split(",").index("predicted")
+    assert [line.split(",")[column] for line in table[1:]] == predicted
+
+
+def test_the_fit_is_judged_and_the_curves_are_drawn(place, trained):
+    run_id = run_id_of(trained.stdout)
+    assert dermalyze(place, "check-fit", "--run-id", run_id).stdout.strip()
+    dermalyze(place, "plot-training", "--run-id", run_id, "--output", "curves.png")
+    assert (place / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_benchmark_times_every_part_of_a_step(place):
+    done = dermalyze(place, "benchmark", "--num-batches", 2, "--config", "config.yaml")
+    for word in ("data", "forward", "backward", "step", "memory", "epoch"):
+        assert word in done.stdout
+
+
+def test_a_better_model_on_the_same_split_becomes_champion_and_a_worse_one_does_not(
+    place, demo, trained
+):
+    worse = dermalyze(
+        place, *train_words(demo, "--epochs", "1", "--set", "training.lr=1.0e-8",
+                            "--set", "training.scheduler.eta_min=0.0"),
+    )  # fmt: skip
+    registry = client(place)
+    champion = registry.get_model_version_by_alias("dermalyze", "champion")
+    challenger = registry.get_model_version_by_alias("dermalyze", "challenger")
+    assert challenger.run_id == run_id_of(worse.stdout)
+    assert champion.run_id != challenger.run_id
+    reason = challenger.tags["dermalyze.champion_reason"]
+    assert "is not better than" in reason
+    assert reason.endswith("on the same test split")
+
+
+def test_sampling_and_weights_together_are_allowed_with_a_warning(place, demo):
+    done = dermalyze(
+        place, *train_words(demo, "--epochs", "1", "--set", "training.use_weighted_sampling=true",
+                            "--set", "tracking.register=false"),
+    )  # fmt: skip
+    assert "both correct the imbalance" in done.stderr
+    tags = client(place).get_run(run_id_of(done.stdout)).data.tags
+    assert "both correct the imbalance" in tags["dermalyze.warnings"]

@@ -1,0 +1,151 @@
+"""What MLflow is told, against a real sqlite store."""
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+
+from dermalyze.config import TrackingConfig
+from dermalyze.tracking import (
+    add_to_run,
+    fetch,
+    fetched,
+    open_run,
+    require_run,
+    require_unfinished,
+)
+from serving.errors import TrackingError
+
+CONFIG = TrackingConfig(experiment="lesions")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One sqlite store for the module: making one takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("store")
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        yield folder
+        mlflow.set_tracking_uri(None)
+
+
+def status(run_id):
+    return MlflowClient().get_run(run_id).info.status
+
+
+def stop(run):
+    run.status = "KILLED"
+    raise ValueError("stopped")
+
+
+def log_one_epoch_and_stop(run):
+    run.log_params({"training.lr": 0.1})
+    run.log_epoch(1, {"train/loss": 0.5})
+    raise KeyboardInterrupt
+
+
+def test_a_run_holds_params_metrics_files_tags_and_datasets(store):
+    rows = pd.DataFrame({"image_id": ["a"], "label": ["nv"], "lesion_id": ["l"]})
+    (store / "note.txt").write_text("hello")
+    with open_run(CONFIG) as run:
+        run.log_params({"training.lr": 0.1})
+        run.log_epoch(1, {"train/loss": 0.5})
+        run.log_file(store / "note.txt")
+        run.set_tags({"kind": "test"})
+        run.log_split(rows, split="val", name="HAM10000", source="here", digest="d" * 64)
+    data = MlflowClient().get_run(run.run_id)
+    assert status(run.run_id) == "FINISHED"
+    assert data.data.params == {"training.lr": "0.1"}
+    assert data.data.metrics == {"train/loss": 0.5}
+    assert data.data.tags["kind"] == "test"
+    assert "diagnosis" in data.data.tags["dermalyze.disclaimer"]
+    (dataset,) = data.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("HAM10000-val", "d" * 36)
+    assert dataset.tags[0].value == "validation"
+    assert fetch(run.run_id, "note.txt", store / "copy").read_text() == "hello"
+    experiment = MlflowClient().get_experiment(data.info.experiment_id)
+    assert experiment.name == "lesions"
+
+
+def test_a_run_that_fails_is_failed_and_one_that_is_stopped_is_killed(store):
+    with pytest.raises(ValueError, match="broken"), open_run(CONFIG) as failed:
+        raise ValueError("broken")
+    with pytest.raises(KeyboardInterrupt), open_run(CONFIG) as killed:
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="stopped"), open_run(CONFIG) as stopped:
+        stop(stopped)
+    found = [status(run.run_id) for run in (failed, killed, stopped)]
+    assert found == ["FAILED", "KILLED", "KILLED"]
+
+
+def test_a_resumed_run_is_the_same_run_and_logs_nothing_twice(store):
+    with pytest.raises(KeyboardInterrupt), open_run(CONFIG) as run:
+        log_one_epoch_and_stop(run)
+    params, _ = require_unfinished(run.run_id)
+    assert params == {"training.lr": "0.1"}
+    with open_run(CONFIG, resume=run.run_id) as again:
+        again.log_params({"training.lr": 0.2, "new": 1})  # what was logged never changes
+        again.log_epoch(1, {"train/loss": 0.5})
+        again.log_epoch(2, {"train/loss": 0.4})
+    assert again.run_id == run.run_id
+    history = MlflowClient().get_metric_history(run.run_id, "train/loss")
+    assert [(m.step, m.value) for m in history] == [(1, 0.5), (2, 0.4)]
+    assert require_run(run.run_id) == {"training.lr": "0.1", "new": "1"}
+    with pytest.raises(TrackingError) as caught:
+        require_unfinished(run.run_id)
+    assert str(caught.value) == f"run {run.run_id} has ended well; there is nothing to resume"
+
+
+def test_a_run_of_mlflow_run_is_used_and_keeps_its_experiment(store, monkeypatch):
+    # `mlflow run` starts a fresh process, in which no experiment is active.
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    project_run = MlflowClient().create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", project_run.info.run_id)
+    with open_run(TrackingConfig()) as run:
+        pass
+    assert run.run_id == project_run.info.run_id
+
+
+def test_another_experiment_than_that_of_mlflow_run_gets_a_run_of_its_own(store, monkeypatch):
+    client = MlflowClient()
+    project_run = client.create_run("0", tags={"mlflow.project.entryPoint": "main"})
+    monkeypatch.setenv("MLFLOW_RUN_ID", project_run.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    with open_run(TrackingConfig(experiment="elsewhere")) as run:
+        pass
+    made = client.get_run(run.run_id)
+    assert client.get_experiment(made.info.experiment_id).name == "elsewhere"
+    assert made.data.tags["mlflow.project.entryPoint"] == "main"
+    pointer = client.get_run(project_run.info.run_id)
+    assert pointer.data.tags["dermalyze.run_id"] == run.run_id
+    assert pointer.info.status == "FINISHED"
+
+
+def test_an_unknown_run_and_a_missing_artifact_are_one_sentence_each(store):
+    unknown = "0" * 32
+    with pytest.raises(TrackingError) as caught:
+        require_run(unknown)
+    assert str(caught.value) == (
+        f"no run '{unknown}' in sqlite:///{store}/mlflow.db; see `mlflow ui` for its run ids"
+    )
+    with open_run(CONFIG) as run:
+        pass
+    with pytest.raises(TrackingError) as caught, fetched(run.run_id, ["checkpoint_best.pt"]):
+        pass
+    assert str(caught.value) == (
+        f"run {run.run_id} has no checkpoint_best.pt; did its training end? see `mlflow ui`"
+    )
+
+
+def test_files_and_metrics_can_be_added_to_a_run_that_has_ended(store):
+    with open_run(CONFIG) as run:
+        pass
+    folder = store / "evaluation"
+    folder.mkdir()
+    (folder / "evaluation_metrics.json").write_text("{}")
+    add_to_run(run.run_id, folder, "evaluation", {"test/accuracy": 0.5})
+    assert MlflowClient().get_run(run.run_id).data.metrics == {"test/accuracy": 0.5}
+    copy = fetch(run.run_id, "evaluation/evaluation_metrics.json", store / "copy")
+    assert copy.read_text() == "{}"
