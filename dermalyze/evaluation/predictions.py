@@ -1,0 +1,131 @@
+"""`predictions.csv`: one row an image, with all that the metrics can be computed from again.
+
+N images, C classes.  Logits are written so that they read back bit for bit.  Never imports torch.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermalyze.evaluation.metrics import Counts, check_logits, softmax
+from serving.errors import DataError
+from serving.taxonomy import CLASS_NAMES
+
+FACTS = ("dx_type", "age", "sex", "localization")  # columns taken over from the manifest
+TEXTS = ("image_id", "lesion_id", "label", "predicted", "dx_type", "sex", "localization")
+
+
+def predictions_table(
+    manifest_rows: pd.DataFrame, logits: NDArray[np.floating], class_names: Sequence[str]
+) -> pd.DataFrame:
+    """Put logits (N, C) beside the N manifest rows that they were computed for, in their order.
+
+    The columns are image_id, lesion_id, label, predicted, confidence, prob_<class>...,
+    logit_<class>... (float32), dx_type, age (years), sex, localization.
+
+    Raises:
+        DataError: a label is no class, or a logit is not a finite number.
+    """
+    logits = logits.astype(np.float32)
+    check_logits(logits, targets_of(manifest_rows, class_names), class_names)
+    probs = softmax(logits)
+    predicted = logits.argmax(axis=1)
+    columns: dict[str, object] = {
+        name: manifest_rows[name].to_numpy() for name in ("image_id", "lesion_id", "label")
+    }
+    columns["predicted"] = np.asarray(class_names, dtype=object)[predicted]
+    columns["confidence"] = probs.max(axis=1)
+    columns |= {f"prob_{name}": probs[:, i] for i, name in enumerate(class_names)}
+    columns |= {f"logit_{name}": logits[:, i] for i, name in enumerate(class_names)}
+    columns |= {name: manifest_rows[name].to_numpy() for name in FACTS}
+    return pd.DataFrame(columns)
+
+
+def targets_of(rows: pd.DataFrame, class_names: Sequence[str]) -> Counts:
+    """Return the class index of each row's label: int64 (N,).
+
+    Raises:
+        DataError: a label is no class.
+    """
+    targets = pd.Index(class_names).get_indexer(pd.Index(rows["label"]))
+    if (targets < 0).any():
+        row = rows.iloc[int((targets < 0).argmax())]
+        raise DataError(
+            f"image {row['image_id']!r} has the label {row['label']!r}, "
+            f"expected one of {', '.join(class_names)}"
+        )
+    return targets.astype(np.int64)
+
+
+def logits_of(table: pd.DataFrame, class_names: Sequence[str]) -> NDArray[np.float32]:
+    """Return the logits in a table of predictions: float32 (N, C)."""
+    return table[[f"logit_{name}" for name in class_names]].to_numpy(np.float32)
+
+
+def write_predictions(path: Path, table: pd.DataFrame) -> None:
+    """Write a table of predictions as CSV, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    # Nine digits tell every float32 from its neighbors.
+    table.to_csv(partial, index=False, float_format="%.9g", lineterminator="\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_predictions(
+    path: Path, class_names: Sequence[str] = CLASS_NAMES
+) -> tuple[pd.DataFrame, NDArray[np.float32], Counts]:
+    """Read what `write_predictions` wrote: the table, its logits (N, C), the targets (N,).
+
+    Raises:
+        DataError: the file is missing or no such table, or a row contradicts itself.
+    """
+    number_columns = [f"logit_{name}" for name in class_names]
+    number_columns += [f"prob_{name}" for name in class_names] + ["confidence", "age"]
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+    except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ValueErrors
+        raise DataError(f"{path} is not a CSV table; write it with `dermalyze evaluate`") from error
+    if missing := [name for name in (*TEXTS, *number_columns) if name not in table.columns]:
+        raise DataError(
+            f"{path} lacks the columns {', '.join(missing)}; write it with `dermalyze evaluate`"
+        )
+    for name in number_columns:
+        table[name] = _numbers(path, table, name)
+    if (repeated := table["image_id"].duplicated()).any():
+        image_id = table["image_id"][int(repeated.to_numpy().argmax())]
+        raise DataError(f"{path} lists image {image_id!r} twice; expected one row an image")
+    try:
+        targets = targets_of(table, class_names)
+        logits = logits_of(table, class_names)
+        check_logits(logits, targets, class_names)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    table = table.astype({f"logit_{name}": np.float32 for name in class_names})
+    claimed = table["predicted"].to_numpy()
+    predicted = np.asarray(class_names, dtype=object)[logits.argmax(axis=1)]
+    if (claimed != predicted).any():
+        row = int((claimed != predicted).argmax())
+        raise DataError(
+            f"{path} says {claimed[row]!r} of image {table['image_id'][row]!r}, where its logits "
+            f"say {predicted[row]!r}; the file was changed, write it again with `dermalyze "
+            "evaluate`"
+        )
+    return table, logits, targets
+
+
+def _numbers(path: Path, table: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """Read a column of texts as float64 (N,); an empty age is NaN."""
+    values: list[float] = []
+    for row, text in enumerate(table[name]):
+        try:
+            values.append(float("nan") if text == "" and name == "age" else float(text))
+        except ValueError as error:
+            raise DataError(
+                f"{path} has {name} {text!r} for image {table['image_id'][row]!r}, "
+                "expected a number"
+            ) from error
+    return np.asarray(values, np.float64)

@@ -1,0 +1,179 @@
+"""Images are rows made here: C = 7 classes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hypothesis_numpy
+
+from dermalyze.evaluation.predictions import (
+    predictions_table,
+    read_predictions,
+    targets_of,
+    write_predictions,
+)
+from serving.errors import DataError
+from serving.taxonomy import CLASS_NAMES
+
+C = len(CLASS_NAMES)
+EVALUATE = "write it with `dermalyze evaluate`"
+
+
+def manifest(labels: list[str]) -> pd.DataFrame:
+    n = len(labels)
+    return pd.DataFrame(
+        {
+            "image_id": [f"ISIC_{i:07d}" for i in range(n)],
+            "label": labels,
+            "lesion_id": [f"HAM_{i // 2:07d}" for i in range(n)],
+            "dx_type": "histo",
+            "age": [float("nan") if i == 1 else 5.0 * i for i in range(n)],
+            "sex": ['female, or "f"' if i == 0 else "unknown" for i in range(n)],
+            "localization": "back",
+        }
+    )
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A good file of three images: nv, mel and nv, predicted as nv, mel and bkl."""
+    logits = 3 * np.eye(C, dtype=np.float32)[[5, 4, 2]]
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, predictions_table(manifest(["nv", "mel", "nv"]), logits, CLASS_NAMES))
+    return path
+
+
+def test_a_row_has_all_that_is_known_of_its_image():
+    logits = np.log(np.array([[1, 1, 1, 1, 2, 3, 1]]))
+    table = predictions_table(manifest(["mel"]), logits, CLASS_NAMES)
+    assert list(table.columns) == [
+        *("image_id", "lesion_id", "label", "predicted", "confidence"),
+        *(f"prob_{name}" for name in CLASS_NAMES),
+        *(f"logit_{name}" for name in CLASS_NAMES),
+        *("dx_type", "age", "sex", "localization"),
+    ]
+    (row,) = table.to_dict("records")
+    assert (row["label"], row["predicted"]) == ("mel", "nv")
+    assert row["confidence"] == pytest.approx(0.3, abs=1e-7)
+    assert row["prob_mel"] == pytest.approx(0.2, abs=1e-7)
+    assert row["logit_nv"] == np.float32(np.log(3))
+
+
+def test_rows_keep_their_order_whatever_their_index():
+    rows = manifest(["nv", "mel", "bkl"]).iloc[[2, 0]]
+    table = predictions_table(rows, np.eye(C)[[2, 5]], CLASS_NAMES)
+    assert table["image_id"].tolist() == ["ISIC_0000002", "ISIC_0000000"]
+    assert table["predicted"].tolist() == ["bkl", "nv"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    logits=hypothesis_numpy.arrays(
+        np.float32,
+        (3, C),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    )
+)
+def test_logits_read_back_bit_for_bit(tmp_path_factory, logits):
+    path = tmp_path_factory.mktemp("bits") / "predictions.csv"
+    table = predictions_table(manifest(["nv", "mel", "nv"]), logits, CLASS_NAMES)
+    write_predictions(path, table)
+    _, read, targets = read_predictions(path)
+    np.testing.assert_array_equal(read.view(np.int32), logits.view(np.int32))
+    assert targets.dtype == np.int64
+    assert targets.tolist() == [5, 4, 5]
+
+
+def test_texts_and_missing_ages_read_back_as_they_were(written):
+    table, _, _ = read_predictions(written)
+    expected = manifest(["nv", "mel", "nv"])
+    for name in ("image_id", "label", "lesion_id", "dx_type", "sex", "localization"):
+        assert table[name].tolist() == expected[name].tolist()
+    np.testing.assert_array_equal(table["age"], [0.0, np.nan, 10.0])
+    sure = np.exp(3) / (np.exp(3) + 6)  # one logit of 3 among six of 0
+    np.testing.assert_allclose(table["confidence"], sure, rtol=1e-8)  # nine digits are written
+
+
+def test_nothing_else_is_left_beside_the_file(written):
+    assert [path.name for path in written.parent.iterdir()] == ["predictions.csv"]
+
+
+def test_an_unknown_label_is_named():
+    with pytest.raises(DataError) as caught:
+        targets_of(manifest(["nv", "naevus"]), CLASS_NAMES)
+    assert str(caught.value) == (
+        "image 'ISIC_0000001' has the label 'naevus', "
+        "expected one of akiec, bcc, bkl, df, mel, nv, vasc"
+    )
+
+
+def refusal(path) -> str:
+    with pytest.raises(DataError) as caught:
+        read_predictions(path)
+    return str(caught.value).replace(str(path), "FILE")
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    assert refusal(tmp_path / "no.csv") == "cannot read FILE: No such file or directory"
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n\xff", b'a,b\n1,2,3\n"x'])
+def test_a_file_that_is_no_table_is_one_sentence(tmp_path, content):
+    path = tmp_path / "x.csv"
+    path.write_bytes(content)
+    assert refusal(path) == f"FILE is not a CSV table; {EVALUATE}"
+
+
+def test_missing_columns_are_named(written):
+    pd.read_csv(written).drop(columns=["logit_df", "sex"]).to_csv(written, index=False)
+    assert refusal(written) == f"FILE lacks the columns sex, logit_df; {EVALUATE}"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (
+            "logit_df",
+            "much",
+            "FILE has logit_df 'much' for image 'ISIC_0000001', expected a number",
+        ),
+        ("prob_df", "", "FILE has prob_df '' for image 'ISIC_0000001', expected a number"),
+        ("age", "old", "FILE has age 'old' for image 'ISIC_0000001', expected a number"),
+        (
+            "logit_df",
+            "nan",
+            "FILE: the logits of 1 of 3 images are not finite numbers; "
+            "train again with a lower training.lr or with training.use_amp=false",
+        ),
+        (
+            "label",
+            "naevus",
+            "FILE: image 'ISIC_0000001' has the label 'naevus', "
+            "expected one of akiec, bcc, bkl, df, mel, nv, vasc",
+        ),
+        (
+            "image_id",
+            "ISIC_0000000",
+            "FILE lists image 'ISIC_0000000' twice; expected one row an image",
+        ),
+        (
+            "predicted",
+            "nv",
+            "FILE says 'nv' of image 'ISIC_0000001', where its logits say 'mel'; "
+            "the file was changed, write it again with `dermalyze evaluate`",
+        ),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_names_the_image(written, column, value, message):
+    table = pd.read_csv(written, dtype=str, keep_default_na=False)
+    table.loc[1, column] = value
+    table.to_csv(written, index=False)
+    assert refusal(written) == message
+
+
+def test_a_table_without_rows_is_one_sentence(written):
+    pd.read_csv(written).iloc[:0].to_csv(written, index=False)
+    assert refusal(written) == (
+        "FILE: there is no image to score; expected at least one in the split"
+    )
