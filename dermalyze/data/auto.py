@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dermalyze.data.demo import is_demo_data, make_demo_data
+from dermalyze.data.demo import MARKER, make_demo_data
 from serving.errors import DataError
 
 REAL = Path("data/HAM10000")
@@ -24,7 +24,7 @@ def find_data(data_dir: str, *, make: bool) -> tuple[Path, bool]:
         folder = Path(data_dir)
         if not folder.is_dir():
             raise DataError(f"no folder {folder}; --data-dir takes HAM10000's folder, demo or auto")
-        return folder, is_demo_data(folder)
+        return folder, (folder / MARKER).is_file()
     if data_dir == "auto" and REAL.is_dir():
         return REAL, False
     if make:

@@ -1,0 +1,225 @@
+"""Whole lesions are dealt, class by class, into train, val and test, or into k folds.
+
+N is the number of images; rows are row numbers of the manifest and of the pixel store.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from serving.errors import DataError
+
+Rows = NDArray[np.int64]
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("image_id", "label", "lesion_id")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Row numbers of each split, int64 (n,), ascending."""
+
+    train: Rows
+    val: Rows
+    test: Rows
+
+
+def split_lesions(
+    manifest: pd.DataFrame,
+    *,
+    val_size: float,
+    test_size: float,
+    seed: int,
+    lesion_aware: bool = True,
+) -> Splits:
+    """Deal images into three splits, stratified by class and, if `lesion_aware`, whole lesions.
+
+    Every class comes as near to its share in every split as its lesions allow.
+
+    Args:
+        manifest: columns image_id, label, lesion_id.
+        val_size: fraction of the images.
+        test_size: fraction of the images.
+        seed: another seed, another deal.
+        lesion_aware: false deals images one by one, so that lesions leak between splits.
+
+    Raises:
+        DataError: a class has too few lesions to stand in every split.
+    """
+    fractions = (1 - val_size - test_size, val_size, test_size)
+    part = _deal(manifest, fractions, SPLITS, seed, lesion_aware=lesion_aware)
+    return Splits(*(np.flatnonzero(part == number) for number in range(3)))
+
+
+def k_folds(manifest: pd.DataFrame, k: int, seed: int) -> list[Rows]:
+    """Deal whole lesions into k folds of equal shares of every class; rows of each, ascending.
+
+    Raises:
+        DataError: k is less than 2, or a class has fewer than k lesions.
+    """
+    if k < 2:
+        raise DataError(f"the number of folds must be at least 2, got {k!r}")
+    names = tuple(f"fold {number}" for number in range(1, k + 1))
+    part = _deal(manifest, (1 / k,) * k, names, seed, lesion_aware=True)
+    return [np.flatnonzero(part == number) for number in range(k)]
+
+
+def save_splits(folder: Path, manifest: pd.DataFrame, splits: Splits) -> tuple[Path, Path, Path]:
+    """Write train_split.csv, val_split.csv and test_split.csv, and return their paths."""
+    paths = []
+    for name in SPLITS:
+        path = folder / f"{name}_split.csv"
+        partial = folder / f"{name}_split.csv.partial"
+        rows = manifest.iloc[getattr(splits, name)]
+        rows[list(COLUMNS)].to_csv(partial, index=False, lineterminator="\n")
+        partial.replace(path)
+        paths.append(path)
+    train, val, test = paths
+    return train, val, test
+
+
+def read_splits(folder: Path, manifest: pd.DataFrame, *, lesion_aware: bool = True) -> Splits:
+    """Read what `save_splits` wrote, for the same images or more.
+
+    Raises:
+        DataError: a file is missing or malformed, disagrees with the manifest, or an image or,
+            if `lesion_aware`, a lesion stands in two splits.
+    """
+    row_of = {image_id: row for row, image_id in enumerate(manifest["image_id"])}
+    label_of = manifest["label"].tolist()
+    lesion_of = manifest["lesion_id"].tolist()
+    rows: dict[str, Rows] = {}
+    split_of_image: dict[str, str] = {}
+    split_of_lesion: dict[str, str] = {}
+    for name in SPLITS:
+        path = folder / f"{name}_split.csv"
+        table = _read_split(path)
+        found: list[int] = []
+        for image_id, label in zip(table["image_id"], table["label"], strict=True):
+            if image_id not in row_of:
+                raise DataError(
+                    f"{path} names {image_id}, which is not among the usable images; use the data "
+                    "that the splits were made from"
+                )
+            row = row_of[image_id]
+            if label != label_of[row]:
+                raise DataError(
+                    f"{path} has the label {label!r} for {image_id}, the data has "
+                    f"{label_of[row]!r}; use the data that the splits were made from"
+                )
+            if image_id in split_of_image:
+                raise DataError(
+                    f"{image_id} stands in {split_of_image[image_id]}_split.csv and "
+                    f"{name}_split.csv of {folder}; an image belongs into one split, once"
+                )
+            lesion = lesion_of[row]
+            if (other := split_of_lesion.setdefault(lesion, name)) != name and lesion_aware:
+                raise DataError(
+                    f"lesion {lesion} stands in {other}_split.csv and {name}_split.csv of "
+                    f"{folder}; keep it in one split, or set data.lesion_aware to false"
+                )
+            split_of_image[image_id] = name
+            found.append(row)
+        rows[name] = np.sort(np.array(found, np.int64))
+    return Splits(**rows)
+
+
+def split_digest(manifest: pd.DataFrame, rows: Rows) -> str:
+    """Return the sha256, hex, of what a split holds, whatever its order."""
+    columns = ["image_id", "label", "sha256"]
+    lines = sorted("\t".join(row) for row in manifest.iloc[rows][columns].itertuples(index=False))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _read_split(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except OSError as error:
+        raise DataError(
+            f"no split file at {path}; expected train_split.csv, val_split.csv and test_split.csv"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path} is no table; expected columns image_id and label") from error
+    if missing := [column for column in ("image_id", "label") if column not in table]:
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}")
+    if table.empty:
+        raise DataError(f"{path} names no image; every split needs some")
+    return table
+
+
+def _deal(
+    manifest: pd.DataFrame,
+    fractions: Sequence[float],
+    names: Sequence[str],
+    seed: int,
+    *,
+    lesion_aware: bool,
+) -> NDArray[np.int64]:
+    """Return the part of every image, int64 (N,): 0 for the first fraction, and so on."""
+    groups = manifest["lesion_id"] if lesion_aware else manifest["image_id"]
+    lesion_of_image, _ = pd.factorize(groups)
+    classes, class_names = pd.factorize(manifest["label"], sort=True)
+    num_lesions = int(lesion_of_image.max(initial=-1)) + 1
+    sizes = np.bincount(lesion_of_image, minlength=num_lesions)
+    # A lesion with two diagnoses counts for the one that most of its images have.
+    votes = np.zeros((num_lesions, len(class_names)), np.int64)
+    np.add.at(votes, (lesion_of_image, classes), 1)
+    class_of_lesion = votes.argmax(1)
+    generator = np.random.default_rng(seed)
+    part_of_lesion = np.full(num_lesions, -1, np.int64)
+    for number, label in enumerate(class_names):
+        lesions = np.flatnonzero(class_of_lesion == number)
+        if len(lesions) < len(fractions):
+            what = "lesions" if lesion_aware else "images"
+            raise DataError(
+                f"class {label} has {len(lesions)} {what}, and {', '.join(names[:-1])} and "
+                f"{names[-1]} need at least one each; add some or leave the class out"
+            )
+        lesions = generator.permutation(lesions)
+        lesions = lesions[np.argsort(-sizes[lesions], kind="stable")]  # large ones first
+        draws = generator.random(len(lesions))
+        part_of_lesion[lesions] = _deal_class(sizes[lesions], fractions, draws)
+    return part_of_lesion[lesion_of_image]
+
+
+def _deal_class(
+    sizes: NDArray[np.int64], fractions: Sequence[float], draws: NDArray[np.float64]
+) -> list[int]:
+    """Deal the lesions of one class, in order; return the part of each.
+
+    A lesion goes where there is room for it, by lot, weighted by the room; where there is room
+    nowhere, it goes where most is left.  Small lesions come last and fill what remains.
+    """
+    room = [float(sizes.sum()) * fraction for fraction in fractions]
+    parts: list[int] = []
+    for size, draw in zip(sizes.tolist(), draws.tolist(), strict=True):
+        fitting = [space if space >= size else 0.0 for space in room]
+        total = sum(fitting)
+        if total > 0:
+            mark, chosen = draw * total, 0
+            while mark >= fitting[chosen] and chosen < len(room) - 1:
+                mark -= fitting[chosen]
+                chosen += 1
+            while fitting[chosen] == 0:  # rounding put the mark at the very end
+                chosen -= 1
+        else:
+            chosen = max(range(len(room)), key=room.__getitem__)
+        room[chosen] -= size
+        parts.append(chosen)
+    return _fill_empty(parts, len(room))
+
+
+def _fill_empty(parts: list[int], num_parts: int) -> list[int]:
+    """Give every empty part the smallest lesion of the part that has most lesions."""
+    for empty in range(num_parts):
+        if empty not in parts:
+            counts = [parts.count(part) for part in range(num_parts)]
+            fullest = counts.index(max(counts))
+            last = len(parts) - 1 - parts[::-1].index(fullest)
+            parts[last] = empty
+    return parts
