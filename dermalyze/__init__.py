@@ -3,4 +3,33 @@
 For education and research; a prediction is never a diagnosis.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dermalyze.models.predictor import SkinLesionPredictor as SkinLesionPredictor
+
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch only when it is asked for."""
+    if name == "SkinLesionPredictor":
+        from dermalyze.models.predictor import SkinLesionPredictor
+
+        return SkinLesionPredictor
+    raise AttributeError(f"module 'dermalyze' has no attribute {name!r}")
+
+
+if TYPE_CHECKING:
+    from dermalyze.models.predictor import SkinLesionPredictor as SkinLesionPredictor
+
+
+def __getattr__(name: str) -> object:
+    """Load torch only where a prediction through it is wanted: the command line starts without."""
+    if name == "SkinLesionPredictor":
+        from dermalyze.models.predictor import SkinLesionPredictor
+
+        return SkinLesionPredictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

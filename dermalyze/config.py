@@ -47,6 +47,7 @@ class DataConfig:
     val_size: float = 0.15  # fraction of the images
     test_size: float = 0.15  # fraction of the images
     lesion_aware: bool = True  # a lesion's images never stand in two splits
+    prepared: str = "auto"  # a folder for what is prepared once; auto: prepared/ in the data
     splits: str = "auto"  # a folder with train_split.csv, val_split.csv, test_split.csv
     allow_problems: bool = False  # train although the audit found contradictions
 
@@ -57,15 +58,16 @@ class DataConfig:
         )
         require_choice("data.resize_mode", self.resize_mode, RESIZE_MODES)
         require_choice("data.resize_filter", self.resize_filter, ("auto", *RESIZE_FILTERS))
-        for name, value in (("val_size", self.val_size), ("test_size", self.test_size)):
-            require(0 < value < 0.8, f"data.{name}", "greater than 0 and less than 0.8", value)
+        for name, size in (("val_size", self.val_size), ("test_size", self.test_size)):
+            require(0 < size < 0.8, f"data.{name}", "greater than 0 and less than 0.8", size)
         require(
             self.val_size + self.test_size < 0.9,
             "data.val_size + data.test_size",
             "less than 0.9",
             self.val_size + self.test_size,
         )
-        require(self.splits != "", "data.splits", "auto or a folder", self.splits)
+        for name, value in (("prepared", self.prepared), ("splits", self.splits)):
+            require(value != "", f"data.{name}", "auto or a folder", value)
 
 
 @dataclass(frozen=True, kw_only=True)

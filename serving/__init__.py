@@ -4,6 +4,25 @@ Needs numpy, Pillow and onnxruntime; never imports torch or anything of the trai
 For education and research; a prediction is never a diagnosis.
 """
 
+from typing import TYPE_CHECKING
+
 from serving.errors import ArtifactError as ArtifactError
 from serving.errors import DermalyzeError as DermalyzeError
 from serving.errors import ImageError as ImageError
+
+if TYPE_CHECKING:
+    from serving.prediction import Prediction as Prediction
+    from serving.predictor import Predictor as Predictor
+
+
+def __getattr__(name: str) -> object:
+    """Load onnxruntime only where a prediction is wanted: the training half needs just errors."""
+    if name == "Predictor":
+        from serving.predictor import Predictor
+
+        return Predictor
+    if name == "Prediction":
+        from serving.prediction import Prediction
+
+        return Prediction
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

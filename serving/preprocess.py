@@ -32,13 +32,15 @@ def decode_image(data: bytes) -> Image.Image:
         ImageError: the bytes are no such image, damaged, cut short or too large.
     """
     try:
-        # Pillow only warns about a bomb of twice its own limit; ours is checked on the header.
+        # Reads the header alone: an image over our limit is refused before any pixel is decoded.
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(*image.size)
         image.load()
         return upright_rgb(image)
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:  # so large that Pillow does not tell its size
+        raise ImageError(f"the image is too large; the limit is {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"not a JPEG or PNG image ({len(data):,} bytes)") from error
     except Exception as error:  # damaged files make Pillow raise at least five types
@@ -52,8 +54,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     # Phones store rotation as a tag; a lesion must not depend on how the phone was held.
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-        # Pillow clips 16-bit grey at 255 instead of scaling it.
-        grey = np.asarray(image).astype(np.int64) // 257
+        # Pillow clips 16-bit grey at 255 instead of scaling it by 255 / 65535.
+        grey = (np.asarray(image).astype(np.int64) + 128) // 257
         image = Image.fromarray(grey.clip(0, 255).astype(np.uint8), "L")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -87,7 +89,8 @@ def resize(image: Image.Image, size: tuple[int, int], *, mode: str, filter_name:
     if mode == "center_crop":
         # The largest middle part that has the target's shape; nothing is distorted.
         scale = min(image.width / width, image.height / height)
-        crop_width, crop_height = width * scale, height * scale
+        crop_width = min(width * scale, image.width)  # rounding may put it just outside
+        crop_height = min(height * scale, image.height)
         left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
         box = (left, top, left + crop_width, top + crop_height)
         resized = image.resize((width, height), resample, box=box)

@@ -37,16 +37,12 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         """Refuse what no predictor could use."""
-        if self.format_version != FORMAT_VERSION:
-            raise ArtifactError(
-                f"the model has spec version {self.format_version!r}, this program reads "
-                f"{FORMAT_VERSION}; update dermalyze or export the model again"
-            )
+        _require_version(self.format_version)
         names, descriptions = self.class_names, self.class_descriptions
         _require(
             len(names) >= 2
-            and len(set(names)) == len(names)
-            and all(isinstance(name, str) and name for name in names),
+            and all(isinstance(name, str) and name for name in names)
+            and len(set(names)) == len(names),
             "class_names",
             "two or more different names",
             names,
@@ -77,9 +73,9 @@ class ModelSpec:
             self.resize_filter,
         )
         _require(
-            _is_number(self.temperature) and self.temperature > 0,
+            _is_number(self.temperature) and 0.01 <= self.temperature <= 100,
             "temperature",
-            "a number greater than 0",
+            "a number from 0.01 to 100",
             self.temperature,
         )
         _require(
@@ -109,20 +105,15 @@ class ModelSpec:
         """
         try:
             values: Any = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError("the model's spec is not JSON; export the model again") from error
         if not isinstance(values, dict):
             raise ArtifactError("the model's spec is not a JSON object; export the model again")
-        version = values.get("format_version")
-        if version != FORMAT_VERSION:
-            raise ArtifactError(
-                f"the model has spec version {version!r}, this program reads {FORMAT_VERSION}; "
-                "update dermalyze or export the model again"
-            )
+        _require_version(values.get("format_version"))
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - known):
             raise ArtifactError(
-                f"the model's spec has unknown keys {unknown}; export the model again"
+                f"the model's spec has unknown keys {_shown(unknown)}; export the model again"
             )
         if missing := sorted(known - values.keys()):
             raise ArtifactError(f"the model's spec lacks {missing}; export the model again")
@@ -132,12 +123,29 @@ class ModelSpec:
         return cls(**values)
 
 
+def _require_version(version: object) -> None:
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"the model has spec version {_shown(version)}, this program reads {FORMAT_VERSION}; "
+            "update dermalyze or export the model again"
+        )
+
+
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    # A whole number may be too large to be a float; no setting comes near to that.
+    return (type(value) is int and abs(value) < 2**53) or (
+        type(value) is float and math.isfinite(value)
+    )
 
 
 def _require(ok: bool, name: str, expected: str, value: object) -> None:
     if not ok:
         raise ArtifactError(
-            f"the model's spec has {name} {value!r}, expected {expected}; export the model again"
+            f"the model's spec has {name} {_shown(value)}, expected {expected}; "
+            "export the model again"
         )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."

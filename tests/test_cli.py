@@ -49,8 +49,8 @@ def call(tmp_path, monkeypatch):
         (["train", "--set", "seed"], 1, "--set takes KEY=VALUE, got 'seed'"),
         (["train", "--resume", "r", "--lr", "0.1"], 2, "a resumed run keeps its settings; leave "
          "out all but --resume and --data-dir (see `dermalyze train --help`)"),
-        (["train", "--no-such"], 2, "No such option: --no-such (see `dermalyze train --help`)"),
-        (["trane"], 2, "No such command 'trane'. (see `dermalyze --help`)"),
+        (["train", "--no-such"], 2, "No such option '--no-such'. (see `dermalyze train --help`)"),
+        (["trane"], 2, "No such command 'trane'. Did you mean 'train'? (see `dermalyze --help`)"),
         (["evaluate", "--run-id", "r", "--images", "d"], 2, "--images and --labels go together "
          "(see `dermalyze evaluate --help`)"),
         (["predict", "--model", "no.onnx", "a.jpg"], 1, "no model at no.onnx; create one with "

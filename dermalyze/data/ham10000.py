@@ -248,16 +248,15 @@ def _isic_csv(data_dir: Path, entries: list[Path], part: str) -> tuple[Path, byt
 def _read_table(data: bytes, path: Path, required: tuple[str, ...]) -> pd.DataFrame:
     """Read comma or tab separated text; every value is text, column names lower case."""
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8")
         separator = "\t" if "\t" in text.partition("\n")[0] else ","
         table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text; expected a table with a header") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(
-            f"{path} is no table; expected columns {', '.join(required)} and the same number of "
-            "values in every line"
-        ) from error
+        raise _no_table(path, required) from error
+    if not isinstance(table.index, pd.RangeIndex):  # more values than names, in every line
+        raise _no_table(path, required)
     table.columns = table.columns.str.strip().str.lower()
     if missing := [column for column in required if column not in table]:
         raise DataError(
@@ -268,6 +267,13 @@ def _read_table(data: bytes, path: Path, required: tuple[str, ...]) -> pd.DataFr
     for column in table:
         table[column] = table[column].fillna("").str.strip()
     return table
+
+
+def _no_table(path: Path, required: tuple[str, ...]) -> DataError:
+    return DataError(
+        f"{path} is no table; expected columns {', '.join(required)} and the same number of values "
+        "in every line"
+    )
 
 
 def _tidy(table: pd.DataFrame, path: Path) -> pd.DataFrame:

@@ -166,7 +166,7 @@ def _turned(images: NDArray[np.float32], turn: int) -> NDArray[np.float32]:
 
 def _normalized(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Mean 0 and length 1: (N, S, S) -> (N, S * S); zeros where there is no contrast."""
-    flat = images.reshape(len(images), -1)
+    flat = images.reshape(len(images), images.shape[1] * images.shape[2])
     flat = flat - flat.mean(1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     visible = length >= images.shape[1]  # a standard deviation of one grey level

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from serving.files import find_images
 
 from dermalyze.config import TrainingConfig
 from dermalyze.config_file import load_config
-from dermalyze.data.prepare import prepare
 from dermalyze.data.splits import read_splits
 from dermalyze.evaluation.fit import FitVerdict, judge_fit
 from dermalyze.evaluation.folder import write_evaluation
@@ -20,9 +18,17 @@ from dermalyze.models.checkpoint import load_classifier
 from dermalyze.models.predictor import SkinLesionPredictor
 from dermalyze.tracking import add_to_run, fetched, require_run
 from dermalyze.training.device import choose_device, in_full_precision
-from dermalyze.training.job import BEST, CONFIG, EVALUATION, HISTORY, SPLIT_FILES
+from dermalyze.training.job import (
+    BEST,
+    CONFIG,
+    EVALUATION,
+    HISTORY,
+    SPLIT_FILES,
+    prepare_for,
+)
 from dermalyze.training.loop import predict_logits
 from serving.errors import DataError, ImageError, TrackingError
+from serving.files import find_images
 from serving.preprocess import read_bytes
 from serving.taxonomy import CLASS_NAMES
 
@@ -38,21 +44,16 @@ def evaluate_run(run_id: str, split: str, *, data_dir: Path | None, output: Path
     params = require_run(run_id)
     with fetched(run_id, (BEST, CONFIG, *SPLIT_FILES)) as (checkpoint, config_file, split_file, *_):
         config = load_config(config_file)
-        data = config.data
-        prepared = prepare(
-            data_dir or _logged_data_dir(run_id, params),
-            image_size=data.image_size,
-            resize_mode=data.resize_mode,
-            resize_filter=data.resize_filter,
-            allow_problems=data.allow_problems,
-        )
+        prepared = prepare_for(config, data_dir or _logged_data_dir(run_id, params))
         known = params.get("resolved.data_fingerprint", "")
         if known != prepared.fingerprint:
             raise DataError(
                 f"run {run_id} was trained on other data (fingerprint {known[:12]}, here "
                 f"{prepared.fingerprint[:12]}); pass its folder as --data-dir"
             )
-        splits = read_splits(split_file.parent, prepared.manifest, lesion_aware=data.lesion_aware)
+        splits = read_splits(
+            split_file.parent, prepared.manifest, lesion_aware=config.data.lesion_aware
+        )
         rows = getattr(splits, split)
         classifier, _ = load_classifier(checkpoint)
         device = in_full_precision(choose_device(config.training))

@@ -12,7 +12,7 @@ from typing import Any
 
 from dermalyze.config import Config
 from dermalyze.data.loader import Rows
-from dermalyze.data.prepare import Prepared
+from dermalyze.data.prepare import Prepared, prepare
 from dermalyze.data.splits import Splits
 from dermalyze.models.checkpoint import load_checkpoint, save_checkpoint
 from dermalyze.tracking import TrackedRun, fetch
@@ -59,6 +59,20 @@ class Job:
             run_id=self.run.run_id,
             data_fingerprint=self.prepared.fingerprint,
         )
+
+
+def prepare_for(config: Config, data_dir: Path) -> Prepared:
+    """Prepare the images as the settings ask for; quick where it was done before."""
+    data = config.data
+    return prepare(
+        data_dir,
+        output=None if data.prepared == "auto" else Path(data.prepared),
+        image_size=data.image_size,
+        resize_mode=data.resize_mode,
+        resize_filter=data.resize_filter,
+        workers=config.training.num_workers,
+        allow_problems=data.allow_problems,
+    )
 
 
 def save_latest(job: Job, state: TrainingState) -> None:

@@ -15,7 +15,7 @@ import torch
 from dermalyze.config import Config
 from dermalyze.config_file import flatten, load_config, to_yaml
 from dermalyze.data.augment import augmentation_page
-from dermalyze.data.prepare import Prepared, prepare
+from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits, read_splits, save_splits, split_digest, split_lesions
 from dermalyze.models.backbone import Weights, resize_filter_of
 from dermalyze.models.classifier import build_classifier
@@ -31,6 +31,7 @@ from dermalyze.training.job import (
     Say,
     furthest_checkpoint,
     log_progress,
+    prepare_for,
     repair_best,
     save_best,
     save_latest,
@@ -55,7 +56,7 @@ def train(config: Config, data_dir: Path, *, demo_data: bool, say: Say) -> RunRe
         TrainingInterruptedError: Ctrl-C; the run is marked KILLED and can be resumed.
     """
     config = _resolve(config)
-    prepared = _prepare(config, data_dir)
+    prepared = prepare_for(config, data_dir)
     splits = _splits(config, prepared)
     with open_run(config.tracking) as run:
         job = _job(config, prepared, splits, run, say)
@@ -82,7 +83,7 @@ def resume(run_id: str, data_dir: Path | None, *, say: Say) -> RunResult:
         if not (folder / name).exists():
             fetch(run_id, name, folder)
     config = load_config(folder / CONFIG)
-    prepared = _prepare(config, data_dir or Path(params["data.dir"]))
+    prepared = prepare_for(config, data_dir or Path(params["data.dir"]))
     known = params.get("resolved.data_fingerprint", prepared.fingerprint)
     if known != prepared.fingerprint:
         raise TrainingError(
@@ -105,20 +106,10 @@ def _resolve(config: Config) -> Config:
     pretrained = model.pretrained
     if isinstance(pretrained, str) and pretrained != "auto":
         pretrained = str(Path(pretrained).resolve())
+    if data.prepared != "auto":
+        data = dataclasses.replace(data, prepared=str(Path(data.prepared).resolve()))
     model = dataclasses.replace(model, plugins=plugins, pretrained=pretrained)
     return dataclasses.replace(config, data=data, model=model)
-
-
-def _prepare(config: Config, data_dir: Path) -> Prepared:
-    data = config.data
-    return prepare(
-        data_dir,
-        image_size=data.image_size,
-        resize_mode=data.resize_mode,
-        resize_filter=data.resize_filter,
-        workers=config.training.num_workers,
-        allow_problems=data.allow_problems,
-    )
 
 
 def _splits(config: Config, prepared: Prepared) -> Splits:
@@ -142,7 +133,7 @@ def _job(config: Config, prepared: Prepared, splits: Splits, run: TrackedRun, sa
         config=config,
         prepared=prepared,
         splits=splits,
-        targets=prepared.manifest["label"].map(index).to_numpy(np.int64),
+        targets=np.array([index[label] for label in prepared.manifest["label"]], np.int64),
         device=choose_device(config.training),
         folder=folder,
         run=run,

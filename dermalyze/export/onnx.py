@@ -1,0 +1,113 @@
+"""PyTorch -> one ONNX file: pixels in, logits out, the spec inside, proven before it has a name."""
+
+import copy
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx import ModelProto, helper
+from torch import Tensor, nn
+
+from dermalyze.export.parity import (
+    MAX_DIFFERENCE,
+    NamedImage,
+    ParityReport,
+    check_parity,
+    parity_images,
+)
+from dermalyze.models.classifier import Classifier, to_images
+from dermalyze.models.predictor import SkinLesionPredictor
+from serving.errors import ArtifactError
+from serving.predictor import Predictor
+from serving.spec import SPEC_KEY, ModelSpec
+
+OPSET = 20
+
+
+class _FromPixels(nn.Module):
+    """The exported graph: uint8 (N, H, W, 3) -> float32 (N, C)."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(to_images(image))
+        return logits
+
+
+def export_onnx(
+    classifier: Classifier,
+    spec: ModelSpec,
+    output: Path,
+    *,
+    extra_images: Sequence[NamedImage] = (),
+) -> ParityReport:
+    """Write the network as one ONNX file, if it answers as PyTorch does.
+
+    Args:
+        classifier: the network; it is not changed.
+        spec: its contract.
+        output: the file to write; what stands there stays until the new file is proven.
+        extra_images: names and JPEG or PNG bytes to check beside the drawn images.
+
+    Raises:
+        ArtifactError: the file disagrees with PyTorch; it is not written.
+    """
+    network = copy.deepcopy(classifier).cpu().float().eval()
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")  # `output` never names an unproven model
+    try:
+        partial.write_bytes(_model(network, spec).SerializeToString(deterministic=True))
+        report = check_parity(
+            SkinLesionPredictor.of(network, spec),
+            Predictor(partial),
+            [*parity_images(), *extra_images],
+        )
+        if not report.agrees:
+            raise ArtifactError(
+                f"{output} is not written: in image {report.worst_image} ONNX differs from "
+                f"PyTorch by {report.max_difference:.1e} in a probability, where "
+                f"{MAX_DIFFERENCE:.0e} is allowed, and of {report.num_images} images "
+                f"{len(report.changed_classes)} change their class"
+            )
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return report
+
+
+def _model(network: Classifier, spec: ModelSpec) -> ModelProto:
+    height, width = spec.input_size
+    example = torch.zeros((2, height, width, 3), dtype=torch.uint8)  # 1 would fix the batch size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its own internals
+        program = torch.onnx.export(
+            _FromPixels(network).eval(),
+            (example,),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # only the older exporter returns nothing
+    model: ModelProto = program.model_proto  # a new object on every access
+    _strip(model)
+    del model.graph.value_info[:]
+    helper.set_model_props(model, {SPEC_KEY: spec.to_json()})
+    return model
+
+
+def _strip(message: Any) -> None:
+    """Remove notes for programmers, here and below: they hold paths of this machine."""
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                _strip(inner)

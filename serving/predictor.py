@@ -1,0 +1,119 @@
+"""The predictor: one ONNX file in, predictions out.
+
+N images of H x W pixels, C classes.  Needs numpy, Pillow and onnxruntime; never imports torch.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from serving.errors import ArtifactError
+from serving.prediction import ImageInput, Prediction, image_pixels, predict_images
+from serving.preprocess import Pixels
+from serving.spec import SPEC_KEY, ModelSpec
+
+BATCH_SIZE = 8  # larger batches are hardly faster on a CPU
+_FATAL = 4  # onnxruntime's log level; what goes wrong is raised, and told once
+
+
+class Predictor:
+    """An exported model, loaded once.  Safe to share between threads."""
+
+    def __init__(self, path: Path | str, *, num_threads: int = 0) -> None:
+        """Load and check a model file.
+
+        Args:
+            path: an ONNX file of `dermalyze export-onnx`.
+            num_threads: the threads of one network run; 0 lets onnxruntime choose.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, foreign, of another version, or its
+                graph is not what its spec says.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ArtifactError(f"no model at {path}; create one with `dermalyze export-onnx`")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.log_severity_level = _FATAL
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime has a type of its own for each way to fail
+            raise ArtifactError(
+                f"{path} is not an ONNX model that can be loaded, or it is damaged; "
+                "export or download it again"
+            ) from error
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if SPEC_KEY not in metadata:
+            raise ArtifactError(
+                f"{path} was not written by `dermalyze export-onnx`: it has no {SPEC_KEY} metadata"
+            )
+        try:
+            self.spec = ModelSpec.from_json(metadata[SPEC_KEY])
+        except ArtifactError as error:
+            raise ArtifactError(f"cannot use {path}: {error}") from error
+        self._check_graph(path)
+
+    def _check_graph(self, path: Path) -> None:
+        """Refuse a graph that is not what the spec says."""
+        height, width = self.spec.input_size
+        num_classes = len(self.spec.class_names)
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        outputs = {value.name: value for value in self._session.get_outputs()}
+        checks = [("inputs", ", ".join(inputs), "image")]
+        if "image" in inputs:
+            image = inputs["image"]
+            checks += [
+                ("image", image.type, "tensor(uint8)"),
+                ("image", _shape_text(image.shape), f"N x {height} x {width} x 3"),
+            ]
+        checks.append(("first output", next(iter(outputs), "nothing"), "logits"))
+        if "logits" in outputs:
+            logits = outputs["logits"]
+            checks += [
+                ("logits", logits.type, "tensor(float)"),
+                ("logits", _shape_text(logits.shape), f"N x {num_classes}"),
+            ]
+        for what, found, expected in checks:
+            if found != expected:
+                raise ArtifactError(
+                    f"{path} does not keep to its own spec: {what} is {found}, expected "
+                    f"{expected}; export the model again"
+                )
+
+    def pixels(self, image: ImageInput) -> Pixels:
+        """Turn one image into what the network takes: uint8 (H, W, 3)."""
+        return image_pixels(image, self.spec)
+
+    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Run the network: uint8 (N, H, W, 3) -> float32 (N, C)."""
+        (logits,) = self._session.run(["logits"], {"image": pixels})
+        return np.asarray(logits, np.float32)
+
+    def predict(self, image: ImageInput) -> Prediction:
+        """Answer for one image: a path, bytes, a PIL image or a uint8 array.
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        (prediction,) = self.predict_batch([image])
+        return prediction
+
+    def predict_batch(
+        self, images: Iterable[ImageInput], *, batch_size: int = BATCH_SIZE
+    ) -> list[Prediction]:
+        """Answer for many images, in their order; `batch_size` of them go through at a time.
+
+        Raises:
+            ImageError: an image cannot be used.
+        """
+        return predict_images(images, self.spec, self.logits, batch_size)
+
+
+def _shape_text(shape: list[int | str | None]) -> str:
+    return " x ".join(str(side) if isinstance(side, int) else "N" for side in shape)

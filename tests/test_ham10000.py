@@ -1,0 +1,277 @@
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermalyze.data.ham10000 import LAYOUTS, ImageReader, open_dataset, read_image_bytes
+from serving.errors import DataError, ImageError
+
+HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
+TABLE = (
+    HEADER
+    + "HAM_1,ISIC_1,nv,histo,80.0,male,back\n"
+    + "HAM_1,ISIC_2,nv,histo,80.0,male,back\n"
+    + "HAM_2,ISIC_3,mel,follow_up,,unknown,unknown\n"
+)
+
+
+def jpeg(gray: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.full((6, 8, 3), gray, np.uint8)).save(data, "JPEG")
+    return data.getvalue()
+
+
+def write_zip(path: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def write_folder(folder: Path, members: dict[str, bytes]) -> None:
+    folder.mkdir()
+    for name, data in members.items():
+        (folder / name).write_bytes(data)
+
+
+def check_three_images(folder: Path) -> None:
+    dataset = open_dataset(folder)
+    assert dataset.rows["image_id"].tolist() == ["ISIC_1", "ISIC_2", "ISIC_3"]
+    assert dataset.rows["label"].tolist() == ["nv", "nv", "mel"]
+    assert dataset.rows["lesion_id"].tolist() == ["HAM_1", "HAM_1", "HAM_2"]
+    assert not dataset.rivals
+    for number in (1, 2, 3):
+        assert read_image_bytes(dataset.files[f"ISIC_{number}"]) == jpeg(number)
+    assert len(dataset.files) == 3
+
+
+def error_of(folder: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        open_dataset(folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".csv", ".tab"])
+def test_the_dataverse_record_is_read_from_its_zips(tmp_path, suffix):
+    text = TABLE.replace(",", "\t") if suffix == ".tab" else TABLE
+    (tmp_path / f"HAM10000_metadata{suffix}").write_text(text)
+    write_zip(tmp_path / "HAM10000_images_part_1.zip", {"ISIC_1.jpg": jpeg(1)})
+    write_zip(
+        tmp_path / "HAM10000_images_part_2.zip",
+        {
+            "inner/ISIC_2.JPEG": jpeg(2),
+            "inner/ISIC_3.jpg": jpeg(3),
+            "__MACOSX/inner/ISIC_3.jpg": b"resource fork",
+            "inner/.ISIC_3.jpg": b"hidden",
+            "inner/LICENSE.txt": b"words",
+        },
+    )
+    masks = {"ISIC_1_segmentation.png": b"mask"}
+    write_zip(tmp_path / "HAM10000_segmentations_lesion_tschandl.zip", masks)
+    check_three_images(tmp_path)
+
+
+def test_a_quoted_table_with_tabs_and_a_byte_order_mark_is_read(tmp_path):
+    lines = ["\t".join(f'"{value}"' for value in line.split(",")) for line in TABLE.splitlines()]
+    (tmp_path / "HAM10000_metadata.tab").write_text("\n".join(lines), encoding="utf-8-sig")
+    write_folder(tmp_path / "images", {f"ISIC_{n}.jpg": jpeg(n) for n in (1, 2, 3)})
+    check_three_images(tmp_path)
+
+
+def test_kaggles_folders_are_read_and_their_lower_case_copies_are_no_second_files(tmp_path):
+    (tmp_path / "HAM10000_metadata.csv").write_text(TABLE)
+    first = {"ISIC_1.jpg": jpeg(1), "ISIC_2.jpg": jpeg(2)}
+    write_folder(tmp_path / "HAM10000_images_part_1", first)
+    write_folder(tmp_path / "HAM10000_images_part_2", {"ISIC_3.jpg": jpeg(3)})
+    (tmp_path / "ham10000_images_part_1").mkdir(exist_ok=True)  # one and the same on some disks
+    for name, data in first.items():
+        (tmp_path / "ham10000_images_part_1" / name).write_bytes(data)
+    check_three_images(tmp_path)
+
+
+def test_images_and_a_metadata_csv_whose_ids_are_file_names_are_read(tmp_path):
+    table = TABLE.replace("ISIC_1", "ISIC_1.jpg").replace(",nv,", ", NV ,")
+    (tmp_path / "metadata.csv").write_text(table)
+    write_folder(tmp_path / "images", {f"ISIC_{n}.jpg": jpeg(n) for n in (1, 2, 3)})
+    check_three_images(tmp_path)
+
+
+ISIC_TRUTH = (
+    "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"
+    "ISIC_1,0.0,1.0,0.0,0.0,0.0,0.0,0.0\n"
+    "ISIC_2,0.0,1.0,0.0,0.0,0.0,0.0,0.0\n"
+    "ISIC_3,1.0,0.0,0.0,0.0,0.0,0.0,0.0\n"
+)
+ISIC_LESIONS = (
+    "image,lesion_id,diagnosis_confirm_type\n"
+    "ISIC_1,HAM_1,histopathology\n"
+    "ISIC_2,HAM_1,single image expert consensus\n"
+    "ISIC_3,HAM_2,serial imaging showing no change\n"
+)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_isic_2018_task_3_is_read_from_zips_and_from_folders(tmp_path, packed):
+    name = "ISIC2018_Task3_Training_"
+    images = {f"ISIC_{n}.jpg": jpeg(n) for n in (1, 2, 3)}
+    (tmp_path / f"{name}LesionGroupings.csv").write_text(ISIC_LESIONS)
+    if packed:
+        inside = {f"{name}Input/{key}": data for key, data in images.items()}
+        write_zip(tmp_path / f"{name}Input.zip", inside)
+        truth = {f"{name}GroundTruth/{name}GroundTruth.csv": ISIC_TRUTH.encode()}
+        write_zip(tmp_path / f"{name}GroundTruth.zip", truth)
+    else:
+        write_folder(tmp_path / f"{name}Input", images)
+        truth = {f"{name}GroundTruth.csv": ISIC_TRUTH.encode()}
+        write_folder(tmp_path / f"{name}GroundTruth", truth)
+    check_three_images(tmp_path)
+    rows = open_dataset(tmp_path).rows
+    assert rows["dx_type"].tolist() == ["histo", "consensus", "follow_up"]
+    assert rows["sex"].tolist() == ["unknown"] * 3
+    assert rows["age"].isna().all()
+
+
+def test_one_hot_rows_with_two_ones_or_none_survive_as_labels_of_no_class(tmp_path):
+    truth = ISIC_TRUTH.replace("ISIC_1,0.0,1.0", "ISIC_1,1.0,1.0")
+    truth = truth.replace("ISIC_2,0.0,1.0", "ISIC_2,0.0,0.0")
+    (tmp_path / "ISIC2018_Task3_Training_GroundTruth.csv").write_text(truth)
+    (tmp_path / "ISIC2018_Task3_Training_LesionGroupings.csv").write_text(ISIC_LESIONS)
+    write_folder(tmp_path / "ISIC2018_Task3_Training_Input", {"ISIC_1.jpg": jpeg(1)})
+    assert open_dataset(tmp_path).rows["label"].tolist() == ["mel+nv", "", "mel"]
+
+
+def test_isic_images_without_lesion_groupings_say_what_to_download(tmp_path):
+    (tmp_path / "ISIC2018_Task3_Training_GroundTruth.csv").write_text(ISIC_TRUTH)
+    write_folder(tmp_path / "ISIC2018_Task3_Training_Input", {"ISIC_1.jpg": jpeg(1)})
+    assert error_of(tmp_path) == (
+        f"no ISIC2018_Task3_Training_LesionGroupings.csv in {tmp_path}, which has ISIC 2018 Task 3 "
+        "images; download it beside them from challenge.isic-archive.com"
+    )
+
+
+def test_contradicting_rows_survive_to_the_audit(tmp_path):
+    (tmp_path / "HAM10000_metadata.csv").write_text(
+        TABLE + "HAM_1,ISIC_1,mel,histo,80.0,male,back\nHAM_9,ISIC_9,wart,histo,1,male,back\n"
+    )
+    write_folder(tmp_path / "images", {"ISIC_1.jpg": jpeg(1)})
+    assert open_dataset(tmp_path).rows["label"].tolist() == ["nv", "nv", "mel", "mel", "wart"]
+
+
+def test_two_files_of_one_name_and_other_content_are_kept_apart(tmp_path):
+    (tmp_path / "HAM10000_metadata.csv").write_text(TABLE)
+    write_zip(tmp_path / "HAM10000_images_part_1.zip", {"ISIC_1.jpg": b"first"})
+    write_zip(tmp_path / "HAM10000_images_part_2.zip", {"ISIC_1.jpg": b"other"})
+    dataset = open_dataset(tmp_path)
+    assert read_image_bytes(dataset.files["ISIC_1"]) == b"first"
+    assert read_image_bytes(dataset.rivals["ISIC_1"]) == b"other"
+
+
+def test_a_missing_folder_says_where_images_come_from(tmp_path):
+    assert error_of(tmp_path / "nowhere") == (
+        f"no data folder at {tmp_path}/nowhere; download HAM10000 into it "
+        "(doi:10.7910/DVN/DBW86T), or draw images with `dermalyze demo-data`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("notes.txt", "nothing known"),
+        ("HAM10000_metadata.csv", "a table without images"),
+        ("images", "images without a table"),
+    ],
+)
+def test_an_unknown_layout_names_the_known_ones(tmp_path, name, found):
+    if name == "images":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text(TABLE)
+    assert error_of(tmp_path) == f"found {found} in {tmp_path}; expected {LAYOUTS}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "image_id,age\nISIC_1,4\n",
+            "{path} lacks the columns lesion_id, dx; it has image_id, age",
+        ),
+        (
+            "",
+            "{path} is no table; expected columns lesion_id, image_id, dx and the same number of "
+            "values in every line",
+        ),
+        (
+            HEADER + "HAM_1,ISIC_1,nv,histo,80.0,male,back,more\n,,,\n1,2,3,4,5,6,7,8,9\n",
+            "{path} is no table; expected columns lesion_id, image_id, dx and the same number of "
+            "values in every line",
+        ),
+        (
+            HEADER + "HAM_1,ISIC_1,nv,histo,80.0,male,back,\n",
+            "{path} is no table; expected columns lesion_id, image_id, dx and the same number of "
+            "values in every line",
+        ),
+        (HEADER, "{path} has a header and no rows; expected one row an image"),
+        (
+            HEADER + "HAM_1,,nv,histo,80.0,male,back\n",
+            "{path} has 1 rows without an image id; complete or remove them",
+        ),
+        (
+            TABLE.replace(",80.0,", ",old,"),
+            "{path} has the age 'old' for ISIC_1; expected years from 0 to 130, or nothing",
+        ),
+        ("\xff\xfe", "{path} is not UTF-8 text; expected a table with a header"),
+    ],
+)
+def test_a_malformed_table_is_one_sentence(tmp_path, text, message):
+    path = tmp_path / "HAM10000_metadata.csv"
+    path.write_bytes(text.encode("latin-1"))
+    (tmp_path / "images").mkdir()
+    assert error_of(tmp_path) == message.format(path=path)
+
+
+def test_a_zip_cut_short_asks_for_another_download(tmp_path):
+    (tmp_path / "HAM10000_metadata.csv").write_text(TABLE)
+    path = tmp_path / "HAM10000_images_part_1.zip"
+    write_zip(path, {"ISIC_1.jpg": jpeg(1)})
+    path.write_bytes(path.read_bytes()[:-30])
+    assert error_of(tmp_path) == f"{path} is no zip file or was cut short; download it again"
+
+
+def test_a_damaged_member_is_an_image_error(tmp_path):
+    (tmp_path / "HAM10000_metadata.csv").write_text(TABLE)
+    path = tmp_path / "HAM10000_images_part_1.zip"
+    write_zip(path, {"ISIC_1.jpg": b"stored without compression"})
+    path.write_bytes(path.read_bytes().replace(b"without", b"wibhout"))
+    dataset = open_dataset(tmp_path)
+    with ImageReader() as reader, pytest.raises(ImageError) as caught:
+        reader.read(dataset.files["ISIC_1"])
+    assert str(caught.value) == (
+        "cannot read HAM10000_images_part_1.zip/ISIC_1.jpg: the zip is damaged there"
+    )
+
+
+def test_a_file_gone_since_is_an_image_error(tmp_path):
+    (tmp_path / "HAM10000_metadata.csv").write_text(TABLE)
+    write_folder(tmp_path / "images", {"ISIC_1.jpg": jpeg(1)})
+    file = open_dataset(tmp_path).files["ISIC_1"]
+    file.path.unlink()
+    with pytest.raises(ImageError) as caught:
+        read_image_bytes(file)
+    assert str(caught.value) == f"cannot read {file.path}: No such file or directory"
+
+
+def test_the_real_table_has_the_published_counts(real_data):
+    dataset = open_dataset(real_data)
+    rows = dataset.rows
+    assert rows["label"].value_counts().to_dict() == {
+        "nv": 6705, "mel": 1113, "bkl": 1099, "bcc": 514, "akiec": 327, "vasc": 142, "df": 115,
+    }  # fmt: skip
+    assert int((rows["lesion_id"].value_counts() > 1).sum()) == 1956
+    assert rows["lesion_id"].nunique() == 7470
+    assert len(dataset.files) == 10015
+    assert int(rows["age"].isna().sum()) == 57
+    assert int((rows["sex"] == "unknown").sum()) == 57
+    assert int((rows["localization"] == "unknown").sum()) == 234

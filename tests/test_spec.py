@@ -1,0 +1,160 @@
+"""The contract inside the model file: what is written reads back, what is wrong is named."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.errors import ArtifactError
+from serving.spec import RESIZE_FILTERS, RESIZE_MODES, ModelSpec
+
+NAMES = st.lists(st.text(min_size=1), min_size=2, max_size=9, unique=True).map(tuple)
+
+
+@st.composite
+def specs(draw):
+    names = draw(NAMES)
+    texts = st.lists(st.text(), min_size=len(names), max_size=len(names))
+    return ModelSpec(
+        class_names=names,
+        class_descriptions=tuple(draw(texts)),
+        input_size=draw(st.tuples(st.integers(1, 4096), st.integers(1, 4096))),
+        resize_mode=draw(st.sampled_from(RESIZE_MODES)),
+        resize_filter=draw(st.sampled_from(RESIZE_FILTERS)),
+        temperature=draw(st.floats(0.01, 100)),
+        thresholds=draw(st.dictionaries(st.sampled_from(names), st.floats(0, 1))),
+        run_id=draw(st.text()),
+        data_fingerprint=draw(st.text()),
+    )
+
+
+@given(spec=specs())
+def test_a_spec_reads_back_as_it_was_written(spec):
+    assert ModelSpec.from_json(spec.to_json()) == spec
+
+
+@given(
+    text=st.text()
+    | st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=5,
+    ).map(json.dumps)
+)
+def test_any_text_is_a_spec_or_an_artifact_error(text):
+    with pytest.raises(ArtifactError):
+        ModelSpec.from_json(text)
+
+
+@given(
+    key=st.sampled_from(sorted(json.loads(ModelSpec(input_size=(8, 8)).to_json()))),
+    value=st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2),
+        max_leaves=5,
+    ),
+)
+def test_a_spec_with_any_value_changed_is_a_spec_or_an_artifact_error(key, value):
+    values = json.loads(ModelSpec(input_size=(8, 8)).to_json()) | {key: value}
+    try:
+        ModelSpec.from_json(json.dumps(values))
+    except ArtifactError as error:
+        assert len(str(error).splitlines()) == 1
+        assert len(str(error)) < 300
+
+
+def message_of(**changes):
+    values = json.loads(ModelSpec(input_size=(8, 8)).to_json()) | changes
+    with pytest.raises(ArtifactError) as caught:
+        ModelSpec.from_json(json.dumps({k: v for k, v in values.items() if v is not ...}))
+    return str(caught.value)
+
+
+VERSION = "this program reads 1; update dermalyze or export the model again"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, f"the model has spec version 2, {VERSION}"),
+        ({"format_version": "1"}, f"the model has spec version '1', {VERSION}"),
+        ({"format_version": True}, f"the model has spec version True, {VERSION}"),
+        (
+            {"colour": 1},
+            "the model's spec has unknown keys ['colour']; export the model again",
+        ),
+        (
+            {"temperature": 0},
+            "the model's spec has temperature 0, expected a number from 0.01 to 100; "
+            "export the model again",
+        ),
+        (
+            {"temperature": 10**400},
+            f"the model's spec has temperature {'1' + '0' * 96}..., expected a number from 0.01 "
+            "to 100; export the model again",
+        ),
+        (
+            {"class_names": [["a"], ["b"]]},
+            "the model's spec has class_names (['a'], ['b']), expected two or more different "
+            "names; export the model again",
+        ),
+        (
+            {"class_names": ["a", "b"]},
+            "the model's spec has class_descriptions ('Actinic keratosis or intraepithelial "
+            "carcinoma (Bowen's disease)\", 'Basal..., expected one text a class; "
+            "export the model again",
+        ),
+        (
+            {"input_size": [8, 5000]},
+            "the model's spec has input_size (8, 5000), expected height and width from 1 to 4096; "
+            "export the model again",
+        ),
+        (
+            {"input_size": 8},
+            "the model's spec has input_size 8, expected a list; export the model again",
+        ),
+        (
+            {"resize_mode": "pad"},
+            "the model's spec has resize_mode 'pad', expected squash or center_crop; "
+            "export the model again",
+        ),
+        (
+            {"resize_filter": None},
+            "the model's spec has resize_filter None, expected bilinear or bicubic or lanczos; "
+            "export the model again",
+        ),
+        (
+            {"thresholds": {"mole": 0.5}},
+            "the model's spec has thresholds {'mole': 0.5}, expected class names with values from "
+            "0 to 1; export the model again",
+        ),
+        (
+            {"disclaimer": 3},
+            "the model's spec has disclaimer 3, expected text; export the model again",
+        ),
+    ],
+)
+def test_a_wrong_value_is_named(changes, message):
+    assert message_of(**changes) == message
+
+
+def test_a_missing_key_is_named():
+    values = json.loads(ModelSpec(input_size=(8, 8)).to_json())
+    del values["temperature"]
+    with pytest.raises(ArtifactError) as caught:
+        ModelSpec.from_json(json.dumps(values))
+    assert str(caught.value) == "the model's spec lacks ['temperature']; export the model again"
+
+
+@pytest.mark.parametrize("text", ["{", "", "[" * 100_000])
+def test_what_is_no_json_is_said_so(text):
+    with pytest.raises(ArtifactError) as caught:
+        ModelSpec.from_json(text)
+    assert str(caught.value) == "the model's spec is not JSON; export the model again"
+
+
+def test_json_that_is_no_object_is_said_so():
+    with pytest.raises(ArtifactError) as caught:
+        ModelSpec.from_json("[1]")
+    assert str(caught.value) == "the model's spec is not a JSON object; export the model again"
