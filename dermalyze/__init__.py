@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dermalyze.models.predictor import SkinLesionPredictor as SkinLesionPredictor
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
 
 
@@ -20,16 +18,3 @@ def __getattr__(name: str) -> Any:
 
         return SkinLesionPredictor
     raise AttributeError(f"module 'dermalyze' has no attribute {name!r}")
-
-
-if TYPE_CHECKING:
-    from dermalyze.models.predictor import SkinLesionPredictor as SkinLesionPredictor
-
-
-def __getattr__(name: str) -> object:
-    """Load torch only where a prediction through it is wanted: the command line starts without."""
-    if name == "SkinLesionPredictor":
-        from dermalyze.models.predictor import SkinLesionPredictor
-
-        return SkinLesionPredictor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

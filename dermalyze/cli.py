@@ -158,7 +158,7 @@ def _config(
 @main.command("prepare-data")
 @click.option("--data-dir", type=FOLDER, default=None, help="HAM10000; else as for train.")
 @click.option("--output", type=FOLDER, default=None, help="[default: prepared/ in the data]")
-@click.option("--workers", type=click.IntRange(0), default=0, help="Processes; 0: one a core.")
+@click.option("--workers", type=click.IntRange(0), default=0, help="Threads; 0: one a core.")
 @click.option("--image-size", type=click.IntRange(16, 1024), default=224, show_default=True)
 @click.option("--resize-mode", type=click.Choice(["squash", "center_crop"]), default="squash")
 @click.option(

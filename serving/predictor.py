@@ -3,8 +3,9 @@
 N images of H x W pixels, C classes.  Needs numpy, Pillow and onnxruntime; never imports torch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -40,15 +41,18 @@ class Predictor:
         options.intra_op_num_threads = num_threads
         options.log_severity_level = _FATAL
         try:
+            # With its fallback, onnxruntime prints its complaint and tries the same again.
             self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
+                path, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            inputs = _described(self._session.get_inputs())
+            outputs = _described(self._session.get_outputs())
         except Exception as error:  # onnxruntime has a type of its own for each way to fail
             raise ArtifactError(
                 f"{path} is not an ONNX model that can be loaded, or it is damaged; "
                 "export or download it again"
             ) from error
-        metadata = self._session.get_modelmeta().custom_metadata_map
         if SPEC_KEY not in metadata:
             raise ArtifactError(
                 f"{path} was not written by `dermalyze export-onnx`: it has no {SPEC_KEY} metadata"
@@ -57,29 +61,7 @@ class Predictor:
             self.spec = ModelSpec.from_json(metadata[SPEC_KEY])
         except ArtifactError as error:
             raise ArtifactError(f"cannot use {path}: {error}") from error
-        self._check_graph(path)
-
-    def _check_graph(self, path: Path) -> None:
-        """Refuse a graph that is not what the spec says."""
-        height, width = self.spec.input_size
-        num_classes = len(self.spec.class_names)
-        inputs = {value.name: value for value in self._session.get_inputs()}
-        outputs = {value.name: value for value in self._session.get_outputs()}
-        checks = [("inputs", ", ".join(inputs), "image")]
-        if "image" in inputs:
-            image = inputs["image"]
-            checks += [
-                ("image", image.type, "tensor(uint8)"),
-                ("image", _shape_text(image.shape), f"N x {height} x {width} x 3"),
-            ]
-        checks.append(("first output", next(iter(outputs), "nothing"), "logits"))
-        if "logits" in outputs:
-            logits = outputs["logits"]
-            checks += [
-                ("logits", logits.type, "tensor(float)"),
-                ("logits", _shape_text(logits.shape), f"N x {num_classes}"),
-            ]
-        for what, found, expected in checks:
+        for what, found, expected in _comparisons(self.spec, inputs, outputs):
             if found != expected:
                 raise ArtifactError(
                     f"{path} does not keep to its own spec: {what} is {found}, expected "
@@ -115,5 +97,27 @@ class Predictor:
         return predict_images(images, self.spec, self.logits, batch_size)
 
 
-def _shape_text(shape: list[int | str | None]) -> str:
-    return " x ".join(str(side) if isinstance(side, int) else "N" for side in shape)
+def _described(values: Iterable[Any]) -> dict[str, tuple[str, str]]:
+    """Return type and shape, as text, of the inputs or outputs of a graph by name."""
+    return {
+        value.name: (
+            value.type,
+            " x ".join(str(side) if isinstance(side, int) else "N" for side in value.shape),
+        )
+        for value in values
+    }
+
+
+def _comparisons(
+    spec: ModelSpec, inputs: dict[str, tuple[str, str]], outputs: dict[str, tuple[str, str]]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield what a graph has, and what its spec says that it has."""
+    height, width = spec.input_size
+    yield "its input", ", ".join(inputs), "image"
+    found_type, found_shape = inputs["image"]
+    yield "image", found_type, "tensor(uint8)"
+    yield "image", found_shape, f"N x {height} x {width} x 3"
+    yield "its first output", next(iter(outputs), "nothing"), "logits"
+    found_type, found_shape = outputs["logits"]
+    yield "logits", found_type, "tensor(float)"
+    yield "logits", found_shape, f"N x {len(spec.class_names)}"

@@ -70,14 +70,14 @@ def test_rotation_turns_by_up_to_the_angle_as_pillow_does(size):
     found = []
     for image, result in zip(images, turned, strict=True):
         references = []
-        angles = np.arange(-30, 30.01, 0.25)
+        angles = np.arange(-30, 30.01, 0.5)
         pillow = Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy())
         for angle in angles:
             picture = np.asarray(pillow.rotate(angle, Image.Resampling.BILINEAR))
             references.append(torch.from_numpy(picture.copy()).permute(2, 0, 1) / 255)
         middle = (slice(None), slice(14, 34), slice(20, 44))
         best, difference = fits(result[middle], [reference[middle] for reference in references])
-        assert difference < 0.02  # 8 bits twice, and an eighth of a degree at 16 pixels
+        assert difference < 0.02  # 8 bits twice, and a quarter of a degree at 16 pixels
         found.append(angles[best])
     assert min(found) < -10
     assert max(found) > 10
@@ -156,6 +156,46 @@ def test_a_color_factor_does_what_torchvision_does(name):
         factors.append(factor)
     assert 0.6 - ROUNDING <= min(factors) < 0.75
     assert 1.25 < max(factors) <= 1.4 + ROUNDING
+
+
+def test_colors_change_in_torchvisions_order():
+    """The same seed draws the same factors, so each is first found alone."""
+    from torchvision.transforms import functional
+
+    images = 0.3 + 0.4 * noise(8)
+    factors = {}
+    for name in ("brightness", "contrast", "saturation"):
+        adjust = getattr(functional, f"adjust_{name}")
+        alone = augment(images, only(color_jitter=1.0, **{**STILL, name: 0.2}), generator())
+        nothing = torch.stack([adjust(image, 0.0) for image in images])
+        direction = (images - nothing).flatten(1)
+        found = ((alone - nothing).flatten(1) * direction).sum(1) / direction.square().sum(1)
+        factors[name] = found.tolist()
+    together = only(
+        color_jitter=1.0, **{**STILL, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
+    )
+    expected = []
+    for image, brightness, contrast, saturation in zip(images, *factors.values(), strict=True):
+        image = functional.adjust_brightness(image, brightness)
+        image = functional.adjust_contrast(image, contrast)
+        expected.append(functional.adjust_saturation(image, saturation))
+    result = augment(images, together, generator())
+    # torchvision's grey weights come to 0.9999, so what contrast adds is not quite grey to it.
+    torch.testing.assert_close(result, torch.stack(expected), atol=1e-4, rtol=0)
+
+
+def test_blur_sees_colors_that_are_cut_at_white_already():
+    images = noise()
+    colors = {"color_jitter": 1.0, **STILL, "brightness": 1.0}
+    bright = augment(images, only(**colors), generator())
+    expected = augment(bright, only(blur=1.0), generator())
+    result = augment(images, only(blur=1.0, **colors), generator())
+    torch.testing.assert_close(result, expected, atol=ROUNDING, rtol=0)
+
+
+def test_white_stays_within_the_range_though_weights_are_rounded():
+    white = torch.ones(32, 3, 32, 32)
+    assert augment(white, only(rotation=1.0, blur=1.0), generator()).max() <= 1
 
 
 def test_too_bright_is_cut_at_white_as_torchvision_does():

@@ -73,6 +73,17 @@ def test_memorized_images_are_overfitting_though_train_loss_cannot_fall_further(
     assert judge_fit(history).verdict == "overfitting"
 
 
+def test_a_steady_rise_is_not_taken_for_noise():
+    """Each epoch is 5 % off the one before, yet on the line of its neighbors."""
+    history = epochs(12, train_loss=settling(1.9, 0.1), val_loss=lambda e: 0.6 * 1.05 ** abs(e - 8))
+    assert judge_fit(history).verdict == "overfitting"
+
+
+def test_poor_scores_of_a_network_that_knows_its_training_images_are_overfitting():
+    history = epochs(20, **SETTLED, train=0.99, val=0.5, balanced=0.3)
+    assert judge_fit(history).verdict == "overfitting"
+
+
 def test_growing_confidence_is_told_from_worse_answers():
     curves = {"train_loss": settling(1.9, 0.1, 6), "val_loss": lambda e: 0.6 + 0.03 * abs(e - 8)}
     better = judge_fit(epochs(20, **curves, balanced=lambda epoch: 0.5 + 0.01 * epoch))
@@ -166,6 +177,13 @@ def test_a_tiny_val_loss_that_doubles_is_no_overfitting():
     assert judge_fit(history).verdict == "good fit"
 
 
+def test_a_tiny_val_loss_that_halves_is_not_worth_more_epochs():
+    history = epochs(
+        12, train_loss=lambda e: 0.9**e, val_loss=lambda e: 0.02 * 0.9**e, train=1.0, val=0.99
+    )
+    assert judge_fit(history).verdict == "good fit"
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_in_val_loss_is_not_taken_for_a_trend(seed):
     history = epochs(25, **SETTLED, noise=0.08, seed=seed)
@@ -206,6 +224,10 @@ def test_a_warm_restart_is_neither_overfitting_nor_diverging_nor_progress(num_ep
             lambda epoch: 2.0 * 0.7 ** (epoch - 1) if epoch <= 6 else 3.0,
             # The lowest mean is that of epochs 4-6: 2 (0.343 + 0.2401 + 0.16807) / 3.
             "train/loss began at 2.000, fell to 0.501 and ends at 3.000",
+        ),
+        (
+            lambda epoch: 2.0 * 0.7 ** (epoch - 1) if epoch <= 6 else 1.5,  # half of it is lost
+            "train/loss began at 2.000, fell to 0.501 and ends at 1.500",
         ),
         (
             lambda epoch: 1.9 + 0.2 * (epoch - 1),

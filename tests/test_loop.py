@@ -104,6 +104,8 @@ def test_an_epoch_logs_the_metrics_that_users_rely_on(data):
         "epoch_seconds",
         "images_per_second",
     } <= set(epoch.metrics)
+    of_classes = {name for name in epoch.metrics if name.count("/") == 2}
+    assert of_classes == {"val/recall/mel", "val/recall/nv"}  # the two that occur
 
 
 def test_two_deterministic_runs_have_equal_weights_and_another_seed_has_others(data):

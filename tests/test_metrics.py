@@ -130,6 +130,13 @@ def test_a_class_that_is_never_predicted_has_precision_and_f1_0():
     assert metrics["macro_precision"] == pytest.approx((2 / 3 + 0) / 2)
 
 
+def test_the_score_holds_the_calibration_error():
+    logits = np.full((10, C), -1000.0)
+    logits[:, 5] = 0.0  # always sure of nv, right nine times of ten
+    metrics = score(logits, np.array([5] * 9 + [4]), CLASS_NAMES)
+    assert metrics["ece"] == pytest.approx(0.1)
+
+
 def test_every_value_is_a_finite_float():
     for n in (1, 2, 40):
         values = score(*spread_images(n), CLASS_NAMES).values()

@@ -65,6 +65,7 @@ def test_rows_keep_their_order_whatever_their_index():
     table = predictions_table(rows, np.eye(C)[[2, 5]], CLASS_NAMES)
     assert table["image_id"].tolist() == ["ISIC_0000002", "ISIC_0000000"]
     assert table["predicted"].tolist() == ["bkl", "nv"]
+    assert table["age"].tolist() == [10.0, 0.0]
 
 
 @settings(max_examples=60, deadline=None)

@@ -74,10 +74,9 @@ def test_a_damaged_image_is_an_rgb_image_or_an_image_error(data, changes, keep):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of strange EXIF
             image = decode_image(bytes(damaged[: int(keep * len(damaged)) + 1]))
-    except ImageError as error:
-        assert len(str(error).splitlines()) == 1
-    else:
-        assert image.mode == "RGB"
+    except ImageError:
+        return
+    assert image.mode == "RGB"
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)

@@ -60,8 +60,11 @@ def test_a_spec_with_any_value_changed_is_a_spec_or_an_artifact_error(key, value
     try:
         ModelSpec.from_json(json.dumps(values))
     except ArtifactError as error:
-        assert len(str(error).splitlines()) == 1
-        assert len(str(error)) < 300
+        message = str(error)
+    else:
+        return
+    assert len(message.splitlines()) == 1
+    assert len(message) < 300
 
 
 def message_of(**changes):
@@ -100,9 +103,8 @@ VERSION = "this program reads 1; update dermalyze or export the model again"
             "names; export the model again",
         ),
         (
-            {"class_names": ["a", "b"]},
-            "the model's spec has class_descriptions ('Actinic keratosis or intraepithelial "
-            "carcinoma (Bowen's disease)\", 'Basal..., expected one text a class; "
+            {"class_descriptions": ["a", "b"]},
+            "the model's spec has class_descriptions ('a', 'b'), expected one text a class; "
             "export the model again",
         ),
         (

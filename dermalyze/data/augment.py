@@ -214,8 +214,7 @@ def _hue_matrices(turn: Tensor) -> Tensor:
     """(N,) radians, red towards green -> (N, 3, 3) on R, G, B."""
     to_yiq = torch.tensor(
         [GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64
-    )  # NTSC's
-    to_yiq[0] /= to_yiq[0].sum()  # grey keeps its grey: the weights come to 0.9999
+    )  # NTSC's; grey has neither I nor Q, so no turn changes it
     cosine, sine = torch.cos(turn), torch.sin(turn)
     rotation = torch.zeros(len(turn), 3, 3, dtype=torch.float64)
     rotation[:, 0, 0] = 1
@@ -275,7 +274,9 @@ def augmentation_page(
     size = (len(columns) * (width + gap) + gap, header + len(images) * (height + gap))
     page = Image.new("RGB", size, "white")
     text, font = ImageDraw.Draw(page), ImageFont.load_default(12)
-    title = f"augmentation: {config.level}; first the original, then {PAGE_VERSIONS} augmented versions"
+    title = (
+        f"augmentation: {config.level}; first the original, then {PAGE_VERSIONS} augmented versions"
+    )
     text.text((gap, 4), title, fill="black", font=font)
     for column, versions in enumerate(columns):
         left = gap + column * (width + gap)

@@ -198,7 +198,12 @@ def _close_epoch(
     metrics: Metrics = {
         "train/loss": state.loss_sum / state.num_images,
         "train/accuracy": state.num_correct / state.num_images,
-        **{f"val/{name}": value for name, value in val_metrics.items()},
+        # Of the scores of single classes only the sensitivities: a run's page stays readable.
+        **{
+            f"val/{name}": value
+            for name, value in val_metrics.items()
+            if "/" not in name or name.startswith("recall/")
+        },
         "lr": float(state.optimizer.param_groups[0]["lr"]),
         "epoch_seconds": state.seconds + val_seconds,
         "images_per_second": state.num_images / max(state.seconds, 1e-9),  # of training

@@ -1,0 +1,146 @@
+"""Files and folders in; a table, JSON or CSV out; a broken image does not lose the others."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import TINY_ONNX
+
+from serving import Predictor
+from serving.errors import ImageError
+from serving.files import find_images, predict_files, render
+from serving.taxonomy import CLASS_NAMES, DISCLAIMER
+
+
+def draw(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return Predictor(TINY_ONNX)
+
+
+@pytest.fixture
+def answers(tmp_path, predictor, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw(Path("a.png"), 1)
+    Path("broken.jpg").write_bytes(b"junk")
+    draw(Path("c, d.png"), 2)
+    return list(predict_files(predictor, find_images([Path("a.png"), Path()])))
+
+
+def test_folders_are_searched_to_the_bottom_and_sorted(tmp_path):
+    for name in ("b.JPG", "a.png", "sub/deep/c.jpeg", ".hidden.png", ".git/d.png"):
+        draw(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    found = [str(path.relative_to(tmp_path)) for path in find_images([tmp_path])]
+    assert found == ["a.png", "b.JPG", "sub/deep/c.jpeg"]
+
+
+def test_a_file_is_taken_as_given_and_once(tmp_path):
+    first, second = draw(tmp_path / "z.png"), draw(tmp_path / "a.png")
+    other = tmp_path / "image.dat"
+    other.write_bytes(b"")
+    assert find_images([first, tmp_path, other]) == [first, second, other]
+
+
+def test_a_path_that_is_not_there_and_a_folder_without_images_are_named(tmp_path):
+    with pytest.raises(ImageError) as caught:
+        find_images([tmp_path / "none.jpg"])
+    assert str(caught.value) == f"no image at {tmp_path}/none.jpg; expected a file or a folder"
+    with pytest.raises(ImageError) as caught:
+        find_images([tmp_path])
+    assert str(caught.value) == f"no image in {tmp_path}; expected .jpg, .jpeg, .png files"
+
+
+def test_a_broken_image_does_not_lose_the_others(answers, predictor):
+    assert [str(path) for path, _ in answers] == ["a.png", "broken.jpg", "c, d.png"]
+    assert answers[0][1] == predictor.predict("a.png")
+    assert str(answers[1][1]) == "not a JPEG or PNG image (4 bytes)"
+    assert answers[2][1] == predictor.predict("c, d.png")
+
+
+def test_json_is_one_object_a_line(answers):
+    lines = [json.loads(line) for line in render(answers, "json")]
+    assert lines[0] == {"image": "a.png", **answers[0][1].to_dict()}
+    assert lines[0]["disclaimer"] == DISCLAIMER
+    assert lines[1] == {"image": "broken.jpg", "error": "not a JPEG or PNG image (4 bytes)"}
+    assert lines[2]["image"] == "c, d.png"
+
+
+def test_csv_reads_back_with_every_probability(answers):
+    rows = list(csv.DictReader(render(answers, "csv")))
+    assert list(rows[0]) == [
+        "image",
+        "predicted_class",
+        "predicted_class_description",
+        "confidence",
+        *(f"prob_{name}" for name in CLASS_NAMES),
+        "error",
+        "disclaimer",
+    ]
+    answer = answers[2][1]
+    assert rows[2]["image"] == "c, d.png"
+    assert rows[2]["predicted_class_description"] == answer.predicted_class_description
+    for name in CLASS_NAMES:
+        assert float(rows[2][f"prob_{name}"]) == answer.probabilities[name]
+    assert {row["disclaimer"] for row in rows} == {DISCLAIMER}
+    assert rows[1]["error"] == "not a JPEG or PNG image (4 bytes)"
+    assert rows[1]["predicted_class"] == rows[1]["prob_nv"] == ""
+
+
+def test_the_table_is_aligned_and_ends_with_the_disclaimer(answers):
+    first, last = answers[0][1], answers[2][1]
+    lines = list(render(answers, "table"))
+    width = max(len("class"), len(first.predicted_class), len(last.predicted_class))
+
+    def row(image, label, confidence, description):
+        return f"{image:<10}  {label:<{width}}  {confidence:>10}  {description}".rstrip()
+
+    assert lines == [
+        row("image", "class", "confidence", "description"),
+        row(
+            "a.png",
+            first.predicted_class,
+            f"{100 * first.confidence:.1f}%",
+            first.predicted_class_description,
+        ),
+        row("broken.jpg", "error", "", "not a JPEG or PNG image (4 bytes)"),
+        row(
+            "c, d.png",
+            last.predicted_class,
+            f"{100 * last.confidence:.1f}%",
+            last.predicted_class_description,
+        ),
+        "",
+        DISCLAIMER,
+    ]
+
+
+@pytest.mark.parametrize("kind", ["table", "json", "csv"])
+def test_a_strange_file_name_stays_on_its_line_and_can_be_written(tmp_path, predictor, kind):
+    path = tmp_path / "a\nb\x1b[31m\udcff.png"  # a new line, a terminal's red, a byte of no UTF-8
+    try:
+        draw(tmp_path / "a.png").rename(path)
+    except OSError:
+        pytest.skip("the file system does not take such a name")
+    lines = list(render(predict_files(predictor, [path]), kind))
+    for line in lines:
+        assert line.encode("utf-8").decode("utf-8").isprintable()
+
+
+def test_only_broken_images_still_make_a_table_and_a_csv(tmp_path, predictor):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"")
+    broken = list(predict_files(predictor, [path]))
+    assert list(render(broken, "table"))[-1] == DISCLAIMER
+    assert next(csv.DictReader(render(broken, "csv")))["error"] == (
+        "not a JPEG or PNG image (0 bytes)"
+    )
