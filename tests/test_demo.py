@@ -128,7 +128,7 @@ def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dermalyze.data.demo._photograph", interrupt)
+    monkeypatch.setattr("dermalyze.data.demo.photograph", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_demo_data(tmp_path / "data", num_images=42)
     assert list(tmp_path.iterdir()) == []

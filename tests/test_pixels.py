@@ -217,7 +217,7 @@ def test_a_place_that_cannot_hold_the_store_is_one_sentence(tmp_path):
         build_pixels(files, tmp_path / "out", SMALL, workers=1)
     assert str(caught.value) == (
         f"cannot write 0.0 GB of pixels to {tmp_path}/out: not a directory; make room or pass "
-        "another folder as --output"
+        "another folder as --output, in training as data.prepared"
     )
 
 

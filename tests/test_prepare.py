@@ -245,7 +245,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_store(tmp_path):
     outcome = in_fork(lambda: prepare(data, image_size=64), limit)
     assert outcome == (
         f"DataError: cannot write 0.0 GB of pixels to {data}/prepared: no space left; make room or "
-        "pass another folder as --output"
+        "pass another folder as --output, in training as data.prepared"
     )
     assert not list((data / "prepared").glob("pixels-*"))
 
@@ -298,7 +298,7 @@ def test_a_read_only_data_folder_says_so_and_names_the_way_out(tmp_path):
     before = as_stranger(tmp_path)
     assert in_fork(lambda: prepare(Path("data"), image_size=16), before) == (
         "DataError: cannot write to data/prepared: permission denied; pass a folder that can be "
-        "written as --output"
+        "written as --output, in training as data.prepared"
     )
     writable_again(tmp_path)
 

@@ -1,5 +1,6 @@
 """The README's commands, as its reader would type them, in a copy of the project."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -72,10 +73,8 @@ def shell(project, code, **variables):
     try:
         output, _ = process.communicate(timeout=600)
     finally:
-        try:  # whatever the block left running in the background
+        with contextlib.suppress(ProcessLookupError):  # what the block left in the background
             os.killpg(process.pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pass
     assert process.returncode == 0, output
     return output
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from dermalyze.models.backbone import Backbone
-from dermalyze.models.classifier import Classifier
+from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.models.heads import build_head
 from serving.spec import ModelSpec
 
@@ -27,20 +27,20 @@ def tiny_network(seed=0, head_type="simple", features=_Features):
     """Return a `Classifier` whose answers differ from image to image."""
     torch.manual_seed(seed)
     network = Classifier(Backbone(features(), 16), build_head(head_type, 6, 7, 0.3))
-    return spread(network).eval()
+    return spread(network, 16)
 
 
-def spread(network):
+def spread(network, side):
     """Make an untrained network answer differently for different images.
 
     Without this, the parity of a check would be that of two constants.
     """
-    generator = torch.Generator().manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
-            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.05)
+    pixels = torch.randint(0, 256, (16, side, side, 3), generator=torch.Generator().manual_seed(0))
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0  # the statistics become those of this one batch
     with torch.no_grad():
+        network.train()(to_images(pixels.to(torch.uint8)))
         last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-        last.weight *= 20
-    return network
+        last.weight *= 5
+    return network.eval()

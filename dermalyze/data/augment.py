@@ -20,7 +20,7 @@ LEVEL_SCALES = {"none": 0.0, "light": 0.5, "medium": 1.0, "heavy": 1.5, "custom"
 GREY = (0.2989, 0.587, 0.114)  # weights of R, G, B in brightness: ITU-R 601, as torchvision has it
 BLUR_SIGMA_MIN = 0.1  # pixels
 PAGE_VERSIONS = 7  # augmented versions of each image on a page
-PAGE_MAX_SIDE = 224  # pixels
+PAGE_MIN_SIDE, PAGE_MAX_SIDE = 96, 224  # of an image on a page, pixels
 
 
 class _Draws(NamedTuple):
@@ -268,8 +268,9 @@ def augmentation_page(
     generator = torch.Generator().manual_seed(seed)
     columns = [images, *(augment(images, config, generator) for _ in range(PAGE_VERSIONS))]
     height, width = images.shape[2:]
-    shrink = min(1.0, PAGE_MAX_SIDE / max(height, width))
-    height, width = round(height * shrink), round(width * shrink)
+    side = max(height, width)
+    scale = min(max(side, PAGE_MIN_SIDE), PAGE_MAX_SIDE) / side
+    height, width = round(height * scale), round(width * scale)
     gap, header = 4, 40
     size = (len(columns) * (width + gap) + gap, header + len(images) * (height + gap))
     page = Image.new("RGB", size, "white")

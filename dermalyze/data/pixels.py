@@ -164,7 +164,7 @@ def build_pixels(
         size = len(files) * side * side * 3 / 1e9
         raise DataError(
             f"cannot write {size:.1f} GB of pixels to {output}: {reason_of(error)}; make room or "
-            "pass another folder as --output"
+            "pass another folder as --output, in training as data.prepared"
         ) from error
     for name in (_RAW, _JOURNAL):
         (folder / name).unlink(missing_ok=True)

@@ -222,5 +222,5 @@ def _locked(output: Path) -> Iterator[None]:
 def _cannot_write(folder: Path, error: OSError) -> DataError:
     return DataError(
         f"cannot write to {folder}: {reason_of(error)}; pass a folder that can be written as "
-        "--output"
+        "--output, in training as data.prepared"
     )

@@ -1,0 +1,148 @@
+"""PyTorch -> ONNX: one file, with the spec, without paths, only if it answers as PyTorch does."""
+
+import copy
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tiny_network import TINY_SPEC, spread, tiny_network
+from torch import nn
+
+from dermalyze.config import ModelConfig
+from dermalyze.export.onnx import export_onnx
+from dermalyze.models.classifier import build_classifier
+from dermalyze.models.predictor import SkinLesionPredictor
+from serving import Predictor
+from serving.errors import ArtifactError
+from serving.spec import SPEC_KEY, ModelSpec
+
+pytestmark = pytest.mark.slow  # an export takes seconds
+
+
+@pytest.fixture(scope="module", params=["simple", "acrnn"])
+def exported(request, tmp_path_factory):
+    """A network as a GPU run leaves it (channels last, in training mode), and its ONNX file."""
+    network = tiny_network(head_type=request.param).train()
+    network.to(memory_format=torch.channels_last)
+    before = copy.deepcopy(network.state_dict())
+    path = tmp_path_factory.mktemp("export") / "deep" / "model.onnx"
+    report = export_onnx(network, TINY_SPEC, path, extra_images=[("mine", PNG)])
+    return network, before, path, report
+
+
+def png():
+    import io
+
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.new("RGB", (5, 4), (200, 150, 140)).save(data, "PNG")
+    return data.getvalue()
+
+
+PNG = png()
+
+
+def test_it_agrees_on_64_images_and_on_those_that_were_added(exported):
+    report = exported[3]
+    assert report.num_images >= 65
+    assert report.max_difference <= 1e-4
+    assert report.changed_classes == ()
+
+
+def test_one_file_holds_everything(exported):
+    path = exported[2]
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    assert Predictor(path).spec == TINY_SPEC
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert {entry.key: entry.value for entry in model.metadata_props} == {
+        SPEC_KEY: TINY_SPEC.to_json()
+    }
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
+
+
+def test_no_local_path_and_no_source_code_is_in_the_file(exported):
+    data = exported[2].read_bytes()
+    repository = Path(__file__).parents[1]
+    for text in (str(repository), str(Path.home()), repository.name + "/", ".py", "site-packages"):
+        assert text.encode() not in data
+
+
+def test_the_network_itself_is_not_changed(exported):
+    network, before, _, _ = exported
+    assert network.training
+    after = network.state_dict()
+    for name, value in before.items():
+        assert torch.equal(value, after[name])
+        assert value.stride() == after[name].stride()
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 5])
+def test_any_number_of_images_goes_through_at_once(exported, num_images):
+    network, _, path, _ = exported
+    pixels = np.random.default_rng(0).integers(0, 256, (num_images, 16, 16, 3), np.uint8)
+    expected = SkinLesionPredictor.of(copy.deepcopy(network), TINY_SPEC).logits(pixels)
+    # float32 sums in another order; the logits are below 20
+    np.testing.assert_allclose(Predictor(path).logits(pixels), expected, atol=1e-5)
+
+
+def test_the_same_network_gives_the_same_bytes_without_a_word(exported, tmp_path, capfd):
+    again = tmp_path / "model.onnx"
+    capfd.readouterr()
+    export_onnx(exported[0], TINY_SPEC, again)
+    assert again.read_bytes() == exported[2].read_bytes()
+    assert capfd.readouterr() == ("", "")
+
+
+class Deceiver(nn.Module):
+    """Shows the exporter another network than it runs."""
+
+    output_fmt = "NCHW"
+    factor = 0.5
+
+    def forward_features(self, images):
+        features = images[:, [0, 1, 2, 0, 1, 2], ::4, ::4]
+        return features * self.factor if torch.compiler.is_exporting() else features
+
+
+class Nan(Deceiver):
+    factor = float("nan")
+
+
+def test_a_file_that_disagrees_is_not_written_and_the_old_one_stays(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"the old one")
+    with pytest.raises(ArtifactError) as caught:
+        export_onnx(tiny_network(features=Deceiver), TINY_SPEC, path)
+    assert re.fullmatch(
+        rf"{re.escape(str(path))} is not written: in image (jpeg|png) \S.* ONNX differs from "
+        r"PyTorch by \d\.\de-\d\d in a probability, where 1e-04 is allowed, and of \d\d images "
+        r"\d+ change their class",
+        str(caught.value),
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_bytes() == b"the old one"
+
+
+def test_a_file_that_answers_no_number_is_not_written(tmp_path):
+    with pytest.raises(ArtifactError) as caught:
+        export_onnx(tiny_network(features=Nan), TINY_SPEC, tmp_path / "model.onnx")
+    assert str(caught.value) == (
+        "the model answers with values that are no finite numbers; train or export it again"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("head_type", ["simple", "acrnn"])
+@pytest.mark.parametrize("size", ["small", "medium", "large"])
+def test_every_size_with_every_head_agrees_with_pytorch(tmp_path, size, head_type):
+    torch.manual_seed(0)
+    config = ModelConfig(size=size, head_type=head_type, pretrained=False)
+    network = spread(build_classifier(config, 64)[0], 64)
+    report = export_onnx(network, ModelSpec(input_size=(64, 64)), tmp_path / "model.onnx")
+    assert report.agrees
+    assert report.num_images >= 64
