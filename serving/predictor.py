@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from serving.digest import is_intact
 from serving.errors import ArtifactError
 from serving.prediction import ImageInput, Prediction, image_pixels, predict_images
 from serving.preprocess import Pixels
@@ -31,19 +32,23 @@ class Predictor:
             num_threads: the threads of one network run; 0 lets onnxruntime choose.
 
         Raises:
-            ArtifactError: the file is missing, damaged, foreign, of another version, or its
-                graph is not what its spec says.
+            ArtifactError: the file is missing, damaged, foreign, of another version, altered, or
+                its graph is not what its spec says.
         """
         path = Path(path)
         if not path.is_file():
             raise ArtifactError(f"no model at {path}; create one with `dermalyze export-onnx`")
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.log_severity_level = _FATAL
         try:
             # With its fallback, onnxruntime prints its complaint and tries the same again.
             self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"], enable_fallback=0
+                content, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
             metadata = self._session.get_modelmeta().custom_metadata_map
             inputs = _described(self._session.get_inputs())
@@ -67,6 +72,11 @@ class Predictor:
                     f"{path} does not keep to its own spec: {what} is {found}, expected "
                     f"{expected}; export the model again"
                 )
+        if not is_intact(content):
+            raise ArtifactError(
+                f"{path} is not as it was exported: its checksum differs; "
+                "export or download it again"
+            )
 
     def pixels(self, image: ImageInput) -> Pixels:
         """Turn one image into what the network takes: uint8 (H, W, 3)."""

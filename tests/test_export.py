@@ -16,6 +16,7 @@ from dermalyze.export.onnx import export_onnx
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.predictor import SkinLesionPredictor
 from serving import Predictor
+from serving.digest import DIGEST_KEY
 from serving.errors import ArtifactError
 from serving.spec import SPEC_KEY, ModelSpec
 
@@ -59,9 +60,10 @@ def test_one_file_holds_everything(exported):
     assert Predictor(path).spec == TINY_SPEC
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
-    assert {entry.key: entry.value for entry in model.metadata_props} == {
-        SPEC_KEY: TINY_SPEC.to_json()
-    }
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata.keys() == {SPEC_KEY, DIGEST_KEY}
+    assert metadata[SPEC_KEY] == TINY_SPEC.to_json()
+    assert re.fullmatch("[0-9a-f]{64}", metadata[DIGEST_KEY])
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
 
 

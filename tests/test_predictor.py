@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_model import SPEC, TINY_ONNX, logits_by_hand, tiny_model
+from tiny_model import (
+    SPEC,
+    TINY_ONNX,
+    logits_by_hand,
+    tiny_bytes,
+    tiny_model,
+    weights_and_bias,
+)
 
 from serving import Predictor
 from serving.errors import ArtifactError, ImageError
@@ -31,7 +38,7 @@ def pictures(n, seed=0):
 
 
 def test_the_committed_model_is_the_one_that_the_tests_build():
-    assert TINY_ONNX.read_bytes() == tiny_model().SerializeToString(deterministic=True)
+    assert TINY_ONNX.read_bytes() == tiny_bytes()
 
 
 def test_logits_are_those_done_by_hand(predictor):
@@ -200,3 +207,24 @@ def test_a_model_with_a_few_wrong_bytes_is_loaded_or_an_artifact_error(tmp_path)
         [sys.executable, "-c", FLIP, tmp_path], capture_output=True, text=True, check=False
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_a_file_whose_weights_were_altered_is_refused(tmp_path):
+    path = tmp_path / "altered.onnx"
+    weights, _ = weights_and_bias()
+    data = bytearray(TINY_ONNX.read_bytes())
+    place = data.index(weights.tobytes())
+    data[place] ^= 1  # the smallest change: one bit of one weight
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError) as caught:
+        Predictor(path)
+    assert str(caught.value) == (
+        f"{path} is not as it was exported: its checksum differs; export or download it again"
+    )
+
+
+def test_a_file_without_its_checksum_is_refused(tmp_path):
+    path = tmp_path / "unsealed.onnx"
+    onnx.save(tiny_model(metadata={SPEC_KEY: SPEC.to_json()}), path)
+    with pytest.raises(ArtifactError, match="its checksum differs"):
+        Predictor(path)

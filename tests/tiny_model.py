@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from serving.digest import DIGEST_KEY, NO_DIGEST, seal
 from serving.spec import SPEC_KEY, ModelSpec
 
 TINY_ONNX = Path(__file__).parent / "data" / "tiny.onnx"
@@ -38,7 +39,7 @@ def tiny_model(spec=SPEC, **changes):
         "output_name": "logits",
         "output_type": TensorProto.FLOAT,
         "num_logits": 7,
-        "metadata": {SPEC_KEY: spec.to_json()},
+        "metadata": {SPEC_KEY: spec.to_json(), DIGEST_KEY: NO_DIGEST},
     } | changes
     weights, bias = weights_and_bias()
     side = parts["input_shape"][1] * parts["input_shape"][2] * 3
@@ -80,6 +81,11 @@ def tiny_model(spec=SPEC, **changes):
     return model
 
 
+def tiny_bytes():
+    """Return the file that `tests/data/tiny.onnx` is."""
+    return seal(tiny_model().SerializeToString(deterministic=True))
+
+
 if __name__ == "__main__":
     TINY_ONNX.parent.mkdir(exist_ok=True)
-    TINY_ONNX.write_bytes(tiny_model().SerializeToString(deterministic=True))
+    TINY_ONNX.write_bytes(tiny_bytes())

@@ -19,6 +19,7 @@ from dermalyze.export.parity import (
 )
 from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.models.predictor import SkinLesionPredictor
+from serving.digest import DIGEST_KEY, NO_DIGEST, seal
 from serving.errors import ArtifactError
 from serving.predictor import Predictor
 from serving.spec import SPEC_KEY, ModelSpec
@@ -61,7 +62,7 @@ def export_onnx(
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")  # `output` never names an unproven model
     try:
-        partial.write_bytes(_model(network, spec).SerializeToString(deterministic=True))
+        partial.write_bytes(seal(_model(network, spec).SerializeToString(deterministic=True)))
         report = check_parity(
             SkinLesionPredictor.of(network, spec),
             Predictor(partial),
@@ -99,7 +100,7 @@ def _model(network: Classifier, spec: ModelSpec) -> ModelProto:
     model: ModelProto = program.model_proto  # a new object on every access
     _strip(model)
     del model.graph.value_info[:]
-    helper.set_model_props(model, {SPEC_KEY: spec.to_json()})
+    helper.set_model_props(model, {SPEC_KEY: spec.to_json(), DIGEST_KEY: NO_DIGEST})
     return model
 
 
