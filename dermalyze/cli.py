@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from dermalyze import __version__
-from serving.errors import DermalyzeError
+from serving.errors import ConfigError, DermalyzeError
 from serving.taxonomy import DISCLAIMER
 
 EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
@@ -152,7 +152,12 @@ def _config(
     if values.get("model.pretrained") in ("true", "false"):
         values["model.pretrained"] = values["model.pretrained"] == "true"
     path = config_path(demo_data) if config == "auto" else Path(config)
-    return load_config(path, settings, values)
+    resolved = load_config(path, settings, values)
+    if "model.size" in values and resolved.model.name != "auto":
+        raise ConfigError(
+            f"--size has no effect beside model.name {resolved.model.name}; leave one of them out"
+        )
+    return resolved
 
 
 @main.command("prepare-data")

@@ -103,8 +103,10 @@ def use_store() -> str:
 
 
 @contextlib.contextmanager
-def open_run(config: TrackingConfig, resume: str = "") -> Iterator[TrackedRun]:
+def open_run(config: TrackingConfig, *, name: str = "", resume: str = "") -> Iterator[TrackedRun]:
     """Open a new run, the one that `mlflow run` made, or an old one that goes on.
+
+    `name` is what the run is called in lists; without it MLflow invents a name.
 
     The run ends as FINISHED, as FAILED after an exception, as KILLED after Ctrl-C.
 
@@ -121,6 +123,8 @@ def open_run(config: TrackingConfig, resume: str = "") -> Iterator[TrackedRun]:
         steps = MlflowClient().get_metric_history(resume, EVERY_EPOCH)
         tracked._epochs_logged.update(metric.step for metric in steps)
     mlflow.set_tag("dermalyze.disclaimer", DISCLAIMER)
+    if name:
+        mlflow.set_tag("mlflow.runName", name)
     try:
         yield tracked
     except BaseException as error:

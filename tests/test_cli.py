@@ -46,6 +46,8 @@ def call(tmp_path, monkeypatch):
          "folder, demo or auto"),
         (["train", "--config", "no.yaml"], 1, "cannot read the config file no.yaml: "
          "No such file or directory"),
+        (["train", "--size", "small", "--set", "model.name=resnet18"], 1, "--size has no effect "
+         "beside model.name resnet18; leave one of them out"),
         (["train", "--set", "seed"], 1, "--set takes KEY=VALUE, got 'seed'"),
         (["train", "--resume", "r", "--lr", "0.1"], 2, "a resumed run keeps its settings; leave "
          "out all but --resume and --data-dir (see `dermalyze train --help`)"),

@@ -144,7 +144,8 @@ def test_a_file_that_answers_no_number_is_not_written(tmp_path):
 def test_every_size_with_every_head_agrees_with_pytorch(tmp_path, size, head_type):
     torch.manual_seed(0)
     config = ModelConfig(size=size, head_type=head_type, pretrained=False)
-    network = spread(build_classifier(config, 64)[0], 64)
-    report = export_onnx(network, ModelSpec(input_size=(64, 64)), tmp_path / "model.onnx")
+    spec = ModelSpec(input_size=(64, 64))
+    network = spread(build_classifier(config, 64)[0], spec)
+    report = export_onnx(network, spec, tmp_path / "model.onnx")
     assert report.agrees
     assert report.num_images >= 64

@@ -1,11 +1,14 @@
 """A network of a few hundred weights with the real normalization and a real head."""
 
+import numpy as np
 import torch
 from torch import nn
 
+from dermalyze.export.parity import parity_images
 from dermalyze.models.backbone import Backbone
 from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.models.heads import build_head
+from serving.prediction import image_pixels
 from serving.spec import ModelSpec
 
 TINY_SPEC = ModelSpec(input_size=(16, 16), resize_filter="bilinear", temperature=1.5)
@@ -27,20 +30,22 @@ def tiny_network(seed=0, head_type="simple", features=_Features):
     """Return a `Classifier` whose answers differ from image to image."""
     torch.manual_seed(seed)
     network = Classifier(Backbone(features(), 16), build_head(head_type, 6, 7, 0.3))
-    return spread(network, 16)
+    return spread(network, TINY_SPEC)
 
 
-def spread(network, side):
+def spread(network, spec):
     """Make an untrained network answer differently for different images.
 
-    Without this, the parity of a check would be that of two constants.
+    Without this, the parity of a check would be that of two constants.  The statistics of its
+    norms become those of the images that will be asked about; with any others, a deep network
+    amplifies rounding until PyTorch does not agree with itself in double precision.
     """
-    pixels = torch.randint(0, 256, (16, side, side, 3), generator=torch.Generator().manual_seed(0))
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = 1.0  # the statistics become those of this one batch
+    pixels = np.stack([image_pixels(data, spec) for _, data in parity_images()])
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.momentum = 1.0
     with torch.no_grad():
-        network.train()(to_images(pixels.to(torch.uint8)))
+        network.train()(to_images(torch.from_numpy(pixels)))
         last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
         last.weight *= 5
     return network.eval()

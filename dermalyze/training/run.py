@@ -58,7 +58,8 @@ def train(config: Config, data_dir: Path, *, demo_data: bool, say: Say) -> RunRe
     config = _resolve(config)
     prepared = prepare_for(config, data_dir)
     splits = _splits(config, prepared)
-    with open_run(config.tracking) as run:
+    name = f"{config.model.timm_name}, {config.model.head_type}, {config.data.image_size} px"
+    with open_run(config.tracking, name=name) as run:
         job = _job(config, prepared, splits, run, say)
         run.log_params({**flatten(config), "data.dir": str(data_dir.resolve())})
         run.set_tags({"dermalyze.demo_data": str(demo_data).lower()})
