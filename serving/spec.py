@@ -132,10 +132,7 @@ def _require_version(version: object) -> None:
 
 
 def _is_number(value: object) -> bool:
-    # A whole number may be too large to be a float; no setting comes near to that.
-    return (type(value) is int and abs(value) < 2**53) or (
-        type(value) is float and math.isfinite(value)
-    )
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def _require(ok: bool, name: str, expected: str, value: object) -> None:

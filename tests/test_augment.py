@@ -365,18 +365,23 @@ def test_channels_last_stays_and_changes_no_number():
 
 
 def test_the_page_shows_each_original_first_then_its_versions():
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
     pixels.setflags(write=False)  # as the pixel store's are
     page = augmentation_page(pixels, only(horizontal_flip=1.0), 0)
     assert page.mode == "RGB"
-    assert page.size == (4 + 8 * 36, 40 + 3 * 36)
+    assert page.size == (4 + 8 * 100, 40 + 3 * 100)
     shown = np.asarray(page)
     for row in range(3):
-        tiles = [shown[40 + 36 * row :][:32, 4 + 36 * column :][:, :32] for column in range(8)]
+        tiles = [shown[40 + 100 * row :][:96, 4 + 100 * column :][:, :96] for column in range(8)]
         np.testing.assert_array_equal(tiles[0], pixels[row])
         for tile in tiles[1:]:
             np.testing.assert_array_equal(tile, pixels[row, :, ::-1])
     assert (shown[:40] < 128).any()  # its heading
+
+
+def test_a_page_of_tiny_images_is_scaled_up_so_that_they_can_be_seen():
+    pixels = np.zeros((1, 16, 16, 3), np.uint8)
+    assert augmentation_page(pixels, only(), 0).size == (4 + 8 * 100, 40 + 100)
 
 
 def test_a_page_of_large_images_is_scaled_down():

@@ -123,7 +123,7 @@ def test_a_file_that_disagrees_is_not_written_and_the_old_one_stays(tmp_path):
     assert re.fullmatch(
         rf"{re.escape(str(path))} is not written: in image (jpeg|png) \S.* ONNX differs from "
         r"PyTorch by \d\.\de-\d\d in a probability, where 1e-04 is allowed, and of \d\d images "
-        r"\d+ change their class",
+        r"\d+ change their class; if the network was hardly trained, train it longer",
         str(caught.value),
     )
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
@@ -145,7 +145,11 @@ def test_every_size_with_every_head_agrees_with_pytorch(tmp_path, size, head_typ
     torch.manual_seed(0)
     config = ModelConfig(size=size, head_type=head_type, pretrained=False)
     spec = ModelSpec(input_size=(64, 64))
-    network = spread(build_classifier(config, 64)[0], spec)
+    network = build_classifier(config, 64)[0]
+    for block in network.modules():  # dozens of untrained blocks would amplify rounding itself
+        if getattr(block, "has_skip", False):
+            [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)][-1].weight.data *= 0.1
+    network = spread(network, spec)
     report = export_onnx(network, spec, tmp_path / "model.onnx")
     assert report.agrees
     assert report.num_images >= 64

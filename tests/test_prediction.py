@@ -13,7 +13,7 @@ from scipy.special import softmax as scipy_softmax
 from tiny_model import SPEC
 
 from serving.errors import ArtifactError, ImageError
-from serving.prediction import image_pixels, open_image, predictions, softmax
+from serving.prediction import image_pixels, open_image, predict_images, predictions, softmax
 from serving.preprocess import to_pixels
 from serving.taxonomy import DISCLAIMER
 
@@ -122,3 +122,19 @@ def test_a_network_that_answers_no_number_is_not_believed(value):
     assert str(caught.value) == (
         "the model answers with values that are no finite numbers; train or export it again"
     )
+
+
+def test_no_more_images_than_a_batch_are_in_memory_at_a_time():
+    opened, batches = [], []
+
+    def images():
+        for i in range(9):
+            opened.append(i)
+            yield np.full((2, 2), i, np.uint8)
+
+    def network(pixels):
+        batches.append((pixels.shape, len(opened)))
+        return np.zeros((len(pixels), 7), np.float32)
+
+    assert len(predict_images(images(), SPEC, network, 4)) == 9
+    assert batches == [((4, 6, 8, 3), 4), ((4, 6, 8, 3), 8), ((1, 6, 8, 3), 9)]

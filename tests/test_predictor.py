@@ -21,6 +21,7 @@ from tiny_model import (
 )
 
 from serving import Predictor
+from serving.digest import seal
 from serving.errors import ArtifactError, ImageError
 from serving.preprocess import to_pixels
 from serving.spec import SPEC_KEY
@@ -115,6 +116,17 @@ def test_a_damaged_model_is_said_so(tmp_path, capfd, data):
     path = tmp_path / "model.onnx"
     path.write_bytes(data)
     assert refusal(path) == f"{path} {DAMAGED}"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_onnxruntime_says_nothing_of_its_own(tmp_path, capfd):
+    model = tiny_model()
+    unused = model.graph.initializer.add()  # it warns of such weights
+    unused.CopyFrom(model.graph.initializer[1])
+    unused.name = "unused"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(seal(model.SerializeToString()))
+    Predictor(path).predict(pictures(1)[0])
     assert capfd.readouterr() == ("", "")
 
 

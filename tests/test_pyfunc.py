@@ -71,7 +71,7 @@ ONE_IMAGE = {
     "wrapped as the base64 program does": {"inputs": [ONE[:76] + "\n" + ONE[76:] + "\n"]},
 }
 BAD_REQUESTS = {
-    "no base64": ({"inputs": ["SECRET-"]}, "image 1 of 1: its text is not base64"),
+    "no base64": ({"inputs": ["SECR-ETAA!"]}, "image 1 of 1: its text is not base64"),
     "no image": (
         {"inputs": [text(b"SECRET")]},
         "image 1 of 1: not a JPEG or PNG image (6 bytes)",

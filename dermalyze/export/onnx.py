@@ -73,7 +73,8 @@ def export_onnx(
                 f"{output} is not written: in image {report.worst_image} ONNX differs from "
                 f"PyTorch by {report.max_difference:.1e} in a probability, where "
                 f"{MAX_DIFFERENCE:.0e} is allowed, and of {report.num_images} images "
-                f"{len(report.changed_classes)} change their class"
+                f"{len(report.changed_classes)} change their class; if the network was hardly "
+                "trained, train it longer"
             )
         partial.replace(output)
     finally:
