@@ -1,12 +1,19 @@
 """The runtime half needs nothing of the training half."""
 
+import importlib.metadata
+import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from tiny_model import TINY_ONNX
 
 import serving
+import serving.taxonomy
 
 TRAINING = ("torch", "torchvision", "timm", "onnx", "onnxscript", "dermalyze")
 WITH_MLFLOW = "serving.pyfunc"  # which brings pandas
@@ -62,3 +69,47 @@ def test_errors_and_settings_do_not_load_onnxruntime():
     """The training half imports them everywhere; onnxruntime takes a quarter of a second."""
     assert ran("serving", "onnxruntime").returncode == 0
     assert ran("dermalyze.config", "onnxruntime", "torch").returncode == 0
+
+
+def needed_by(names):
+    """The distributions that an installation of `names` brings, by their metadata."""
+    found, todo = set(), list(names)
+    while todo:
+        name = re.split(r"[^A-Za-z0-9._-]", todo.pop())[0].lower().replace("_", "-")
+        if name in found:
+            continue
+        found.add(name)
+        todo += [r for r in importlib.metadata.requires(name) or [] if "extra ==" not in r]
+    return found
+
+
+ANSWER = """
+import sys
+sys.path[:] = [p for p in sys.path if "site-packages" not in p] + [sys.argv[1], sys.argv[2]]
+from dermalyze.cli import main
+main(["predict", "--model", sys.argv[3], "--format", "json", sys.argv[4]])
+"""
+
+
+def test_the_base_requirements_alone_are_enough_to_predict(tmp_path):
+    """As an installation without the `train` extra: nothing else can be imported."""
+    root = Path(serving.__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in needed_by(project["dependencies"]):
+        for file in importlib.metadata.files(name):
+            top = file.parts[0]
+            source = Path(file.locate()).parents[len(file.parts) - 1] / top
+            if top not in ("..", "__pycache__") and not (site / top).exists():
+                (site / top).symlink_to(source)
+    assert (site / "onnxruntime").exists()
+    assert not (site / "torch").exists()
+    image = tmp_path / "image.png"
+    Image.new("RGB", (20, 10), (200, 150, 140)).save(image)
+    words = [site, root, TINY_ONNX, image]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", ANSWER, *map(str, words)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["predicted_class"] in serving.taxonomy.CLASS_NAMES
