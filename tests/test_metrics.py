@@ -15,9 +15,9 @@ from dermalyze.evaluation.metrics import (
     one_vs_rest_auc,
     reliability_bins,
     score,
-    softmax,
 )
 from serving.errors import DataError
+from serving.prediction import softmax
 from serving.taxonomy import CLASS_NAMES
 
 C = len(CLASS_NAMES)

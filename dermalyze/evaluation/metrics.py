@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from serving.errors import DataError
+from serving.prediction import softmax
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -97,12 +98,6 @@ def check_logits(
             "train again with a lower training.lr or with training.use_amp=false"
         )
     return logits
-
-
-def softmax(logits: NDArray[np.floating]) -> Floats:
-    """Turn logits into probabilities that sum to 1, in float64: (N, C) -> (N, C)."""
-    exponents = np.exp(_shifted(logits))
-    return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
 
 
 def confusion_matrix(targets: Counts, predicted: Counts, num_classes: int) -> Counts:

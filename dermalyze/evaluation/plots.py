@@ -25,9 +25,9 @@ from dermalyze.evaluation.metrics import (
     one_vs_rest_auc,
     reliability_bins,
     score,
-    softmax,
 )
 from serving.errors import DataError
+from serving.prediction import softmax
 from serving.taxonomy import DISCLAIMER
 
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#000000", "#D55E00", "#0072B2", "#CC79A7")

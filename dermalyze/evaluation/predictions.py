@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermalyze.evaluation.metrics import Counts, check_logits, softmax
+from dermalyze.evaluation.metrics import Counts, check_logits
 from serving.errors import DataError
+from serving.prediction import softmax
 from serving.taxonomy import CLASS_NAMES
 
 FACTS = ("dx_type", "age", "sex", "localization")  # columns taken over from the manifest
