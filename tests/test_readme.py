@@ -56,11 +56,12 @@ def project(tmp_path_factory):
     return folder
 
 
-def shell(project, code, **variables):
-    """Run a block as a shell would, in a session of its own."""
+def shell(project, code, *, activated=True, **variables):
+    """Run a block as a shell would, in a session of its own; `make` needs no active environment."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     env |= {"PYTHONPATH": str(project), "MLFLOW_DISABLE_TELEMETRY": "true", **variables}
-    env["PATH"] = f"{project}/.venv/bin:{env['PATH']}"
+    if activated:
+        env["PATH"] = f"{project}/.venv/bin:{env['PATH']}"
     process = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", code],
         cwd=project,
@@ -81,7 +82,7 @@ def shell(project, code, **variables):
 
 @pytest.fixture(scope="module")
 def demo_output(project):
-    return shell(project, blocks()[0])
+    return shell(project, blocks()[0], activated=False)
 
 
 @pytest.mark.slow
