@@ -3,6 +3,7 @@
 N images of H x W pixels, C classes.  Needs numpy, Pillow and onnxruntime; never imports torch.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,10 @@ class Predictor:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.log_severity_level = _FATAL
+        # A model is one file: weights that it looks for elsewhere are sought where nothing can be.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", os.devnull
+        )
         try:
             # With its fallback, onnxruntime prints its complaint and tries the same again.
             self._session = onnxruntime.InferenceSession(

@@ -235,6 +235,21 @@ def test_a_file_whose_weights_were_altered_is_refused(tmp_path):
     )
 
 
+def test_weights_beside_the_caller_are_not_read_even_if_the_checksum_fits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where onnxruntime looks when it is handed bytes
+    (tmp_path / "weights.bin").write_bytes(bytes(144 * 7 * 4))
+    model = tiny_model()
+    (weights,) = [value for value in model.graph.initializer if value.name == "weights"]
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "weights.bin"), ("length", str(144 * 7 * 4))):
+        entry = weights.external_data.add()
+        entry.key, entry.value = key, value
+    path = tmp_path / "model.onnx"
+    path.write_bytes(seal(model.SerializeToString()))
+    assert refusal(path) == f"{path} {DAMAGED}"
+
+
 def test_a_file_without_its_checksum_is_refused(tmp_path):
     path = tmp_path / "unsealed.onnx"
     onnx.save(tiny_model(metadata={SPEC_KEY: SPEC.to_json()}), path)

@@ -26,7 +26,7 @@ def find_data(data_dir: str, *, make: bool) -> tuple[Path, bool]:
             raise DataError(f"no folder {folder}; --data-dir takes HAM10000's folder, demo or auto")
         return folder, (folder / MARKER).is_file()
     if data_dir == "auto" and REAL.is_dir():
-        return REAL, False
+        return REAL, (REAL / MARKER).is_file()
     if make:
         make_demo_data(DEMO)
     return DEMO, True
