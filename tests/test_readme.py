@@ -48,7 +48,7 @@ def project(tmp_path_factory):
     ).stdout.splitlines()
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
+        shutil.copy2(ROOT / name, folder / name)  # with its time, or make installs again
     venv = Path(sys.executable).parents[1]
     if not (venv / ".ready").exists():
         pytest.skip(f"{venv} was not made by `make install`; the README's commands need it")
