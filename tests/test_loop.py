@@ -234,3 +234,16 @@ def test_a_device_that_is_not_here_is_refused_with_those_that_are():
         choose_device(settings(f"training.device={name}").training)
     message = f"training.device {name} is not available here; available: {there}"
     assert str(caught.value) == message
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_the_plain_one_does(data):
+    # Compiled code draws dropout masks of its own, and Adam blows rounding up: neither is wanted.
+    same = ("training.epochs=1", "model.dropout_rate=0.0", "training.lr=1.0e-9")
+    same += ("training.scheduler.eta_min=0.0",)
+    plain, _ = run(settings(*same), data)
+    compiled, _ = run(settings(*same, "training.use_torch_compile=true"), data)
+    assert compiled.history[0]["train/loss"] == pytest.approx(
+        plain.history[0]["train/loss"], rel=1e-4
+    )
+    assert weights_of(compiled).keys() == weights_of(plain).keys()

@@ -70,11 +70,10 @@ def fit(
         counts = np.bincount(data.targets[data.train], minlength=len(CLASS_NAMES))
         weights = class_weights(torch.from_numpy(counts)).to(device.torch_device)
     loss = build_loss(config.loss, weights)
-    network = torch.compile(state.classifier) if config.training.use_torch_compile else None
+    compiled = config.training.use_torch_compile
+    network = torch.compile(state.classifier) if compiled else state.classifier
     while state.epoch < config.training.epochs and not state.stopped_early:
-        done = _train_epoch(
-            state, network or state.classifier, data, loss, config, device, should_stop
-        )
+        done = _train_epoch(state, network, data, loss, config, device, should_stop)
         if not done:
             return
         started = time.perf_counter()
