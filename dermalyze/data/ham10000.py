@@ -96,7 +96,7 @@ class ImageReader:
             raise ImageError(f"cannot read {file}: no such member") from error
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ImageError(f"cannot read {file}: the zip is damaged there") from error
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             raise ImageError(
                 f"cannot read {file}: encrypted or packed in an unknown way"
             ) from error
