@@ -18,3 +18,18 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real HAM10000 is not beside the project, in ../shared/data/HAM10000")
     return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A sqlite store and working directory for one module: making a store takes seconds."""
+    import mlflow  # not for the many tests without a store
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("store")
+        patch.chdir(folder)  # artifacts go to ./mlruns of the directory of the experiment
+        patch.setenv("MLFLOW_TRACKING_URI", "")  # which MLflow sets, and would leave to others
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_experiment("tests")  # or MLflow takes the last one, of another store
+        yield folder
+        mlflow.set_tracking_uri(None)

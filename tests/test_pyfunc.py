@@ -122,19 +122,10 @@ UNREADABLE = {  # body, content type
 
 
 @pytest.fixture(scope="module")
-def model_uri(tmp_path_factory):
+def model_uri(store):
     """A LoggedModel in a sqlite store, as a training run logs it."""
-    folder = tmp_path_factory.mktemp("store")
-    before = Path.cwd(), mlflow.get_tracking_uri()
-    os.chdir(folder)  # artifacts go to ./mlruns of the directory of the experiment
-    try:
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        with mlflow.start_run():
-            info = mlflow.pyfunc.log_model(name="model", **pyfunc_arguments(TINY_ONNX))
-        yield info.model_uri
-    finally:
-        os.chdir(before[0])
-        mlflow.set_tracking_uri(before[1])
+    with mlflow.start_run():
+        return mlflow.pyfunc.log_model(name="model", **pyfunc_arguments(TINY_ONNX)).model_uri
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from servers import running
 
 from dermalyze.cli import main
 from dermalyze.data.demo import make_demo_data
+from dermalyze.summary import PORT
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,10 +57,15 @@ def project(tmp_path_factory):
     return folder
 
 
+def user_env(**variables):
+    """The environment of a user who has set nothing of MLflow's, unlike the tests before."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    return env | {"MLFLOW_DISABLE_TELEMETRY": "true"} | variables
+
+
 def shell(project, code, *, activated=True, **variables):
     """Run a block as a shell would, in a session of its own; `make` needs no active environment."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    env |= {"PYTHONPATH": str(project), "MLFLOW_DISABLE_TELEMETRY": "true", **variables}
+    env = user_env(PYTHONPATH=str(project), **variables)
     if activated:
         env["PATH"] = f"{project}/.venv/bin:{env['PATH']}"
     process = subprocess.Popen(
@@ -86,28 +92,18 @@ def demo_output(project):
 
 
 @pytest.mark.slow
-def test_make_demo_ends_with_three_commands_that_work_as_printed(project, demo_output):
+def test_make_demo_ends_with_three_commands_that_work_as_printed(project, demo_output, tmp_path):
     lines = demo_output.splitlines()
     ui, serve, curl = (lines[lines.index("next:") + i].strip() for i in (1, 2, 3))
     assert ui.endswith("mlflow ui")
-    server = subprocess.Popen(
+    with running(
         ["bash", "-c", serve],
+        health=f"http://127.0.0.1:{PORT}/ping",
         cwd=project,
-        env={**os.environ, "PYTHONPATH": ""},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline, answer = time.monotonic() + 90, ""
-        while time.monotonic() < deadline and "predicted_class" not in answer:
-            time.sleep(1)
-            answer = subprocess.run(
-                ["bash", "-c", curl], cwd=project, capture_output=True, text=True
-            ).stdout
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        env=user_env(PYTHONPATH=""),
+        log=tmp_path / "server.log",
+    ):
+        answer = shell(project, curl)
     assert "predicted_class_description" in answer
     assert "not a diagnosis" in answer
 

@@ -73,19 +73,6 @@ def test_real_data_replaces_a_demo_champion_and_never_the_reverse():
     assert judge(candidate(value=0.99, demo_data=True, test_split="demo"), champion())[0] is False
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """One sqlite store for the module: making one takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("store")
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        mlflow.set_experiment("registry")
-        yield folder
-        mlflow.set_tracking_uri(None)
-
-
 def logged(store, value, run_name):
     """Log a model from code, as the program does, and return its address and run."""
     code = store / "model.py"

@@ -1,6 +1,5 @@
 """What MLflow is told, against a real sqlite store."""
 
-import mlflow
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
@@ -17,18 +16,6 @@ from dermalyze.tracking import (
 from serving.errors import TrackingError
 
 CONFIG = TrackingConfig(experiment="lesions")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """One sqlite store for the module: making one takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("store")
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        yield folder
-        mlflow.set_tracking_uri(None)
 
 
 def status(run_id):
