@@ -3,10 +3,12 @@
 N images of a batch, C classes.  Knows nothing of MLflow, files or the command line.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -20,7 +22,9 @@ from dermalyze.data.loader import Rows, batches_of, epoch_order, num_batches, se
 from dermalyze.data.pixels import PixelStore
 from dermalyze.evaluation.metrics import score
 from dermalyze.models.classifier import Classifier, to_images
-from dermalyze.training.device import Device
+from dermalyze.training.convolution import FastDepthwiseGradients
+from dermalyze.training.device import Device, keep_freed_memory
+from dermalyze.training.feed import Feed, open_feed
 from dermalyze.training.losses import build_loss, class_weights
 from dermalyze.training.schedule import learning_rate
 from dermalyze.training.state import Metrics, TrainingState
@@ -70,29 +74,51 @@ def fit(
         counts = np.bincount(data.targets[data.train], minlength=len(CLASS_NAMES))
         weights = class_weights(torch.from_numpy(counts)).to(device.torch_device)
     loss = build_loss(config.loss, weights)
-    compiled = config.training.use_torch_compile
-    network = torch.compile(state.classifier) if compiled else state.classifier
+    network = _network(state.classifier, config, device)
+    feed = open_feed(data.store, device.torch_device, passes=config.training.epochs)
+    targets = torch.from_numpy(data.targets).to(device.torch_device)
+    if device.torch_device.type == "cpu":
+        keep_freed_memory()
     while state.epoch < config.training.epochs and not state.stopped_early:
-        done = _train_epoch(state, network, data, loss, config, device, should_stop)
+        done = _train_epoch(state, network, data, feed, targets, loss, config, device, should_stop)
         if not done:
             return
         started = time.perf_counter()
         parts = []
         for part in logit_batches(
-            state.judged, data.store, data.val, config.training.batch_size, device, "validate"
+            state.judged, feed, data.val, config.training.batch_size, device, "validate"
         ):
             if should_stop():  # the epoch's training is kept, its validation is done anew
                 return
             parts.append(part)
-        val_metrics = score(np.concatenate(parts), data.targets[data.val], CLASS_NAMES)
+        val_metrics = score(torch.cat(parts).cpu().numpy(), data.targets[data.val], CLASS_NAMES)
         val_seconds = time.perf_counter() - started
         yield _close_epoch(state, val_metrics, val_seconds, config)
 
 
+def _network(classifier: Classifier, config: Config, device: Device) -> Callable[[Tensor], Tensor]:
+    """Return what is called in training, fast on this device; the weights are the classifier's."""
+    if config.training.use_torch_compile:
+        on_gpu = device.torch_device.type == "cuda"  # there CUDA graphs spare each launch
+        compiled: Callable[[Tensor], Tensor] = torch.compile(
+            classifier, mode="reduce-overhead" if on_gpu else None
+        )
+        return compiled
+
+    def eager(images: Tensor) -> Tensor:
+        with FastDepthwiseGradients() if device.is_bf16_cpu else contextlib.nullcontext():
+            logits: Tensor = classifier(images)
+        return logits
+
+    return eager
+
+
 def _train_epoch(
     state: TrainingState,
-    network: nn.Module | Callable[[Tensor], Tensor],
+    network: Callable[[Tensor], Tensor],
     data: LearningData,
+    feed: Feed,
+    all_targets: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
     config: Config,
     device: Device,
@@ -127,15 +153,15 @@ def _train_epoch(
         leave=False,
         disable=None,
     ) as bar:
-        for step, rows in enumerate(batches_of(order, training.batch_size)):
-            if step < state.step:  # done before the interruption
-                continue
+        todo = islice(batches_of(order, training.batch_size), state.step, None)
+        for step, (pixels, rows) in enumerate(feed.batches(todo), state.step):
             if should_stop():
                 stopped = True
                 break
             generator = torch.Generator().manual_seed(seed_of(training.seed, epoch, step + 1))
             torch.manual_seed(generator.initial_seed())  # dropout's
-            images, targets = _batch(data, rows, device)  # (N, 3, H, W), (N,)
+            targets = all_targets.index_select(0, rows)  # (N,)
+            images = _network_images(pixels, device)  # (N, 3, H, W)
             images = augment(images, config.augmentation, generator)
             lr = learning_rate(
                 state.epoch * steps_per_epoch + step,
@@ -168,12 +194,6 @@ def _train_epoch(
     state.loss_sum, state.num_correct = float(loss_sum), int(num_correct)
     state.seconds = seconds_before + time.perf_counter() - started
     return not stopped
-
-
-def _batch(data: LearningData, rows: Rows, device: Device) -> tuple[Tensor, Tensor]:
-    pixels = torch.from_numpy(data.store.batch(rows)).to(device.torch_device)
-    targets = torch.from_numpy(data.targets[rows]).to(device.torch_device)
-    return _network_images(pixels, device), targets
 
 
 def _network_images(pixels: Tensor, device: Device) -> Tensor:
@@ -234,20 +254,23 @@ def _close_epoch(
 
 def logit_batches(
     classifier: Classifier,
-    store: PixelStore,
+    feed: Feed,
     rows: Rows,
     batch_size: int,
     device: Device,
     description: str,
-) -> Iterator[NDArray[np.float32]]:
-    """Run the classifier over stored images in evaluation mode: yields float32 (N, C)."""
+) -> Iterator[Tensor]:
+    """Run the classifier over stored images in evaluation mode: yields float32 (N, C).
+
+    They stay on the device: fetching each would make it wait.
+    """
     classifier.eval()
-    starts = range(0, len(rows), batch_size)
-    for start in tqdm(starts, desc=description, unit="batch", leave=False, disable=None):
-        pixels = torch.from_numpy(store.batch(rows[start : start + batch_size]))
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    progress = tqdm(parts, desc=description, unit="batch", leave=False, disable=None)
+    for pixels, _ in feed.batches(progress):
         with torch.inference_mode(), device.autocast():
-            logits = classifier(_network_images(pixels.to(device.torch_device), device))
-        yield logits.float().cpu().numpy()
+            logits = classifier(_network_images(pixels, device))
+        yield logits.float()
 
 
 def predict_logits(
@@ -259,5 +282,7 @@ def predict_logits(
     description: str,
 ) -> NDArray[np.float32]:
     """Collect what `logit_batches` yields: (n,) rows -> float32 (n, C)."""
-    parts = logit_batches(classifier, store, rows, batch_size, device, description)
-    return np.concatenate(list(parts))
+    feed = open_feed(store, device.torch_device, passes=1)
+    parts = list(logit_batches(classifier, feed, rows, batch_size, device, description))
+    logits: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+    return logits
