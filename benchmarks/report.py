@@ -46,7 +46,7 @@ def publish(name: str, figures: Sequence[Figure], **context: object) -> None:
         verdict = {None: "", True: "met", False: "MISSED"}[figure.met]
         sides = (f"{figure.ours:.4g}", f"{figure.baseline:.4g}", figure.unit)
         rows.append(
-            (figure.what, *sides, f"{figure.ratio:.2f}", figure.goal, verdict, figure.against)
+            (figure.what, *sides, f"{figure.ratio:.3g}", figure.goal, verdict, figure.against)
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:

@@ -7,7 +7,7 @@ import torch
 from dermalyze.config_file import config_from
 from dermalyze.models.classifier import build_classifier
 from dermalyze.training.device import choose_device, set_determinism
-from dermalyze.training.loop import LearningData, fit, predict_logits
+from dermalyze.training.loop import LearningData, fit, predict_logits, training_network
 from dermalyze.training.state import new_state
 from serving.errors import ConfigError, TrainingError
 
@@ -247,3 +247,27 @@ def test_a_compiled_network_trains_as_the_plain_one_does(data):
         plain.history[0]["train/loss"], rel=1e-4
     )
     assert weights_of(compiled).keys() == weights_of(plain).keys()
+
+
+def functions_behind(tensor):
+    """Names of the functions that the gradient of a tensor runs through."""
+    names, todo, seen = [], [tensor.grad_fn], set()
+    while todo:
+        function = todo.pop()
+        if function is not None and function not in seen:
+            seen.add(function)
+            names.append(function.name())
+            todo += [earlier for earlier, _ in function.next_functions]
+    return names
+
+
+@pytest.mark.parametrize("use_amp", [True, False])
+def test_strided_depthwise_convolutions_get_the_fast_gradient_in_bf16_on_a_cpu(use_amp):
+    config = settings(f"training.use_amp={use_amp}")
+    state, device = start(config)
+    if use_amp and not device.is_bf16_cpu:
+        pytest.skip("this CPU does not work in bf16")
+    with device.autocast():
+        logits = training_network(state.classifier, config, device)(torch.rand(2, 3, 32, 32))
+    used = any("StridedDepthwise" in name for name in functions_behind(logits))
+    assert used == use_amp

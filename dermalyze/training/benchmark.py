@@ -15,7 +15,8 @@ from dermalyze.config import Config
 from dermalyze.data.augment import augment
 from dermalyze.data.loader import num_batches, seed_of
 from dermalyze.models.classifier import build_classifier, to_images
-from dermalyze.training.device import choose_device
+from dermalyze.training.device import choose_device, keep_freed_memory
+from dermalyze.training.loop import training_network
 from dermalyze.training.losses import build_loss
 from dermalyze.training.state import new_state
 from serving.taxonomy import CLASS_NAMES
@@ -51,6 +52,9 @@ def time_steps(config: Config, num_timed: int, num_images: int) -> StepTimes:
     device = choose_device(config.training)
     classifier, _ = build_classifier(config.model, config.data.image_size)
     state = new_state(classifier, config.training, device)
+    network = training_network(classifier, config, device)
+    if device.torch_device.type == "cpu":
+        keep_freed_memory()
     loss = build_loss(config.loss, None)
     batch_size, side = config.training.batch_size, config.data.image_size
     rng = np.random.default_rng(config.training.seed)
@@ -68,7 +72,7 @@ def time_steps(config: Config, num_timed: int, num_images: int) -> StepTimes:
         images = augment(images, config.augmentation, generator)
         marks.append(_now(device.torch_device))
         with device.autocast():
-            logits = classifier(images)
+            logits = network(images)
         batch_loss = loss(logits, targets)
         marks.append(_now(device.torch_device))
         state.optimizer.zero_grad(set_to_none=True)

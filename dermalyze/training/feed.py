@@ -90,7 +90,7 @@ class StreamingFeed:
 
     def batches(self, batches: Iterable[Rows]) -> Iterator[Batch]:
         """Yield the batch of each (n,) row numbers, in their order."""
-        stream = torch.cuda.Stream(self.device)
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
         def load(rows: Rows) -> tuple[Batch, torch.cuda.Event]:
             # The allocator of pinned memory does not reuse a block before its copy is done.
@@ -101,7 +101,7 @@ class StreamingFeed:
                     pinned.to(self.device, non_blocking=True),
                     index.to(self.device, non_blocking=True),
                 )
-                arrived = torch.cuda.Event()
+                arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 arrived.record(stream)
             return batch, arrived
 

@@ -74,9 +74,9 @@ def fit(
         counts = np.bincount(data.targets[data.train], minlength=len(CLASS_NAMES))
         weights = class_weights(torch.from_numpy(counts)).to(device.torch_device)
     loss = build_loss(config.loss, weights)
-    network = _network(state.classifier, config, device)
+    network = training_network(state.classifier, config, device)
     feed = open_feed(data.store, device.torch_device, passes=config.training.epochs)
-    targets = torch.from_numpy(data.targets).to(device.torch_device)
+    targets = torch.tensor(data.targets, device=device.torch_device)
     if device.torch_device.type == "cpu":
         keep_freed_memory()
     while state.epoch < config.training.epochs and not state.stopped_early:
@@ -96,7 +96,9 @@ def fit(
         yield _close_epoch(state, val_metrics, val_seconds, config)
 
 
-def _network(classifier: Classifier, config: Config, device: Device) -> Callable[[Tensor], Tensor]:
+def training_network(
+    classifier: Classifier, config: Config, device: Device
+) -> Callable[[Tensor], Tensor]:
     """Return what is called in training, fast on this device; the weights are the classifier's."""
     if config.training.use_torch_compile:
         on_gpu = device.torch_device.type == "cuda"  # there CUDA graphs spare each launch
