@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 
 from dermalyze.data.audit import Audit, audit, examine_table
+from dermalyze.data.build import build_pixels
 from dermalyze.data.ham10000 import open_dataset
-from dermalyze.data.pixels import Preprocessing, build_pixels
+from dermalyze.data.pixels import Preprocessing
 from dermalyze.data.prepare import near_duplicates
 
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization"

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dermalyze.data.build import build_pixels
 from dermalyze.data.ham10000 import ImageFile
-from dermalyze.data.pixels import PixelStore, Preprocessing, build_pixels, open_pixels, store_folder
+from dermalyze.data.pixels import PixelStore, Preprocessing, open_pixels, store_folder
 from serving.errors import ConfigError, DataError
 
 SMALL = Preprocessing(image_size=16, resize_mode="squash", resize_filter="bilinear")
@@ -50,6 +51,7 @@ def test_row_i_is_the_resized_image_i(tmp_path):
     assert [record.image_id for record in stored.records] == sorted(files)
     assert stored.thumbnails().shape == (70, 32, 32)
     assert sorted(path.name for path in stored.folder.iterdir()) == [
+        "files.json",
         "images.json",
         "pixels.npy",
         "thumbnails.npy",
@@ -150,16 +152,11 @@ def half_built(tmp_path: Path) -> tuple[dict[str, ImageFile], Path, list[np.ndar
     lines = []
     for row in range(3):
         raw[row] = 10 + row  # not what decoding gives: shows who wrote the row
-        record = {
-            "image_id": f"ISIC_{row:04d}",
-            "sha256": "a",
-            "pixels_sha256": "b",
-            "truncated": False,
-            "problem": "",
-        }
-        thumbnail = "A" * 1364 + "AA=="  # 1024 zero bytes
-        lines.append(json.dumps([row, zlib.crc32(raw[row].tobytes()), thumbnail, record]))
+        words = raw[row].reshape(-1, 8).astype(object) @ [256**place for place in range(8)]
+        check = (int(words.sum()) + zlib.crc32(bytes(1024))) % 2**64  # and of the thumbnail
+        lines.append(json.dumps([row, check, f"ISIC_{row:04d}", "a", False, ""]))
     np.save(partial / "raw.npy", raw)
+    (partial / "thumbnails.raw").write_bytes(bytes(3 * 1024))
     (partial / "journal.jsonl").write_text("\n".join(lines) + '\n[3,12,"AAA')
     return files, partial, images
 

@@ -16,13 +16,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from dermalyze.data.audit import Audit, audit, examine_table
+from dermalyze.data.build import build_pixels
 from dermalyze.data.ham10000 import COLUMNS, ImageFile, open_dataset, read_image_bytes
 from dermalyze.data.pixels import (
     Pixels,
     PixelStore,
     Preprocessing,
     StoredImages,
-    build_pixels,
     open_pixels,
     reason_of,
 )
@@ -77,7 +77,7 @@ def prepare(
         image_size: height and width of the stored images, pixels.
         resize_mode: squash or center_crop.
         resize_filter: bilinear, bicubic or lanczos.
-        workers: decoding threads; 0: one a core.
+        workers: decoding processes, where there is enough to do for several; 0: one a core.
         allow_problems: go on although the audit found contradictions or many broken images.
 
     Raises:
