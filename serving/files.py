@@ -4,15 +4,23 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from serving.errors import ImageError
-from serving.prediction import Prediction
+from serving.prediction import Prediction, predictions
 from serving.predictor import Predictor
+from serving.preprocess import Pixels
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
+
+_TOGETHER = 2  # images in one run: 5 % faster than one; more are no faster
 
 Answer = Prediction | ImageError
 
@@ -47,25 +55,62 @@ def _images_below(folder: Path) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def predict_files(predictor: Predictor, paths: Iterable[Path]) -> Iterator[tuple[Path, Answer]]:
-    """Yield an answer for each file, in order; one that cannot be used does not stop the rest."""
-    for path in paths:
+def predict_files(
+    predictor: Predictor, paths: Iterable[Path], *, workers: int = 1
+) -> Iterator[tuple[Path, Answer]]:
+    """Yield an answer for each file, in order; one that cannot be used does not stop the rest.
+
+    Answers come as soon as they and those before them are there, and only a few images a worker
+    are in memory.  Pairs of images share a run of the network, so that an answer may differ from
+    that of `predict` in its last digits, by less than 1e-6 in a probability.
+
+    Args:
+        predictor: the model; with several workers, one thread a run is the fastest.
+        paths: image files.
+        workers: the threads that read, decode and classify; onnxruntime and Pillow let them run
+            at the same time.
+    """
+    rest = iter(paths)
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[tuple[list[Path], Future[list[Answer]]]] = deque()
+    try:
+        while some := list(islice(rest, _TOGETHER)):
+            waiting.append((some, pool.submit(_answers, predictor, some)))
+            if len(waiting) > 2 * workers:  # a slow image holds up no other worker
+                first, future = waiting.popleft()
+                yield from zip(first, future.result(), strict=True)
+        for first, future in waiting:
+            yield from zip(first, future.result(), strict=True)
+    finally:  # also after Ctrl-C, and when nobody wants the rest
+        pool.shutdown(cancel_futures=True)
+
+
+def _answers(predictor: Predictor, paths: Sequence[Path]) -> list[Answer]:
+    """Answer for a few files with one run of the network."""
+    pixels: list[Pixels] = []
+    errors: dict[int, ImageError] = {}
+    for i, path in enumerate(paths):
         try:
-            yield path, predictor.predict(path)
+            pixels.append(predictor.pixels(path))
         except ImageError as error:
-            yield path, error
+            errors[i] = error
+    good = iter(predictions(predictor.logits(np.stack(pixels)), predictor.spec) if pixels else ())
+    return [errors[i] if i in errors else next(good) for i in range(len(paths))]
 
 
-def render(answers: Iterable[tuple[Path, Answer]], kind: str) -> Iterator[str]:
+def render(
+    answers: Iterable[tuple[Path, Answer]], kind: str, class_names: Sequence[str] = CLASS_NAMES
+) -> Iterator[str]:
     """Yield lines of text: `kind` is table, json (an object a line) or csv.
 
-    The disclaimer is in each: as the last line, a key, a column.
+    JSON and CSV come line by line; a table waits for its last row, whose width it must know.  The
+    disclaimer is in each: as the last line, a key, a column.
     """
     if kind == "json":
         return _json_lines(answers)
     if kind == "csv":
-        return _csv_lines(list(answers))
-    return _table_lines(list(answers))
+        return _csv_lines(answers, class_names)
+    return _table_lines(answers)
 
 
 def _json_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
@@ -74,9 +119,7 @@ def _json_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
         yield json.dumps({"image": _text(path), **values})
 
 
-def _csv_lines(answers: list[tuple[Path, Answer]]) -> Iterator[str]:
-    good = [answer for _, answer in answers if isinstance(answer, Prediction)]
-    class_names = tuple(good[0].probabilities) if good else CLASS_NAMES
+def _csv_lines(answers: Iterable[tuple[Path, Answer]], class_names: Sequence[str]) -> Iterator[str]:
     yield _csv_line(
         "image",
         "predicted_class",
@@ -107,12 +150,14 @@ def _csv_line(*values: object) -> str:
     return text.getvalue()
 
 
-def _table_lines(answers: list[tuple[Path, Answer]]) -> Iterator[str]:
+def _table_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
+    disclaimer = DISCLAIMER
     rows = [("image", "class", "confidence", "description")]
     for path, answer in answers:
         if isinstance(answer, ImageError):
             rows.append((_text(path), "error", "", _text(answer)))
         else:
+            disclaimer = answer.disclaimer
             rows.append(
                 (
                     _text(path),
@@ -127,7 +172,7 @@ def _table_lines(answers: list[tuple[Path, Answer]]) -> Iterator[str]:
             f"{image:<{widths[0]}}  {label:<{widths[1]}}  {confidence:>{widths[2]}}  {description}"
         ).rstrip()
     yield ""
-    yield next((a.disclaimer for _, a in answers if isinstance(a, Prediction)), DISCLAIMER)
+    yield disclaimer
 
 
 def _text(value: object) -> str:

@@ -3,39 +3,41 @@
 N images of H x W pixels, C classes.  Needs numpy, Pillow and onnxruntime; never imports torch.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from serving.digest import is_intact
 from serving.errors import ArtifactError
 from serving.prediction import ImageInput, Prediction, image_pixels, predict_images
 from serving.preprocess import Pixels
+from serving.session import open_session, require_provider, require_session
 from serving.spec import SPEC_KEY, ModelSpec
 
 BATCH_SIZE = 8  # larger batches are hardly faster on a CPU
-_FATAL = 4  # onnxruntime's log level; what goes wrong is raised, and told once
 
 
 class Predictor:
     """An exported model, loaded once.  Safe to share between threads."""
 
-    def __init__(self, path: Path | str, *, num_threads: int = 0) -> None:
+    def __init__(self, path: Path | str, *, num_threads: int = 0, provider: str = "cpu") -> None:
         """Load and check a model file.
 
         Args:
             path: an ONNX file of `dermalyze export-onnx`.
-            num_threads: the threads of one network run; 0 lets onnxruntime choose.
+            num_threads: the threads of one network run; 0 is one a core, the fastest for one
+                image at a time.
+            provider: what runs the network: cpu, cuda or openvino, where onnxruntime has it.
 
         Raises:
+            ConfigError: the provider is not installed, or the number of threads is negative.
             ArtifactError: the file is missing, damaged, foreign, of another version, altered, or
                 its graph is not what its spec says.
         """
+        require_session(num_threads, provider)
         path = Path(path)
         if not path.is_file():
             raise ArtifactError(f"no model at {path}; create one with `dermalyze export-onnx`")
@@ -43,18 +45,8 @@ class Predictor:
             content = path.read_bytes()
         except OSError as error:
             raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        options.log_severity_level = _FATAL
-        # A model is one file: weights that it looks for elsewhere are sought where nothing can be.
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", os.devnull
-        )
         try:
-            # With its fallback, onnxruntime prints its complaint and tries the same again.
-            self._session = onnxruntime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
+            self._session = open_session(content, num_threads=num_threads, provider=provider)
             metadata = self._session.get_modelmeta().custom_metadata_map
             inputs = _described(self._session.get_inputs())
             outputs = _described(self._session.get_outputs())
@@ -63,6 +55,7 @@ class Predictor:
                 f"{path} is not an ONNX model that can be loaded, or it is damaged; "
                 "export or download it again"
             ) from error
+        require_provider(self._session, provider)
         if SPEC_KEY not in metadata:
             raise ArtifactError(
                 f"{path} was not written by `dermalyze export-onnx`: it has no {SPEC_KEY} metadata"

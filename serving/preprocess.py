@@ -17,6 +17,7 @@ from serving.spec import ModelSpec
 Pixels = NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG")
+_ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 40_000_000  # width x height, read from the header before anything is decoded
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -35,7 +36,6 @@ def decode_image(data: bytes) -> Image.Image:
         # Reads the header alone: an image over our limit is refused before any pixel is decoded.
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(*image.size)
-        image.load()
         return upright_rgb(image)
     except ImageError:
         raise
@@ -50,9 +50,11 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turn an opened image as its EXIF tag says and make it RGB."""
+    """Turn an opened image as its EXIF tag says and make it RGB; one that is both is returned."""
+    image.load()
     # Phones store rotation as a tag; a lesion must not depend on how the phone was held.
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_ORIENTATION, 1) != 1:  # asked first: Pillow copies an upright image
+        image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):
         # Pillow clips 16-bit grey at 255 instead of scaling it by 255 / 65535.
         grey = (np.asarray(image).astype(np.int64) + 128) // 257
@@ -61,7 +63,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def check_size(width: int, height: int) -> None:

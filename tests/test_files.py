@@ -2,6 +2,7 @@
 
 import csv
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from tiny_model import TINY_ONNX
 
 from serving import Predictor
-from serving.errors import ImageError
+from serving.errors import ArtifactError, ImageError
 from serving.files import find_images, predict_files, render
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
 
@@ -144,3 +145,66 @@ def test_only_broken_images_still_make_a_table_and_a_csv(tmp_path, predictor):
     assert next(csv.DictReader(render(broken, "csv")))["error"] == (
         "not a JPEG or PNG image (0 bytes)"
     )
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_several_workers_keep_the_order_the_answers_and_the_broken_ones(
+    tmp_path, predictor, workers
+):
+    paths = [draw(tmp_path / f"{i:02d}.png", i) for i in range(23)]
+    broken = [4, 10, 11, 22]  # one of a pair, both of a pair, the last, which is alone
+    for i in broken:
+        paths[i].write_bytes(b"junk")
+    answers = list(predict_files(predictor, paths, workers=workers))
+    assert [path for path, _ in answers] == paths
+    for i, (path, answer) in enumerate(answers):
+        if i in broken:
+            assert str(answer) == "not a JPEG or PNG image (4 bytes)"
+        else:
+            expected = predictor.predict(path)
+            assert answer.predicted_class == expected.predicted_class
+            for name, prob in expected.probabilities.items():
+                assert abs(answer.probabilities[name] - prob) <= 1e-6
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_lines_come_before_the_last_image_is_looked_for(tmp_path, predictor, kind):
+    path = draw(tmp_path / "a.png")
+    asked = []
+
+    def many():
+        for _ in range(500):
+            asked.append(path)
+            yield path
+
+    lines = render(predict_files(predictor, many(), workers=2), kind)
+    first, second = next(lines), next(lines)
+    assert "a.png" in second
+    assert len(asked) <= 12  # a few images a worker are in memory, whatever follows
+    assert first != second or kind == "json"
+    lines.close()
+
+
+def test_no_worker_goes_on_once_nobody_listens(tmp_path, predictor):
+    before = set(threading.enumerate())
+    answers = predict_files(predictor, [draw(tmp_path / "a.png")] * 100, workers=3)
+    next(answers)
+    assert set(threading.enumerate()) > before
+    answers.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_an_error_of_the_model_ends_it_all(tmp_path, predictor, monkeypatch):
+    def fail(pixels):
+        raise ArtifactError("no numbers")
+
+    monkeypatch.setattr(predictor, "logits", fail)
+    with pytest.raises(ArtifactError, match="no numbers"):
+        list(predict_files(predictor, [draw(tmp_path / "a.png")] * 9, workers=2))
+
+
+def test_a_csv_has_the_classes_of_the_model_even_if_its_first_image_is_broken():
+    broken = [(Path("a.png"), ImageError("damaged"))]
+    (row,) = csv.DictReader(render(broken, "csv", ("x", "y")))
+    assert list(row)[4:] == ["prob_x", "prob_y", "error", "disclaimer"]
+    assert row["error"] == "damaged"

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving.errors import ImageError
-from serving.preprocess import MAX_PIXELS, decode_image, read_bytes, resize, to_pixels
+from serving.preprocess import (
+    MAX_PIXELS,
+    decode_image,
+    read_bytes,
+    resize,
+    to_pixels,
+    upright_rgb,
+)
 from serving.spec import RESIZE_FILTERS, RESIZE_MODES, ModelSpec
 
 _ORIENTATION = 0x0112
@@ -192,3 +199,30 @@ def test_any_size_becomes_the_size_of_the_model(width, height, size, mode):
     pixels = resize(Image.new("RGB", (width, height)), size, mode=mode, filter_name="bilinear")
     assert pixels.shape == (*size, 3)
     assert pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("filter_name", RESIZE_FILTERS)
+def test_a_large_jpeg_is_decoded_in_full(filter_name):
+    """A decoder's own down-scaling is faster, but gives other pixels and so other answers."""
+    spec = ModelSpec(input_size=(64, 64), resize_filter=filter_name)
+    data = encoded(Image.fromarray(noise(900, 1200)), "JPEG")
+    full, small = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data))
+    small.draft("RGB", (600, 450))
+    assert small.size == (600, 450)
+    pixels = to_pixels(decode_image(data), spec)
+    resample = Image.Resampling[filter_name.upper()]
+    np.testing.assert_array_equal(pixels, np.asarray(full.resize((64, 64), resample)))
+    assert (pixels != np.asarray(small.resize((64, 64), resample))).any()
+
+
+def test_an_image_that_is_upright_and_rgb_is_not_copied():
+    image = Image.fromarray(noise())
+    assert upright_rgb(image) is image
+
+
+def test_an_image_that_is_turned_leaves_the_callers_as_it_was():
+    exif = Image.Exif()
+    exif[_ORIENTATION] = 6
+    image = Image.open(io.BytesIO(encoded(Image.fromarray(noise()), exif=exif.tobytes())))
+    assert upright_rgb(image).size == (6, 9)
+    assert image.size == (9, 6)

@@ -1,0 +1,71 @@
+"""What a network runs on: threads and providers, and what is not installed."""
+
+import os
+
+import onnxruntime
+import pytest
+from tiny_model import TINY_ONNX
+
+from serving import Predictor
+from serving.errors import ConfigError
+from serving.session import open_session, share_cores
+
+
+def refusal(**settings):
+    with pytest.raises(ConfigError) as caught:
+        Predictor(TINY_ONNX, **settings)
+    return str(caught.value)
+
+
+def test_a_provider_that_is_not_installed_is_refused_with_those_that_are(monkeypatch):
+    installed = ["OpenVINOExecutionProvider", "CPUExecutionProvider", "AzureExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: installed)
+    for name in ("cuda", "tensorrt", "CPUExecutionProvider"):
+        assert refusal(provider=name) == (
+            f"the provider {name!r} is not installed, expected one of cpu, openvino; "
+            "others come with other builds of onnxruntime"
+        )
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is there"
+)
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_not_replaced_quietly(monkeypatch):
+    claimed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: claimed)
+    assert refusal(provider="cuda") == (
+        "the provider 'cuda' is installed but does not start; look for its driver and libraries, "
+        "or use cpu"
+    )
+
+
+def test_fewer_threads_than_none_are_refused():
+    assert refusal(num_threads=-1) == "the number of threads must be at least 0, got -1"
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 3])
+def test_a_session_has_the_threads_that_were_asked_for(num_threads):
+    session = open_session(TINY_ONNX.read_bytes(), num_threads=num_threads, provider="cpu")
+    assert session.get_session_options().intra_op_num_threads == num_threads
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_threads", "shared"),
+    [
+        (1, 8, (1, 8)),  # one image: all threads are its own
+        (2, 8, (2, 4)),
+        (3, 8, (3, 2)),
+        (1000, 8, (8, 1)),  # many: a thread each
+        (1000, 1, (1, 1)),
+        (0, 4, (1, 4)),
+    ],
+)
+def test_cores_are_shared_between_images_and_then_within_one(num_images, num_threads, shared):
+    assert share_cores(num_images, num_threads) == shared
+
+
+def test_without_a_number_there_is_a_thread_for_each_core_that_may_be_used():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert share_cores(10_000) == (cores, 1)
