@@ -11,12 +11,13 @@ export DERMALYZE_SHELL_PATH := $(PATH)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help install demo test slow lint check fix clean
+.PHONY: help install demo test slow lint check bench fix clean
 
 help:
 	@echo "make demo   train, export and register a model on drawn demo data"
 	@echo "make test   the quick tests"
 	@echo "make check  quick tests, linters, type checker, import contracts, slow tests"
+	@echo "make bench  every figure of docs/performance.md; DATA=folder for other data than auto"
 	@echo "make fix    format, and mend what the linter can"
 
 install: $(READY)
@@ -45,6 +46,17 @@ lint: $(READY)
 	lint-imports
 
 check: test lint slow
+
+# Alone on the machine, or the figures mean nothing. PLUGIN=file: a module with gluon_mobilenetv2.
+DATA ?= auto
+bench: $(READY)
+	python -m benchmarks.prepare --data-dir $(DATA)
+	python -m benchmarks.train --data-dir $(DATA) $(if $(PLUGIN),--plugin $(PLUGIN)) --rounds 2
+	python -m benchmarks.epochs
+	python -m benchmarks.step_cost
+	python -m benchmarks.predict --data-dir $(DATA)
+	python -m benchmarks.startup
+	python -m benchmarks.int8
 
 fix: $(READY)
 	ruff check --fix .

@@ -1,6 +1,6 @@
 """Macro AUC on validation images after the same short training, ours and the baseline's, by seed.
 
-python -m benchmarks.accuracy --plugin FILE [--data-dir auto] [--seeds 3] [--images 2000]
+python -m benchmarks.accuracy --plugin FILE [--data-dir auto] [--seeds 3] [--images 1200]
 """
 
 import os
@@ -25,7 +25,7 @@ METRIC = "macro_auc"
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--images", type=int, default=2000, help="to train with")
+    options.add_argument("--images", type=int, default=1200, help="to train with")
     options.add_argument("--epochs", type=int, default=2)
     chosen = options.parse_args()
     found: dict[str, list[float]] = {"ours": [], "baseline": []}
@@ -37,7 +37,7 @@ def main() -> None:
             f"training.scheduler.T_0={chosen.epochs}",
             f"training.seed={seed}",
         )
-        sample = take(chosen.data_dir, config, chosen.images, 1500)
+        sample = take(chosen.data_dir, config, chosen.images, 1000)
         data = sample.data
         set_determinism(deterministic=False)
         device = choose_device(config.training)

@@ -23,7 +23,8 @@ from serving.errors import DataError
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
 CALL = (
     "import sys; from pathlib import Path; from dermalyze.data.prepare import prepare; "
-    "prepared = prepare(Path(sys.argv[1]), output=Path(sys.argv[2]), image_size=64, workers=1); "
+    "how = {'output': Path(sys.argv[2]), 'image_size': 64, 'workers': int(sys.argv[3])}; "
+    "prepared = prepare(Path(sys.argv[1]), **how); "
 )
 
 
@@ -186,24 +187,48 @@ def test_data_without_one_usable_image_is_a_sentence(tmp_path):
     )
 
 
+def session(leader: int) -> list[int]:
+    """The processes that live in the session of one, itself among them."""
+    alive = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, leads = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has just ended
+            continue
+        if int(leads) == leader and state != "Z":
+            alive.append(int(path.name))
+    return alive
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_call_stopped_at_any_point_is_gone_on_with_and_ends_the_same(tmp_path, how):
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "Ctrl-C"])
+def test_a_call_stopped_at_any_point_is_gone_on_with_and_ends_the_same(tmp_path, how, workers):
     data = write_data(tmp_path / "data", 240, side=400)
     whole = prepare(data, output=tmp_path / "whole", image_size=64)
 
-    stopped = child(CALL, data, tmp_path / "stopped")
+    stopped = child(CALL, data, tmp_path / "stopped", workers, start_new_session=True)
     journal: list[Path] = []
     while not journal or journal[0].read_bytes().count(b"\n") < 70:
         assert stopped.poll() is None, "the child ended before it could be stopped"
         time.sleep(0.002)
         journal = list((tmp_path / "stopped").glob("*.partial/journal.jsonl"))
-    stopped.send_signal(how)
-    stopped.communicate(timeout=30)
+    assert len(session(stopped.pid)) == (1 if workers == 1 else 3)
+    if how == "Ctrl-C":  # a terminal sends it to everybody
+        os.killpg(stopped.pid, signal.SIGINT)
+    else:
+        stopped.send_signal(signal.Signals[how])
+    _, errors = stopped.communicate(timeout=30)
+    assert errors.count("Traceback") == (1 if how == "Ctrl-C" else 0), errors
+    deadline = time.monotonic() + 10
+    while session(stopped.pid):
+        assert time.monotonic() < deadline, "a worker is left"
+        time.sleep(0.01)
     done = [json.loads(line) for line in journal[0].read_text().splitlines() if line[-1:] == "]"]
     assert 70 <= len(done) < 240
     # Spoil the files that the journal has: decoded once more, they would now be broken.
-    for row, _, _, _ in done:
+    for row, *_ in done:
         path = data / "HAM10000_images_part_1" / f"ISIC_{row:04d}.jpg"
         status = path.stat()
         path.write_bytes(b"x" * status.st_size)
@@ -221,7 +246,7 @@ def test_two_calls_at_once_build_one_store_and_answer_alike(tmp_path):
         "path = next(Path(sys.argv[2]).glob('pixels-*/pixels.npy')); "
         "print(prepared.fingerprint, path.stat().st_ino, path.stat().st_mtime_ns)"
     )
-    calls = [child(code, data, tmp_path / "out") for _ in range(2)]
+    calls = [child(code, data, tmp_path / "out", 2) for _ in range(2)]
     answers = [call.communicate(timeout=60) for call in calls]
     assert [call.returncode for call in calls] == [0, 0], answers
     assert answers[0][0] == answers[1][0]

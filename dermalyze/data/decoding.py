@@ -113,11 +113,12 @@ class RowDecoder:
             filter_name=self._target.resize_filter,
         )
         small = thumbnail(image)
+        check = checksum(pixels, small)
         self._pixels.seek(self._target.offset + row * self._target.row_bytes)
         write_all(self._pixels, pixels.data.cast("B"))
         self._thumbnails.seek(row * THUMBNAIL_BYTES)
         write_all(self._thumbnails, small)
-        return journal_line(row, checksum(pixels, small), Outcome(image_id, sha256, False, ""))
+        return journal_line(row, check, Outcome(image_id, sha256, False, ""))
 
 
 def thumbnail(image: Image.Image) -> bytes:

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dermalyze.data.decoding import Target
+from serving import errors
 from serving.errors import DataError
 
 # The same path as here, however it came about.  A Ctrl-C at the terminal reaches the whole group.
@@ -89,10 +90,7 @@ def decode_in_processes(
 
 
 def _start(target: Target) -> Worker:
-    import dermalyze
-    import serving
-
-    roots = [str(Path(str(module.__file__)).parents[1]) for module in (dermalyze, serving)]
+    roots = [str(Path(__file__).parents[2]), str(Path(str(errors.__file__)).parents[1])]
     path = json.dumps([entry for entry in sys.path if entry] + roots)
     try:
         worker = subprocess.Popen(
