@@ -132,7 +132,7 @@ class TrainingConfig:
     weight_decay: float = 0.01  # AdamW's; biases and norms are spared
     max_grad_norm: float = 1.0  # gradients are clipped to it; 0: never
     ema_decay: float = 0.0  # of an exponential moving average of the weights; 0: none
-    num_workers: int = 0  # threads that decode images once, in preparation; 0: one a core
+    num_workers: int = 0  # processes that decode images once, in preparation; 0: one a core
     device: str = "auto"  # auto: CUDA, then MPS, then CPU
     use_amp: bool = True  # mixed precision where the device has it in hardware
     use_torch_compile: bool = False

@@ -16,6 +16,7 @@ SPEC_KEY = "dermalyze"  # the key in the ONNX file's metadata_props
 FORMAT_VERSION = 1
 RESIZE_MODES = ("squash", "center_crop")
 RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos")
+PRECISIONS = ("float32", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class ModelSpec:
     input_size: tuple[int, int]  # height, width; pixels
     resize_mode: str = "squash"  # squash: the whole image; center_crop: its middle, undistorted
     resize_filter: str = "bicubic"
+    precision: str = "float32"  # of the weights; int8 answers a little otherwise, and faster
     temperature: float = 1.0  # logits are divided by it before the softmax
     thresholds: dict[str, float] = field(default_factory=dict)  # class name -> probability
     run_id: str = ""  # the MLflow run that trained the weights; empty: not tracked
@@ -71,6 +73,12 @@ class ModelSpec:
             "resize_filter",
             " or ".join(RESIZE_FILTERS),
             self.resize_filter,
+        )
+        _require(
+            self.precision in PRECISIONS,
+            "precision",
+            " or ".join(PRECISIONS),
+            self.precision,
         )
         _require(
             _is_number(self.temperature) and 0.01 <= self.temperature <= 100,

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -204,6 +205,41 @@ def test_a_disk_that_is_full_for_a_worker_is_one_sentence_and_no_half_store(
         build_pixels(files, tmp_path / "out", SMALL, workers=2)
     assert list((tmp_path / "out").iterdir()) == []
     assert all(worker.poll() is not None for worker in workers)
+
+
+def test_a_worker_has_the_path_of_its_caller_and_hears_no_ctrl_c(tmp_path, workers, monkeypatch):
+    files = put_many(tmp_path / "images", 30)
+    here = build_pixels(files, tmp_path / "here", SMALL, workers=1)
+    (tmp_path / "only_here.py").write_text("import os, signal\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    in_workers(
+        monkeypatch,
+        "from only_here import os, signal\ndecode = d.decode_image\n"
+        "d.decode_image = lambda data: os.kill(os.getpid(), signal.SIGINT) or decode(data)",
+    )
+    there = build_pixels(files, tmp_path / "there", SMALL, workers=2)
+    assert contents(there.folder) == contents(here.folder)
+
+
+def test_workers_end_in_the_middle_of_an_image(tmp_path, workers, monkeypatch):
+    (file,) = put_many(tmp_path / "images", 1).values()
+    for path in (tmp_path / "pixels", tmp_path / "thumbnails"):
+        path.touch()
+    target = Target(
+        str(tmp_path / "pixels"), 0, str(tmp_path / "thumbnails"), 16, "squash", "bilinear"
+    )
+    in_workers(
+        monkeypatch,
+        "import time\ndecode = d.decode_image\n"
+        f"d.decode_image = lambda data: decode(data) if len(data) == {file.size} else time.sleep(9e9)",
+    )
+    hanging = tmp_path / "hanging"
+    hanging.write_bytes(b"x")
+    jobs = [(0, "I", str(file.path), ""), (1, "J", str(hanging), "")]
+    answers = decode_in_processes([[job] for job in jobs for _ in range(4)], target, 2)
+    next(answers)
+    answers.close()
+    assert [worker.poll() for worker in workers] == [-signal.SIGKILL] * 2
 
 
 def test_no_more_than_two_chunks_a_worker_are_under_way(tmp_path):

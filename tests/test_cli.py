@@ -1,12 +1,28 @@
 """The command line: one line for every wrong value, and nothing heavy before it is needed."""
 
+import csv
+import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 from click.testing import CliRunner
+from PIL import Image
+from tiny_model import TINY_ONNX
 
 from dermalyze.cli import main
+from serving.session import PROVIDERS
+
+INSTALLED = ", ".join(
+    name for name, theirs in PROVIDERS.items() if theirs in onnxruntime.get_available_providers()
+)
+CONFIG = Path(__file__).parents[1] / "configs" / "default.yaml"
 
 
 @pytest.fixture
@@ -55,8 +71,20 @@ def call(tmp_path, monkeypatch):
         (["trane"], 2, "No such command 'trane'. Did you mean 'train'? (see `dermalyze --help`)"),
         (["evaluate", "--run-id", "r", "--images", "d"], 2, "--images and --labels go together "
          "(see `dermalyze evaluate --help`)"),
-        (["predict", "--model", "no.onnx", "a.jpg"], 1, "no model at no.onnx; create one with "
+        (["export-onnx", "--run-id", "r", "--precision", "int4"], 2, "Invalid value for "
+         "'--precision': 'int4' is not one of 'float32', 'int8'. (see `dermalyze export-onnx "
+         "--help`)"),
+        (["export-onnx", "--run-id", "r", "--data-dir", "d"], 2, "--data-dir has no effect without "
+         "--precision int8; leave it out (see `dermalyze export-onnx --help`)"),
+        (["predict", "--model", "no.onnx", __file__], 1, "no model at no.onnx; create one with "
          "`dermalyze export-onnx`"),
+        (["predict", "--model", "no.onnx", "a.jpg"], 1, "no image at a.jpg; expected a file or a "
+         "folder"),
+        (["predict", "--model", TINY_ONNX, "--provider", "abacus", __file__], 1, "the provider "
+         f"'abacus' is not installed, expected one of {INSTALLED}; others come with other builds "
+         "of onnxruntime"),
+        (["predict", "--model", TINY_ONNX, "--threads", "-1", __file__], 2, "Invalid value for "
+         "'--threads': -1 is not in the range x>=0. (see `dermalyze predict --help`)"),
         (["benchmark", "--num-batches", "0"], 2, "Invalid value for '--num-batches': 0 is not in "
          "the range x>=1. (see `dermalyze benchmark --help`)"),
     ],
@@ -67,7 +95,8 @@ def test_a_wrong_value_is_one_line_and_exit_status_1_or_2(call, words, code, mes
 
 def test_a_run_that_does_not_exist_is_one_line(call, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    for command in (["evaluate"], ["export-onnx"], ["check-fit"], ["plot-training"]):
+    int8 = ["export-onnx", "--precision", "int8"]
+    for command in (["evaluate"], ["export-onnx"], int8, ["check-fit"], ["plot-training"]):
         code, output = call(*command, "--run-id", "none")
         assert code == 1
         assert output.splitlines()[-1] == (
@@ -76,13 +105,161 @@ def test_a_run_that_does_not_exist_is_one_line(call, tmp_path, monkeypatch):
         )
 
 
-def test_the_command_line_starts_without_torch_mlflow_or_pandas():
-    code = (
-        "import sys; import dermalyze.cli; "
-        "print([m for m in ('torch', 'mlflow', 'pandas', 'onnxruntime') if m in sys.modules])"
-    )
+WITHOUT = """
+import json, sys
+banned = ("torch", "torchvision", "timm", "mlflow", "pandas", "sklearn", "scipy", "matplotlib")
+class Ban:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in banned:
+            raise AssertionError(f"{name} is imported")
+sys.meta_path.insert(0, Ban())
+from dermalyze.cli import main
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words, prog_name="dermalyze")
+    except SystemExit as stop:
+        print("exit", stop.code)
+"""
+
+
+def exits_without_the_training_half(*calls):
+    words = [sys.executable, "-c", WITHOUT, json.dumps(calls)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return [line for line in done.stdout.splitlines() if line.startswith("exit ")]
+
+
+def test_help_and_wrong_options_of_every_command_need_neither_torch_nor_mlflow():
+    commands = list(main.commands)
+    calls = [["--help"], ["--version"], *([name, "--help"] for name in commands)]
+    assert exits_without_the_training_half(*calls) == ["exit 0"] * len(calls)
+    calls = [["no-such"], *([name, "--no-such"] for name in commands)]
+    assert exits_without_the_training_half(*calls) == ["exit 2"] * len(calls)
+
+
+def test_wrong_settings_and_missing_files_are_found_before_torch_and_mlflow_are_loaded(tmp_path):
+    calls = [
+        ["train", "--config", str(tmp_path / "none.yaml")],
+        ["train", "--epochs", "0", "--config", str(CONFIG)],
+        ["train", "--data-dir", str(tmp_path / "none")],
+        ["benchmark", "--config", str(CONFIG), "--set", "seed"],
+        ["prepare-data", "--data-dir", str(tmp_path / "none")],
+        ["predict", "--model", str(TINY_ONNX), str(tmp_path / "none.jpg")],
+        ["predict", "--model", str(tmp_path / "none.onnx"), __file__],
+    ]
+    assert exits_without_the_training_half(*calls) == ["exit 1"] * len(calls)
+
+
+def test_predict_never_loads_torch_or_mlflow(tmp_path):
+    image = tmp_path / "a.png"
+    Image.new("RGB", (20, 10), (200, 150, 140)).save(image)
+    call = ["predict", "--model", str(TINY_ONNX)]
+    calls = [[*call, "--format", kind, str(image)] for kind in ("table", "csv", "json")]
+    assert exits_without_the_training_half(*calls) == ["exit 0"] * 3
+
+
+def test_the_ban_of_torch_works():
+    with pytest.raises(AssertionError, match="is imported"):
+        exits_without_the_training_half(["check-fit", "--run-id", "none"])
+
+
+def test_the_command_line_starts_without_onnxruntime():
+    code = "import sys; import dermalyze.cli; print('onnxruntime' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert done.stdout == "False\n"
+
+
+PREDICT = [sys.executable, "-m", "dermalyze", "predict", "--model", str(TINY_ONNX)]
+
+
+@pytest.fixture
+def many_images(tmp_path):
+    """A folder of one picture, slow to decode, under 300 names."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "000.jpg")
+    for i in range(1, 300):
+        os.link(folder / "000.jpg", folder / f"{i:03d}.jpg")
+    return folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_ctrl_c_ends_predict_with_130_and_a_word(many_images, kind):
+    running = subprocess.Popen(
+        [*PREDICT, "--format", kind, many_images],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first = [running.stdout.readline() for _ in range(2)]
+    running.send_signal(signal.SIGINT)
+    rest, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert errors.splitlines()[-1] == "Error: stopped"
+    assert "Traceback" not in errors
+    lines = first + rest.splitlines()
+    assert 2 <= len(lines) < 300
+    assert str(many_images) in lines[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_lines_are_written_while_the_last_image_is_not_there_yet(tmp_path, kind):
+    for i in range(9):
+        Image.new("RGB", (20, 10)).save(tmp_path / f"{i}.png")
+    last = tmp_path / "z.png"
+    os.mkfifo(last)  # whoever reads it waits until somebody writes
+    command = [*PREDICT, "--format", kind, tmp_path]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    rescue = threading.Timer(60, running.kill)
+    rescue.start()
+    lines = [running.stdout.readline() for _ in range(8)]
+    rescue.cancel()
+    assert all(lines)  # or it was killed
+    last.write_bytes(b"junk")
+    rest, errors = running.communicate(timeout=60)
+    assert "z.png" in rest
+    assert errors == "Error: 1 of 10 images could not be read\n"
+
+
+def test_a_broken_image_is_told_at_the_end_with_exit_status_1(call, tmp_path):
+    for name in ("a.png", "c.png"):
+        Image.new("RGB", (20, 10)).save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"junk")
+    code, output = call("predict", "--model", TINY_ONNX, "--format", "csv", tmp_path)
+    assert code == 1
+    *lines, last = output.splitlines()
+    assert last == "Error: 1 of 3 images could not be read"
+    assert [bool(row["error"]) for row in csv.DictReader(lines)] == [False, True, False]
+
+
+def on_a_terminal(folder, *words):
+    """What `predict` writes to a terminal on stderr, stdout being a pipe."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    command = [*PREDICT, *words, folder]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    text = b""
+    try:
+        while part := os.read(ours, 1000):
+            text += part
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(ours)
+    assert running.wait(timeout=60) == 0
+    return text.decode()
+
+
+def test_a_terminal_sees_a_bar_for_several_images_and_a_file_sees_none(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (20, 10)).save(tmp_path / name)
+    assert "100%" in on_a_terminal(tmp_path, "--format", "json")
+    assert on_a_terminal(tmp_path / "a.png") == ""
+    done = subprocess.run([*PREDICT, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_every_command_has_help_and_says_what_it_is_for(call):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import ArtifactError
-from serving.spec import RESIZE_FILTERS, RESIZE_MODES, ModelSpec
+from serving.spec import PRECISIONS, RESIZE_FILTERS, RESIZE_MODES, ModelSpec
 
 NAMES = st.lists(st.text(min_size=1), min_size=2, max_size=9, unique=True).map(tuple)
 
@@ -22,6 +22,7 @@ def specs(draw):
         input_size=draw(st.tuples(st.integers(1, 4096), st.integers(1, 4096))),
         resize_mode=draw(st.sampled_from(RESIZE_MODES)),
         resize_filter=draw(st.sampled_from(RESIZE_FILTERS)),
+        precision=draw(st.sampled_from(PRECISIONS)),
         temperature=draw(st.floats(0.01, 100)),
         thresholds=draw(st.dictionaries(st.sampled_from(names), st.floats(0, 1))),
         run_id=draw(st.text()),
@@ -124,6 +125,11 @@ VERSION = "this program reads 1; update dermalyze or export the model again"
         (
             {"resize_filter": None},
             "the model's spec has resize_filter None, expected bilinear or bicubic or lanczos; "
+            "export the model again",
+        ),
+        (
+            {"precision": "int4"},
+            "the model's spec has precision 'int4', expected float32 or int8; "
             "export the model again",
         ),
         (
