@@ -221,6 +221,20 @@ def test_a_worker_has_the_path_of_its_caller_and_hears_no_ctrl_c(tmp_path, worke
     assert contents(there.folder) == contents(here.folder)
 
 
+def test_a_worker_whose_caller_is_gone_ends_without_a_word(tmp_path):
+    for name in ("pixels", "thumbnails"):
+        (tmp_path / name).touch()
+    worker = processes._start(
+        Target(str(tmp_path / "pixels"), 0, str(tmp_path / "thumbnails"), 16, "squash", "bilinear")
+    )
+    assert worker.stdin
+    assert worker.stdout
+    worker.stdout.close()
+    worker.stdin.write(b'[[0, "I", "nowhere", ""]]\n')
+    assert worker.wait(timeout=60) == 0
+    worker.stdin.close()
+
+
 def test_workers_end_in_the_middle_of_an_image(tmp_path, workers, monkeypatch):
     (file,) = put_many(tmp_path / "images", 1).values()
     for path in (tmp_path / "pixels", tmp_path / "thumbnails"):
@@ -231,7 +245,7 @@ def test_workers_end_in_the_middle_of_an_image(tmp_path, workers, monkeypatch):
     in_workers(
         monkeypatch,
         "import time\ndecode = d.decode_image\n"
-        f"d.decode_image = lambda data: decode(data) if len(data) == {file.size} else time.sleep(9e9)",
+        "d.decode_image = lambda data: time.sleep(1e9) if data == b'x' else decode(data)",
     )
     hanging = tmp_path / "hanging"
     hanging.write_bytes(b"x")

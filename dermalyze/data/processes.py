@@ -82,7 +82,7 @@ def decode_in_processes(
             yield waiting.popleft().result()
     finally:  # an error or Ctrl-C as well: what is under way is dropped
         for worker in workers:
-            pass
+            worker.kill()
         pool.shutdown(wait=True, cancel_futures=True)
         for worker in workers:
             with worker:
