@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", default="auto", help="a folder, demo or auto")
     parser.add_argument("--images", type=int, default=0, help="as they are; 0: all")
-    parser.add_argument("--large", type=int, default=600, help="images of 600 x 450")
+    parser.add_argument("--large", type=int, default=1500, help="images of 600 x 450")
     parser.add_argument("--huge", type=int, default=24, help="images of 6000 x 4000")
     parser.add_argument("--rounds", type=int, default=3, help="of each side")
     parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)  # how it calls itself
