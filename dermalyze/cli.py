@@ -4,15 +4,16 @@ Results go to stdout, progress and warnings to stderr.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from dermalyze import __version__
+from dermalyze.cli_judge import check_fit, evaluate, plot_training
+from dermalyze.cli_options import FILE, FOLDER, RUN_ID, auto_option, folder_or_none, say
 from serving.errors import ConfigError, DermalyzeError
-from serving.taxonomy import DISCLAIMER
 
 EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
 
@@ -43,32 +44,7 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-class AutoOr(click.ParamType[Any]):
-    """The word `auto`, which leaves a setting as the config has it, or a value."""
-
-    def __init__(self, kind: click.ParamType[Any]) -> None:
-        self.kind = kind
-        self.name = f"auto|{kind.name}"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return "auto" or what the inner type makes of the value."""
-        return value if value == "auto" else self.kind.convert(value, param, ctx)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
-
-
 Item = TypeVar("Item")
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-RUN_ID = click.option("--run-id", required=True, help="An MLflow run of `dermalyze train`.")
-
-
-def _auto(name: str, kind: click.ParamType[Any], text: str) -> Callable[[Command], Command]:
-    return click.option(name, type=AutoOr(kind), default="auto", show_default=True, help=text)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,6 +55,9 @@ def main() -> None:
     For education and research only; a prediction is never a diagnosis.
     """
 
+
+for _command in (evaluate, check_fit, plot_training):
+    main.add_command(_command)
 
 # What `train` and `benchmark` override in the config, by option.
 _OVERRIDES = {
@@ -96,18 +75,18 @@ _OVERRIDES = {
 
 
 @main.command()
-@_auto("--size", click.STRING, "EfficientNetV2: small, medium or large.")
-@_auto("--data-dir", click.STRING, "A folder, demo or auto (data/HAM10000, else demo).")
-@_auto("--config", click.STRING, "YAML file; auto: configs/default.yaml or configs/demo.yaml.")
-@_auto("--epochs", click.INT, "Passes over the training images.")
-@_auto("--batch-size", click.INT, "Images an update.")
-@_auto("--lr", click.FLOAT, "Peak learning rate.")
-@_auto("--image-size", click.INT, "Pixels, height and width.")
-@_auto("--head-type", click.STRING, "simple or acrnn.")
-@_auto("--loss", click.STRING, "cross_entropy or focal.")
-@_auto("--pretrained", click.STRING, "true, false or a .safetensors file; auto: if to be had.")
-@_auto("--seed", click.INT, "Of splits, sampling, augmentation and weights.")
-@_auto("--experiment", click.STRING, "MLflow experiment.")
+@auto_option("--size", click.STRING, "EfficientNetV2: small, medium or large.")
+@auto_option("--data-dir", click.STRING, "A folder, demo or auto (data/HAM10000, else demo).")
+@auto_option("--config", click.STRING, "YAML file; auto: default.yaml or demo.yaml in configs/.")
+@auto_option("--epochs", click.INT, "Passes over the training images.")
+@auto_option("--batch-size", click.INT, "Images an update.")
+@auto_option("--lr", click.FLOAT, "Peak learning rate.")
+@auto_option("--image-size", click.INT, "Pixels, height and width.")
+@auto_option("--head-type", click.STRING, "simple or acrnn.")
+@auto_option("--loss", click.STRING, "cross_entropy or focal.")
+@auto_option("--pretrained", click.STRING, "true, false, a .safetensors file; auto: if to be had.")
+@auto_option("--seed", click.INT, "Of splits, sampling, augmentation and weights.")
+@auto_option("--experiment", click.STRING, "MLflow experiment.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting.")
 @click.option("--resume", metavar="RUN_ID", default="", help="Go on with a stopped run.")
 def train(
@@ -123,7 +102,7 @@ def train(
         from dermalyze.training.run import resume as resume_run
 
         folder = None if data_dir == "auto" else Path(data_dir)
-        result = resume_run(resume, folder, say=_say)
+        result = resume_run(resume, folder, say=say)
     else:
         from dermalyze.data.auto import find_data
 
@@ -133,11 +112,11 @@ def train(
         folder, demo_data = find_data(data_dir, make=True)
         from dermalyze.training.run import train as train_run
 
-        _say(f"data: {folder}")
+        say(f"data: {folder}")
         if demo_data:
-            _say("warning: this is drawn demo data; its metrics mean nothing")
-        _say(f"epochs: {resolved.training.epochs}")
-        result = train_run(resolved, folder, demo_data=demo_data, say=_say)
+            say("warning: this is drawn demo data; its metrics mean nothing")
+        say(f"epochs: {resolved.training.epochs}")
+        result = train_run(resolved, folder, demo_data=demo_data, say=say)
     from dermalyze.summary import summarize
 
     click.echo(summarize(result))
@@ -198,39 +177,6 @@ def demo_data(folder: Path, images: int, seed: int, layout: str) -> None:
     click.echo(make_demo_data(folder, num_images=images, seed=seed, layout=layout))
 
 
-@main.command()
-@RUN_ID
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")
-@click.option("--data-dir", type=FOLDER, default=None, help="[default: where the run found it]")
-@click.option("--images", type=FOLDER, default=None, help="Other images than the run's.")
-@click.option("--labels", type=FILE, default=None, help="Their CSV: image_id,label.")
-@click.option("--output", type=FOLDER, default=None, help="[default: evaluation-RUN_ID-SPLIT]")
-def evaluate(
-    run_id: str,
-    split: str,
-    data_dir: Path | None,
-    images: Path | None,
-    labels: Path | None,
-    output: Path | None,
-) -> None:
-    """Judge a run's best epoch on a split, or on other images."""
-    if (images is None) != (labels is None):
-        raise click.UsageError("--images and --labels go together")
-    from dermalyze.evaluation.folder import format_metrics
-    from dermalyze.training.ended import evaluate_images, evaluate_run
-
-    if images is not None and labels is not None:
-        output = output or Path(f"evaluation-{run_id[:8]}-{images.name}")
-        metrics = evaluate_images(run_id, images, labels, output=output)
-    else:
-        output = output or Path(f"evaluation-{run_id[:8]}-{split}")
-        folder = None if data_dir == Path("auto") else data_dir
-        metrics = evaluate_run(run_id, split, data_dir=folder, output=output)
-    click.echo(format_metrics(metrics))
-    click.echo(f"written: {output}")
-    click.echo(DISCLAIMER)
-
-
 @main.command("export-onnx")
 @RUN_ID
 @click.option("--output", type=FILE, default=Path("model.onnx"), show_default=True)
@@ -252,8 +198,8 @@ def export_onnx(run_id: str, output: Path, precision: str, data_dir: Path | None
         from dermalyze.export.int8 import describe
         from dermalyze.training.ended import export_run_int8
 
-        folder = None if data_dir == Path("auto") else data_dir
-        click.echo(f"{output}: {describe(export_run_int8(run_id, output, data_dir=folder))}")
+        report = export_run_int8(run_id, output, data_dir=folder_or_none(data_dir))
+        click.echo(f"{output}: {describe(report)}")
         return
     if data_dir is not None:
         raise click.UsageError("--data-dir has no effect without --precision int8; leave it out")
@@ -312,31 +258,10 @@ def _with_progress(items: Iterable[Item], length: int, *, table: bool) -> Iterat
         yield from items
 
 
-@main.command("check-fit")
-@RUN_ID
-def check_fit(run_id: str) -> None:
-    """Say in words whether a run over- or underfits."""
-    from dermalyze.evaluation.fit import format_verdict
-    from dermalyze.training.ended import fit_of_run
-
-    click.echo(format_verdict(fit_of_run(run_id)))
-
-
-@main.command("plot-training")
-@RUN_ID
-@click.option("--output", type=FILE, default=Path("training_curves.png"), show_default=True)
-def plot_training(run_id: str, output: Path) -> None:
-    """Draw a run's training curves."""
-    from dermalyze.training.ended import plot_run
-
-    plot_run(run_id, output)
-    click.echo(output)
-
-
 @main.command()
 @click.option("--num-batches", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--num-images", type=click.IntRange(2), default=7010, help="Of an epoch.")
-@_auto("--config", click.STRING, "YAML file; auto: configs/default.yaml.")
+@auto_option("--config", click.STRING, "YAML file; auto: configs/default.yaml.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting.")
 def benchmark(num_batches: int, num_images: int, config: str, settings: tuple[str, ...]) -> None:
     """Time data, forward, backward and step of a training on this machine."""

@@ -19,6 +19,7 @@ CLASS_WEIGHTINGS = ("none", "balanced")
 SCHEDULES = ("cosine_warm_restarts", "constant")
 AUGMENTATION_LEVELS = ("none", "light", "medium", "heavy", "custom")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+CALIBRATORS = ("temperature", "vector", "dirichlet")
 
 
 def require(ok: bool, name: str, expected: str, value: object) -> None:
@@ -267,6 +268,33 @@ class AugmentationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How predictions are judged."""
+
+    replicates: int = 2000  # bootstrap samples of the lesions behind each interval
+    calibrator: str = "temperature"  # temperature, vector or dirichlet; fitted on val
+    prevalence: str = "none"  # of the place where it is used: mel=0.02,nv=0.9; the rest in shares
+    min_sensitivity: float = 0.8  # above which the partial AUC looks, malignant against benign
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require(
+            100 <= self.replicates <= 100_000,
+            "evaluation.replicates",
+            "from 100 to 100000",
+            self.replicates,
+        )
+        require_choice("evaluation.calibrator", self.calibrator, CALIBRATORS)
+        require(self.prevalence != "", "evaluation.prevalence", "none or CLASS=FRACTION,...", "")
+        require(
+            0 <= self.min_sensitivity < 1,
+            "evaluation.min_sensitivity",
+            "at least 0 and less than 1",
+            self.min_sensitivity,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Where the run is written down."""
 
@@ -274,6 +302,8 @@ class TrackingConfig:
     registered_model: str = "dermalyze"
     register: bool = True  # false: log the model, leave the registry alone
     champion_metric: str = "test/balanced_accuracy"  # what a champion is judged by; higher wins
+    champion_margin: float = 0.02  # how much worse a new one may be, with 95 % confidence
+    champion_calibration_margin: float = 0.02  # likewise of the calibration error (ECE)
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -290,6 +320,9 @@ class TrackingConfig:
             "a test metric such as test/macro_auc",
             self.champion_metric,
         )
+        for name in ("champion_margin", "champion_calibration_margin"):
+            value = getattr(self, name)
+            require(0 < value < 1, f"tracking.{name}", "greater than 0 and less than 1", value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,4 +334,5 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
