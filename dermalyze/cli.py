@@ -198,8 +198,8 @@ def export_onnx(run_id: str, output: Path, precision: str, data_dir: Path | None
         from dermalyze.export.int8 import describe
         from dermalyze.training.ended import export_run_int8
 
-        report = export_run_int8(run_id, output, data_dir=folder_or_none(data_dir))
-        click.echo(f"{output}: {describe(report)}")
+        quantized = export_run_int8(run_id, output, data_dir=folder_or_none(data_dir))
+        click.echo(f"{output}: {describe(quantized)}")
         return
     if data_dir is not None:
         raise click.UsageError("--data-dir has no effect without --precision int8; leave it out")
