@@ -11,7 +11,15 @@ from typing import Any, TypeVar
 import click
 
 from dermalyze import __version__
-from dermalyze.cli_judge import check_fit, evaluate, plot_training
+from dermalyze.cli_judge import (
+    check_fit,
+    compare,
+    evaluate,
+    leakage,
+    plot_training,
+    promote,
+    report,
+)
 from dermalyze.cli_options import FILE, FOLDER, RUN_ID, auto_option, folder_or_none, say
 from serving.errors import ConfigError, DermalyzeError
 
@@ -56,7 +64,7 @@ def main() -> None:
     """
 
 
-for _command in (evaluate, check_fit, plot_training):
+for _command in (evaluate, report, compare, leakage, promote, check_fit, plot_training):
     main.add_command(_command)
 
 # What `train` and `benchmark` override in the config, by option.
@@ -87,22 +95,36 @@ _OVERRIDES = {
 @auto_option("--pretrained", click.STRING, "true, false, a .safetensors file; auto: if to be had.")
 @auto_option("--seed", click.INT, "Of splits, sampling, augmentation and weights.")
 @auto_option("--experiment", click.STRING, "MLflow experiment.")
+@auto_option("--folds", click.INT, "Train so many times, each on another part; auto: once.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting.")
 @click.option("--resume", metavar="RUN_ID", default="", help="Go on with a stopped run.")
 def train(
-    data_dir: str, config: str, settings: tuple[str, ...], resume: str, **overrides: Any
+    data_dir: str,
+    config: str,
+    settings: tuple[str, ...],
+    resume: str,
+    folds: int | str,
+    **overrides: Any,
 ) -> None:
-    """Train, evaluate, export and register a model as one MLflow run."""
+    """Train, evaluate, export and register a model as one MLflow run.
+
+    With --folds every image is judged once by a network that never saw its lesion; the runs of the
+    folds stand below one run, and nothing is registered.
+    """
+    result: Any
     if resume:
         given = [name for name, value in overrides.items() if value != "auto"]
-        if given or settings or config != "auto":
+        if given or settings or config != "auto" or folds != "auto":
             raise click.UsageError(
                 "a resumed run keeps its settings; leave out all but --resume and --data-dir"
             )
+        from dermalyze.tracking import tags_of
+        from dermalyze.training.folds import resume_folds
+        from dermalyze.training.job import FOLDS_TAG
         from dermalyze.training.run import resume as resume_run
 
-        folder = None if data_dir == "auto" else Path(data_dir)
-        result = resume_run(resume, folder, say=say)
+        go_on = resume_folds if FOLDS_TAG in tags_of(resume) else resume_run
+        result = go_on(resume, None if data_dir == "auto" else Path(data_dir), say=say)
     else:
         from dermalyze.data.auto import find_data
 
@@ -110,13 +132,17 @@ def train(
         folder, demo_data = find_data(data_dir, make=False)
         resolved = _config(config, demo_data, settings, overrides)
         folder, demo_data = find_data(data_dir, make=True)
+        from dermalyze.training.folds import train_folds
         from dermalyze.training.run import train as train_run
 
         say(f"data: {folder}")
         if demo_data:
             say("warning: this is drawn demo data; its metrics mean nothing")
         say(f"epochs: {resolved.training.epochs}")
-        result = train_run(resolved, folder, demo_data=demo_data, say=say)
+        if isinstance(folds, int):
+            result = train_folds(resolved, folder, folds, demo_data=demo_data, say=say)
+        else:
+            result = train_run(resolved, folder, demo_data=demo_data, say=say)
     from dermalyze.summary import summarize
 
     click.echo(summarize(result))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dermalyze.cli_options import FILE, FOLDER, RUN_DATA, RUN_ID, folder_or_none
+from dermalyze.cli_options import FILE, FOLDER, RUN_DATA, RUN_ID, folder_or_none, say
 from serving.taxonomy import DISCLAIMER
 
 
@@ -31,13 +31,98 @@ def evaluate(
 
     if images is not None and labels is not None:
         output = output or Path(f"evaluation-{run_id[:8]}-{images.name}")
-        metrics = evaluate_images(run_id, images, labels, output=output)
+        found = evaluate_images(run_id, images, labels, output=output)
     else:
         output = output or Path(f"evaluation-{run_id[:8]}-{split}")
-        metrics = evaluate_run(run_id, split, data_dir=folder_or_none(data_dir), output=output)
-    click.echo(format_metrics(metrics))
+        found = evaluate_run(run_id, split, data_dir=folder_or_none(data_dir), output=output)
+    click.echo(format_metrics(found.metrics, found.intervals))
     click.echo(f"written: {output}")
     click.echo(DISCLAIMER)
+
+
+@click.command()
+@click.option("--run-id", default=None, help="An MLflow run of `dermalyze train`.")
+@click.option("--predictions", type=FILE, default=None, help="Or anybody's predictions.csv.")
+@click.option("--validation", type=FILE, default=None, help="With it: what to calibrate on.")
+@RUN_DATA
+@click.option("--output", type=FOLDER, default=Path("report"), show_default=True)
+def report(
+    run_id: str | None,
+    predictions: Path | None,
+    validation: Path | None,
+    data_dir: Path | None,
+    output: Path,
+) -> None:
+    """Make the report again from stored predictions; no GPU, no images needed."""
+    if (run_id is None) == (predictions is None):
+        raise click.UsageError("give either --run-id or --predictions")
+    if run_id is not None and validation is not None:
+        raise click.UsageError("--validation goes with --predictions; a run has its own")
+    if run_id is None and data_dir is not None:
+        raise click.UsageError("--data-dir goes with --run-id")
+    from dermalyze.config import EvaluationConfig
+    from dermalyze.evaluation.words import headlines
+    from dermalyze.training.ended import report_predictions, report_run
+
+    if predictions is not None:
+        settings = EvaluationConfig()
+        judgement = report_predictions(predictions, validation, settings=settings, output=output)
+    else:
+        judgement = report_run(str(run_id), data_dir=folder_or_none(data_dir), output=output)
+    for title, cell in headlines(judgement):
+        click.echo(f"{title:<44}{cell.value:>8}   {cell.bounds or cell.reason}".rstrip())
+    click.echo(f"written: {output / 'report.html'}")
+    click.echo(DISCLAIMER)
+
+
+@click.command()
+@click.argument("run_ids", nargs=-1, required=True, metavar="RUN_A RUN_B [...]")
+@click.option("--output", type=FOLDER, default=None, help="Also write forest.png, comparison.json.")
+def compare(run_ids: tuple[str, ...], output: Path | None) -> None:
+    """Compare runs with the first one, lesion by lesion on the same test images."""
+    if len(run_ids) < 2:
+        raise click.UsageError("expected at least two run ids")
+    if len(set(run_ids)) < len(run_ids):
+        raise click.UsageError("a run cannot be compared with itself; leave out the second one")
+    from dermalyze.evaluation.compare import table
+    from dermalyze.training.ended import compare_runs
+
+    click.echo(table(compare_runs(run_ids, output=output)))
+    if output is not None:
+        click.echo(f"written: {output}")
+    click.echo(DISCLAIMER)
+
+
+@click.command()
+@RUN_ID
+@RUN_DATA
+def leakage(run_id: str, data_dir: Path | None) -> None:
+    """Show what a random split would have claimed: train again with siblings of test images."""
+    from dermalyze.training.leakage import leakage_of
+
+    click.echo(leakage_of(run_id, folder_or_none(data_dir), say=say).in_words())
+    click.echo(DISCLAIMER)
+
+
+@click.command()
+@click.argument("version", type=click.IntRange(1))
+@click.option("--model", "name", default="dermalyze", show_default=True, help="Registered model.")
+@click.option("--config", type=FILE, default=None, help="YAML file with the margins.")
+@click.option("--anyway", is_flag=True, help="Even if the rule is against it; it is written down.")
+def promote(version: int, name: str, config: Path | None, anyway: bool) -> None:
+    """Make VERSION the champion, if it is no worse than the present one."""
+    from dermalyze.config import TrackingConfig
+    from dermalyze.config_file import load_config
+    from dermalyze.registry import promote as promote_version
+    from dermalyze.registry import rule_of
+
+    tracking = TrackingConfig() if config is None else load_config(config).tracking
+    rule = rule_of(tracking, must_be_better=False)
+    promoted = promote_version(name, str(version), rule, anyway=anyway)
+    verdict = "champion" if promoted.is_champion else "not promoted"
+    click.echo(f"{promoted.name} version {promoted.version}: {verdict} ({promoted.reason})")
+    if not promoted.is_champion:
+        raise SystemExit(1)
 
 
 @click.command("check-fit")

@@ -19,6 +19,25 @@ CLASS_WEIGHTINGS = ("none", "balanced")
 SCHEDULES = ("cosine_warm_restarts", "constant")
 AUGMENTATION_LEVELS = ("none", "light", "medium", "heavy", "custom")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+CHAMPION_METRICS = (  # those of which more is better; the last five with a class: recall/mel
+    "accuracy",
+    "balanced_accuracy",
+    "macro_precision",
+    "macro_f1",
+    "macro_auc",
+    "macro_average_precision",
+    "cohen_kappa",
+    "mcc",
+    "malignant_auc",
+    "malignant_partial_auc",
+    "malignant_sensitivity",
+    "malignant_specificity",
+    "precision",
+    "recall",
+    "f1",
+    "auc",
+    "average_precision",
+)
 CALIBRATORS = ("temperature", "vector", "dirichlet")
 
 
@@ -273,7 +292,9 @@ class EvaluationConfig:
 
     replicates: int = 2000  # bootstrap samples of the lesions behind each interval
     calibrator: str = "temperature"  # temperature, vector or dirichlet; fitted on val
-    prevalence: str = "none"  # of the place where it is used: mel=0.02,nv=0.9; the rest in shares
+    prevalence: str = (
+        "none"  # where it is used: mel=0.02,nv=0.9, the others share the rest; estimate
+    )
     min_sensitivity: float = 0.8  # above which the partial AUC looks, malignant against benign
 
     def __post_init__(self) -> None:
@@ -314,10 +335,11 @@ class TrackingConfig:
             "a name without / and :",
             self.registered_model,
         )
+        prefix, _, metric = self.champion_metric.partition("/")
         require(
-            self.champion_metric.startswith("test/"),
+            prefix == "test" and metric.partition("/")[0] in CHAMPION_METRICS,
             "tracking.champion_metric",
-            "a test metric such as test/macro_auc",
+            f"test/ and one of {', '.join(CHAMPION_METRICS[:-5])}, recall/mel, auc/mel, ...",
             self.champion_metric,
         )
         for name in ("champion_margin", "champion_calibration_margin"):

@@ -4,22 +4,31 @@ With `tracking.py` the only module of the training half that knows MLflow.
 """
 
 import logging
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from dermalyze.tracking import use_store
-from serving.errors import TrackingError
+from dermalyze.config import TrackingConfig
+from dermalyze.evaluation.cards import REGISTRY_LIMIT, shortened
+from dermalyze.evaluation.promotion import Decision, Rule, compare_with_champion
+from dermalyze.evaluation.scored import Scored, read_scored
+from dermalyze.tracking import fetch, use_store
+from serving.errors import DermalyzeError, TrackingError
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
 _SPLIT_TAG = "dermalyze.test_split"  # digest of the images and labels that judged the version
-_METRIC_TAG = "dermalyze.metric"
-_VALUE_TAG = "dermalyze.value"
 _DEMO_TAG = "dermalyze.demo_data"
+_PARITY_TAG = "dermalyze.parity"
 _REASON_TAG = "dermalyze.champion_reason"
+_NUMBER_TAGS = "dermalyze.promotion."
+_PREDICTIONS = "evaluation/predictions.csv"
+_PROMOTION = "\n\nPromotion to champion. "  # begins the last part of a description
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +37,11 @@ class Candidate:
 
     model_uri: str
     run_id: str
-    metric: str  # such as test/balanced_accuracy; higher is better
-    value: float
     test_split: str  # digest of the test images and their labels
     demo_data: bool
+    parity: str  # how far the file and PyTorch are apart, in words; empty: not proven
     description: str
+    predictions: Scored  # of the test split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +54,17 @@ class Registered:
     reason: str  # why it is, or is not
 
 
-def register(name: str, candidate: Candidate) -> Registered:
+def rule_of(tracking: TrackingConfig, *, must_be_better: bool) -> Rule:
+    """Return the rule that the settings state."""
+    return Rule(
+        metric=tracking.champion_metric.removeprefix("test/"),
+        margin=tracking.champion_margin,
+        calibration_margin=tracking.champion_calibration_margin,
+        must_be_better=must_be_better,
+    )
+
+
+def register(name: str, candidate: Candidate, rule: Rule) -> Registered:
     """Make a version of `candidate`, point `challenger` at it, and `champion` if it is better.
 
     A run that was resumed after it had registered its model keeps its version.
@@ -58,45 +77,108 @@ def register(name: str, candidate: Candidate) -> Registered:
     try:
         version = _version_of(client, name, candidate)
         client.set_registered_model_alias(name, CHALLENGER, version)
-        champion = _champion(client, name)
-        is_champion, reason = judge(candidate, champion)
-        if champion is not None and champion["version"] == version:
-            is_champion, reason = True, champion.get(_REASON_TAG, reason)
-        elif is_champion:
-            client.set_registered_model_alias(name, CHAMPION, version)
-        tags = {
+        for key, value in {
             _SPLIT_TAG: candidate.test_split,
-            _METRIC_TAG: candidate.metric,
-            _VALUE_TAG: repr(candidate.value),
             _DEMO_TAG: str(candidate.demo_data).lower(),
-            _REASON_TAG: reason,
-        }
-        for key, value in tags.items():
+            _PARITY_TAG: candidate.parity,
+        }.items():
             client.set_model_version_tag(name, version, key, value)
-        client.update_model_version(name, version, description=candidate.description)
+        champion = _champion(client, name)
+        if champion is not None and str(champion.version) == version:
+            reason = champion.tags.get(_REASON_TAG, "resumed after it had become champion")
+            decision = Decision(promoted=True, reason=reason, numbers={})
+        else:
+            decision = judge(candidate, champion, rule)
+            _carry_out(client, name, version, decision, candidate.description)
     except MlflowException as error:
-        first_line = str(error).splitlines()[0][:200]
-        raise TrackingError(f"cannot register the model {name}: {first_line}") from error
-    return Registered(name=name, version=version, is_champion=is_champion, reason=reason)
+        raise _refused(name, error) from error
+    return Registered(
+        name=name, version=version, is_champion=decision.promoted, reason=decision.reason
+    )
 
 
-def judge(candidate: Candidate, champion: dict[str, str] | None) -> tuple[bool, str]:
-    """Decide whether a candidate replaces the champion, whose tags are given, and say why."""
-    ours = f"{candidate.metric} {candidate.value:.4f}"
+def promote(name: str, version: str, rule: Rule, *, anyway: bool) -> Registered:
+    """Make a version the champion by hand, if it is no worse by the rule's margins.
+
+    With `anyway` it becomes champion whatever the rule says, and its tags and description say so.
+
+    Raises:
+        TrackingError: there is no such version, or the registry does not answer.
+    """
+    use_store()
+    client = MlflowClient()
+    try:
+        found = client.get_model_version(name, version)
+        champion = _champion(client, name)
+        if champion is not None and champion.version == found.version:
+            raise TrackingError(f"version {version} of {name} is the champion already")
+        candidate = Candidate(
+            model_uri=found.source or "",
+            run_id=found.run_id or "",
+            test_split=found.tags.get(_SPLIT_TAG, ""),
+            demo_data=found.tags.get(_DEMO_TAG) == "true",
+            parity=found.tags.get(_PARITY_TAG, ""),
+            description=_without_promotion(found.description or ""),
+            predictions=_predictions(found.run_id or ""),
+        )
+        decision = judge(candidate, champion, rule)
+        if anyway and not decision.promoted:
+            reason = f"by hand, against the rule: {decision.reason}"
+            decision = Decision(promoted=True, reason=reason, numbers=decision.numbers)
+        _carry_out(client, name, str(found.version), decision, candidate.description)
+    except MlflowException as error:
+        raise _refused(name, error) from error
+    return Registered(
+        name=name, version=version, is_champion=decision.promoted, reason=decision.reason
+    )
+
+
+def judge(candidate: Candidate, champion: Any | None, rule: Rule) -> Decision:
+    """Decide whether a candidate replaces the champion, a version of the registry, and say why."""
+    if not candidate.parity:
+        return _refusal("its ONNX file has not been proven to answer as PyTorch does")
     if champion is None:
-        return True, f"first champion, with {ours}"
-    incumbent = f"version {champion['version']}"
-    if champion.get(_DEMO_TAG) == "true" and not candidate.demo_data:
-        return True, f"{ours} on real data; {incumbent} was trained on demo data"
-    if champion.get(_SPLIT_TAG) != candidate.test_split:
-        return False, f"not compared: {incumbent} was judged on another test split"
-    if champion.get(_METRIC_TAG) != candidate.metric:
-        theirs = champion.get(_METRIC_TAG, "nothing")
-        return False, f"not compared: {incumbent} was judged by {theirs}, not {candidate.metric}"
-    value = float(champion[_VALUE_TAG])
-    if candidate.value > value:
-        return True, f"{ours} is better than {value:.4f} of {incumbent} on the same test split"
-    return False, f"{ours} is not better than {value:.4f} of {incumbent} on the same test split"
+        return Decision(promoted=True, reason="first champion", numbers={})
+    incumbent = f"version {champion.version}"
+    if champion.tags.get(_DEMO_TAG) == "true" and not candidate.demo_data:
+        reason = f"trained on real data; {incumbent} was trained on demo data"
+        return Decision(promoted=True, reason=reason, numbers={})
+    if champion.tags.get(_SPLIT_TAG) != candidate.test_split:
+        return _refusal(f"not compared: {incumbent} was judged on another test split")
+    try:
+        theirs = _predictions(champion.run_id)
+    except DermalyzeError as error:
+        return _refusal(f"not compared: the predictions of {incumbent} are not to be had ({error})")
+    return compare_with_champion(candidate.predictions, theirs, rule, incumbent)
+
+
+def _carry_out(
+    client: MlflowClient, name: str, version: str, decision: Decision, description: str
+) -> None:
+    """Write a decision down at its version, then move the alias."""
+    client.set_model_version_tag(name, version, _REASON_TAG, decision.reason)
+    for key, value in decision.numbers.items():
+        client.set_model_version_tag(name, version, _NUMBER_TAGS + key, f"{value:.6g}")
+    ending = f"{_PROMOTION}{'promoted' if decision.promoted else 'not promoted'}: {decision.reason}"
+    ending = ending[: REGISTRY_LIMIT // 2]
+    text = shortened(description, REGISTRY_LIMIT - len(ending)).rstrip()
+    client.update_model_version(name, version, description=text + ending)
+    if decision.promoted:
+        client.set_registered_model_alias(name, CHAMPION, version)
+
+
+def _without_promotion(description: str) -> str:
+    return description.partition(_PROMOTION)[0]
+
+
+def _refusal(reason: str) -> Decision:
+    return Decision(promoted=False, reason=reason, numbers={})
+
+
+def _predictions(run_id: str) -> Scored:
+    """Read the test predictions that a run has logged."""
+    with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
+        return read_scored(fetch(run_id, _PREDICTIONS, Path(folder)))
 
 
 def _version_of(client: MlflowClient, name: str, candidate: Candidate) -> str:
@@ -113,11 +195,16 @@ def _version_of(client: MlflowClient, name: str, candidate: Candidate) -> str:
         logger.setLevel(level)
 
 
-def _champion(client: MlflowClient, name: str) -> dict[str, str] | None:
+def _champion(client: MlflowClient, name: str) -> Any | None:
     try:
-        version = client.get_model_version_by_alias(name, CHAMPION)
+        return client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
-    return {**version.tags, "version": str(version.version)}
+
+
+def _refused(name: str, error: MlflowException) -> TrackingError:
+    return TrackingError(
+        f"the registry refuses the model {name}: {str(error).splitlines()[0][:200]}"
+    )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from dermalyze.evaluation.folder import format_metrics
+from dermalyze.training.folds import FoldsResult
 from dermalyze.training.ship import RunResult
 from serving.taxonomy import DISCLAIMER
 
@@ -15,9 +16,27 @@ REQUEST = Path(".dermalyze/request.json")
 PORT = 5001
 
 
-def summarize(result: RunResult) -> str:
+def summarize(result: RunResult | FoldsResult) -> str:
     """Write the summary; one test image is put into a request file that `curl` can send."""
-    lines = [format_metrics(result.metrics), "", f"run id: {result.run_id}", result.parity]
+    if isinstance(result, FoldsResult):
+        return "\n".join(
+            [
+                format_metrics(result.metrics, result.intervals),
+                "",
+                f"run id: {result.run_id}, above the {len(result.fold_run_ids)} runs of the folds",
+                f"warning: {result.caveat}",
+                "",
+                f"next:\n  {_command('mlflow')} ui",
+                "",
+                DISCLAIMER,
+            ]
+        )
+    lines = [
+        format_metrics(result.metrics, result.intervals),
+        "",
+        f"run id: {result.run_id}",
+        result.parity,
+    ]
     if result.registered is not None:
         model = result.registered
         alias = "champion" if model.is_champion else "challenger"

@@ -103,10 +103,19 @@ def use_store() -> str:
 
 
 @contextlib.contextmanager
-def open_run(config: TrackingConfig, *, name: str = "", resume: str = "") -> Iterator[TrackedRun]:
+def open_run(
+    config: TrackingConfig,
+    *,
+    name: str = "",
+    resume: str = "",
+    parent: str = "",
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[TrackedRun]:
     """Open a new run, the one that `mlflow run` made, or an old one that goes on.
 
-    `name` is what the run is called in lists; without it MLflow invents a name.
+    `name` is what the run is called in lists; without it MLflow invents a name.  With `parent`, the
+    id of another run, it is shown below that one, in its experiment.  `tags` are there from the
+    run's first moment.
 
     The run ends as FINISHED, as FAILED after an exception, as KILLED after Ctrl-C.
 
@@ -115,7 +124,7 @@ def open_run(config: TrackingConfig, *, name: str = "", resume: str = "") -> Ite
     """
     use_store()
     try:
-        run, project_run_id = _start(config, resume)
+        run, project_run_id = _start(config, resume, parent, dict(tags or {}))
     except MlflowException as error:
         raise TrackingError(_first_line("cannot open a run", error)) from error
     tracked = TrackedRun(run_id=run.info.run_id, resumed=bool(resume))
@@ -137,29 +146,40 @@ def open_run(config: TrackingConfig, *, name: str = "", resume: str = "") -> Ite
             MlflowClient().set_terminated(project_run_id, tracked.status)
 
 
-def _start(config: TrackingConfig, resume: str) -> tuple[MlflowRun, str]:
+def _start(
+    config: TrackingConfig, resume: str, parent: str, tags: dict[str, str]
+) -> tuple[MlflowRun, str]:
     """Start the run; the second value is a run of `mlflow run` that only points to it, or ''."""
+    if resume or parent:
+        os.environ.pop("MLFLOW_RUN_ID", None)
     if resume:
         if resume not in _known_run_id(resume):
             raise TrackingError(f"no run {resume} in {mlflow.get_tracking_uri()}")
-        os.environ.pop("MLFLOW_RUN_ID", None)
-        return mlflow.start_run(run_id=resume), ""
+        # MLflow refuses a run of another experiment than that which is active.
+        there = MlflowClient().get_run(resume).info.experiment_id
+        mlflow.set_experiment(experiment_id=there)
+        return mlflow.start_run(run_id=resume, nested=bool(parent), tags=tags), ""
+    if parent:
+        there = MlflowClient().get_run(parent).info.experiment_id
+        return mlflow.start_run(
+            experiment_id=there, parent_run_id=parent, nested=True, tags=tags
+        ), ""
     given = os.environ.get("MLFLOW_RUN_ID", "")
     if not given:
         mlflow.set_experiment(config.experiment)
-        return mlflow.start_run(), ""
+        return mlflow.start_run(tags=tags), ""
     # `mlflow run` has made a run already, in an experiment of its own choice.
     client = MlflowClient()
     own = client.get_run(given)
     there = client.get_experiment(own.info.experiment_id).name
     if config.experiment in (there, TrackingConfig().experiment):
-        return mlflow.start_run(), ""
+        return mlflow.start_run(tags=tags), ""
     # The user wants another experiment: a run cannot move, so a new one is made there.
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         os.environ.pop(name, None)
     mlflow.set_experiment(config.experiment)
-    tags = {key: value for key, value in own.data.tags.items() if key.startswith("mlflow.project")}
-    run = mlflow.start_run(tags={**tags, "dermalyze.project_run_id": given})
+    made_by = {k: v for k, v in own.data.tags.items() if k.startswith("mlflow.project")}
+    run = mlflow.start_run(tags={**tags, **made_by, "dermalyze.project_run_id": given})
     client.set_tag(given, "dermalyze.run_id", run.info.run_id)
     client.set_tag(
         given,
@@ -192,6 +212,41 @@ def require_run(run_id: str) -> dict[str, str]:
     except MlflowException as error:
         raise TrackingError(_first_line(f"cannot read run {run_id}", error)) from error
     return params
+
+
+def tags_of(run_id: str) -> dict[str, str]:
+    """Return the tags of a run.
+
+    Raises:
+        TrackingError: there is no such run, or the tracking server does not answer.
+    """
+    require_run(run_id)
+    return dict(MlflowClient().get_run(run_id).data.tags)
+
+
+def children_of(run_id: str, tag: str) -> dict[str, tuple[str, bool]]:
+    """Return the runs below a run, by the value of a tag: their ids and whether they ended well.
+
+    Runs without the tag and deleted ones do not count.
+
+    Raises:
+        TrackingError: the tracking server does not answer.
+    """
+    use_store()
+    client = MlflowClient()
+    try:
+        found = client.search_runs(
+            [client.get_run(run_id).info.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{run_id}'",
+            order_by=["attributes.start_time ASC"],
+        )
+    except MlflowException as error:
+        raise TrackingError(_first_line(f"cannot read the runs below {run_id}", error)) from error
+    return {
+        run.data.tags[tag]: (run.info.run_id, run.info.status == "FINISHED")
+        for run in found
+        if tag in run.data.tags
+    }
 
 
 def require_unfinished(run_id: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -234,10 +289,10 @@ def fetched(run_id: str, names: Sequence[str]) -> Iterator[list[Path]]:
 
 
 def add_to_run(run_id: str, folder: Path, name: str, metrics: Mapping[str, float]) -> None:
-    """Add a folder of files and metrics to a run that has ended."""
+    """Add files, below `name` or at the top if it is empty, and metrics to a run that has ended."""
     use_store()
     client = MlflowClient()
-    client.log_artifacts(run_id, str(folder), name)
+    client.log_artifacts(run_id, str(folder), name or None)
     for key, value in metrics.items():
         client.log_metric(run_id, key, value)
 

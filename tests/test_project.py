@@ -62,6 +62,7 @@ def test_mlflow_reads_the_entry_points_that_are_promised(project):
         "pretrained",
         "seed",
         "experiment",
+        "folds",
     ]
 
 

@@ -1,81 +1,51 @@
-"""Who becomes champion, on a real sqlite registry."""
+"""Who becomes champion, on a real sqlite registry with real predictions."""
 
 import mlflow
+import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
+from simulated import THREE, simulate
 
-from dermalyze.registry import Candidate, judge, register
+from dermalyze.evaluation.predictions import predictions_table, write_predictions
+from dermalyze.evaluation.promotion import Rule, compare_with_champion
+from dermalyze.evaluation.scored import Scored, scored_of
+from dermalyze.registry import Candidate, promote, register
 from serving.errors import TrackingError
+from serving.taxonomy import CLASS_NAMES
 
-METRIC = "test/balanced_accuracy"
+RULE = Rule(metric="accuracy", margin=0.02, calibration_margin=0.02, must_be_better=True)
+BY_HAND = Rule(metric="accuracy", margin=0.02, calibration_margin=0.02, must_be_better=False)
+
+
+def predictions(quality: float, *, sharpness: float = 1.0) -> Scored:
+    """Return answers for the same 600 lesions; more `quality`, more of them right.
+
+    Noise has variance 1, so logits times `quality` are calibrated; `sharpness` spoils it.
+    """
+    images = simulate(600, seed=3, shares=dict.fromkeys(CLASS_NAMES, 1 / 7), signal=0.0)
+    logits = (images.logits + quality * np.eye(7)[images.targets]) * quality * sharpness
+    return scored_of(predictions_table(images.table, logits, CLASS_NAMES))
+
+
+WORSE, SAME, BETTER = (predictions(quality) for quality in (1.6, 2.0, 2.6))
 
 
 def candidate(**changes):
     values = {
         "model_uri": "models:/m-1",
         "run_id": "r",
-        "metric": METRIC,
-        "value": 0.7,
         "test_split": "split-a",
         "demo_data": False,
+        "parity": "differs by 1e-6",
         "description": "a model",
+        "predictions": SAME,
     }
     return Candidate(**{**values, **changes})
 
 
-def champion(**changes):
-    values = {
-        "version": "3",
-        "dermalyze.test_split": "split-a",
-        "dermalyze.metric": METRIC,
-        "dermalyze.value": "0.65",
-        "dermalyze.demo_data": "false",
-    }
-    return {**values, **changes}
-
-
-def test_the_first_model_is_champion():
-    assert judge(candidate(), None) == (True, "first champion, with test/balanced_accuracy 0.7000")
-
-
-def test_a_better_one_on_the_same_split_replaces_the_champion():
-    assert judge(candidate(), champion()) == (
-        True,
-        "test/balanced_accuracy 0.7000 is better than 0.6500 of version 3 on the same test split",
-    )
-
-
-def test_an_equal_or_worse_one_does_not():
-    assert judge(candidate(value=0.65), champion()) == (
-        False,
-        "test/balanced_accuracy 0.6500 is not better than 0.6500 of version 3 "
-        "on the same test split",
-    )
-
-
-def test_a_better_one_on_another_split_is_not_compared():
-    assert judge(candidate(value=0.99, test_split="split-b"), champion()) == (
-        False,
-        "not compared: version 3 was judged on another test split",
-    )
-
-
-def test_a_champion_judged_by_another_metric_is_not_compared():
-    assert judge(candidate(metric="test/macro_auc", value=0.99), champion()) == (
-        False,
-        "not compared: version 3 was judged by test/balanced_accuracy, not test/macro_auc",
-    )
-
-
-def test_real_data_replaces_a_demo_champion_and_never_the_reverse():
-    demo = champion(**{"dermalyze.demo_data": "true", "dermalyze.test_split": "demo"})
-    assert judge(candidate(value=0.1), demo)[0] is True
-    assert judge(candidate(value=0.99, demo_data=True, test_split="demo"), champion())[0] is False
-
-
-def logged(store, value, run_name):
-    """Log a model from code, as the program does, and return its address and run."""
-    code = store / "model.py"
+def logged(store, predictions, **changes):
+    """Log a model from code and its predictions, as the program does."""
+    code, table = store / "model.py", store / "predictions.csv"
     code.write_text(
         "import mlflow\n"
         "class Echo(mlflow.pyfunc.PythonModel):\n"
@@ -83,20 +53,73 @@ def logged(store, value, run_name):
         "        return model_input\n"
         "mlflow.models.set_model(Echo())\n"
     )
-    with mlflow.start_run(run_name=run_name) as run:
+    write_predictions(table, predictions.table)
+    with mlflow.start_run() as run:
         info = mlflow.pyfunc.log_model(
             name="model", python_model=str(code), pip_requirements=["numpy"]
         )
-    return candidate(model_uri=info.model_uri, run_id=run.info.run_id, value=value)
+        mlflow.log_artifact(str(table), "evaluation")
+    values = {"model_uri": info.model_uri, "run_id": run.info.run_id, "predictions": predictions}
+    return candidate(**{**values, **changes})
+
+
+def test_a_clearly_better_model_is_promoted_with_its_numbers():
+    decision = compare_with_champion(BETTER, SAME, RULE, "version 3")
+    assert decision.promoted
+    assert "against version 3, accuracy is" in decision.reason
+    gained = np.mean(BETTER.predicted == BETTER.targets) - np.mean(SAME.predicted == SAME.targets)
+    assert decision.numbers["difference"] == pytest.approx(gained)
+    assert 0 < decision.numbers["bound"] < gained
+
+
+def test_a_worse_model_is_not():
+    decision = compare_with_champion(WORSE, SAME, RULE, "version 3")
+    assert not decision.promoted
+    assert "not shown to be no worse" in decision.reason
+
+
+def test_an_equal_model_is_promoted_by_hand_alone():
+    automatic = compare_with_champion(SAME, SAME, RULE, "version 3")
+    assert not automatic.promoted
+    assert automatic.reason.endswith("its estimate is not the higher one")
+    assert compare_with_champion(SAME, SAME, BY_HAND, "version 3").promoted
+
+
+def test_a_model_that_is_right_more_often_but_worse_calibrated_is_not():
+    overconfident = predictions(2.6, sharpness=6.0)
+    decision = compare_with_champion(overconfident, SAME, RULE, "version 3")
+    assert decision.numbers["bound"] > 0
+    assert not decision.promoted
+    assert decision.numbers["calibration_bound"] > 0.02
+
+
+def test_few_lesions_prove_nothing():
+    few = [
+        simulate(25, seed=seed, shares=THREE).with_logits(logits)
+        for seed, logits in ((0, simulate(25, seed=0, shares=THREE).logits * k) for k in (1, 1.01))
+    ]
+    rule = Rule(
+        metric="balanced_accuracy", margin=0.02, calibration_margin=0.02, must_be_better=False
+    )
+    decision = compare_with_champion(few[0], few[1], rule, "version 3")
+    assert not decision.promoted
+    assert "lesions" in decision.reason
+
+
+def test_other_images_are_not_compared():
+    half = SAME.take(np.arange(len(SAME) // 2))
+    decision = compare_with_champion(half, SAME, RULE, "version 3")
+    assert not decision.promoted
+    assert decision.reason.startswith("not compared: the test sets differ")
 
 
 def test_aliases_follow_the_newest_and_the_best(store):
     client = MlflowClient()
-    first = register("lesions", logged(store, 0.6, "first"))
-    worse = register("lesions", logged(store, 0.5, "worse"))
-    better = logged(store, 0.8, "better")
-    best = register("lesions", better)
-    again = register("lesions", better)  # a resumed run registers nothing twice
+    first = register("lesions", logged(store, SAME), RULE)
+    worse = register("lesions", logged(store, WORSE), RULE)
+    better = logged(store, BETTER, description="the best so far")
+    best = register("lesions", better, RULE)
+    again = register("lesions", better, RULE)  # a resumed run registers nothing twice
     assert [r.version for r in (first, worse, best, again)] == ["1", "2", "3", "3"]
     assert [r.is_champion for r in (first, worse, best, again)] == [True, False, True, True]
     assert again.reason == best.reason
@@ -104,9 +127,56 @@ def test_aliases_follow_the_newest_and_the_best(store):
     assert str(client.get_model_version_by_alias("lesions", "challenger").version) == "3"
     refused = client.get_model_version("lesions", "2")
     assert refused.tags["dermalyze.champion_reason"] == worse.reason
-    assert refused.description == "a model"
+    assert float(refused.tags["dermalyze.promotion.difference"]) < 0
+    assert refused.tags["dermalyze.promotion.margin"] == "0.02"
+    promoted = client.get_model_version("lesions", "3")
+    assert promoted.description.startswith("the best so far")
+    assert f"promoted: {best.reason}" in promoted.description
+
+
+def test_without_proven_parity_nobody_becomes_champion(store):
+    registered = register("unproven", logged(store, SAME, parity=""), RULE)
+    assert not registered.is_champion
+    assert "has not been proven" in registered.reason
+
+
+def test_another_test_split_is_not_compared(store):
+    register("split", logged(store, SAME), RULE)
+    other = register("split", logged(store, BETTER, test_split="split-b"), RULE)
+    assert not other.is_champion
+    assert other.reason == "not compared: version 1 was judged on another test split"
+
+
+def test_real_data_replaces_a_demo_champion_and_never_the_reverse(store):
+    demo = {"demo_data": True, "test_split": "demo"}
+    register("drawn", logged(store, BETTER, **demo), RULE)
+    assert register("drawn", logged(store, WORSE), RULE).is_champion
+    assert not register("drawn", logged(store, BETTER, **demo), RULE).is_champion
+
+
+def test_by_hand_the_rule_holds_unless_it_is_overruled_in_writing(store):
+    client = MlflowClient()
+    register("hand", logged(store, SAME), RULE)
+    register("hand", logged(store, WORSE, description="a weaker one"), RULE)
+    refused = promote("hand", "2", BY_HAND, anyway=False)
+    assert not refused.is_champion
+    assert str(client.get_model_version_by_alias("hand", "champion").version) == "1"
+    forced = promote("hand", "2", BY_HAND, anyway=True)
+    assert forced.is_champion
+    assert str(client.get_model_version_by_alias("hand", "champion").version) == "2"
+    version = client.get_model_version("hand", "2")
+    assert version.tags["dermalyze.champion_reason"].startswith("by hand, against the rule: ")
+    assert version.description.startswith("a weaker one")
+    assert version.description.count("Promotion to champion.") == 1
+    with pytest.raises(TrackingError, match="is the champion already"):
+        promote("hand", "2", BY_HAND, anyway=False)
+
+
+def test_a_version_that_is_not_there_is_one_sentence(store):
+    with pytest.raises(TrackingError, match=r"^the registry refuses the model absent: [^\n]+$"):
+        promote("absent", "7", BY_HAND, anyway=False)
 
 
 def test_a_name_that_the_registry_refuses_is_one_sentence(store):
-    with pytest.raises(TrackingError, match=r"^cannot register the model a/b: [^\n]+$"):
-        register("a/b", candidate())
+    with pytest.raises(TrackingError, match=r"^the registry refuses the model a/b: [^\n]+$"):
+        register("a/b", candidate(), RULE)

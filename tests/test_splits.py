@@ -1,15 +1,20 @@
 import hashlib
+import io
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dermalyze.data.ham10000 import open_dataset
+from dermalyze.data.prepare import prepare
 from dermalyze.data.splits import (
     Splits,
+    fold_splits,
     k_folds,
+    near_duplicate_scan,
     read_splits,
     save_splits,
     split_digest,
@@ -87,6 +92,25 @@ def test_folds_follow_the_same_rule(k):
     manifest = like_ham10000()
     for seed in range(10):
         check_shares(manifest, k_folds(manifest, k, seed), [1 / k] * k)
+
+
+@pytest.mark.parametrize("k", [2, 5, 10])
+def test_every_fold_is_tested_once_and_the_rest_dealt_by_the_same_rule(k):
+    manifest = like_ham10000()
+    for seed in range(10):
+        splits = fold_splits(manifest, k, val_size=0.15, seed=seed)
+        check_shares(manifest, [part.test for part in splits], [1 / k] * k)
+        for part in splits:
+            check_shares(manifest, parts_of(part), [1 - 0.15 - 1 / k, 0.15, 1 / k])
+
+
+def test_validation_that_leaves_nothing_to_train_on_is_explained():
+    with pytest.raises(DataError) as caught:
+        fold_splits(like_ham10000(), 2, val_size=0.6, seed=0)
+    assert str(caught.value) == (
+        "validation takes 60% of the images and a test fold 1 of 2, which leaves none to train "
+        "on; lower data.val_size or raise the number of folds"
+    )
 
 
 sizes_of_lesions = st.lists(st.integers(1, 9), min_size=3, max_size=40)
@@ -259,3 +283,44 @@ def test_a_digest_depends_on_content_and_not_on_order_or_other_rows():
         changed = SIX.copy()
         changed.loc[5, column] = "other"
         assert split_digest(changed, np.array([4, 5])) != digest
+
+
+def blobs(seed: int) -> Image.Image:
+    """Soft random blobs, 64 x 64: no two alike."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC)
+
+
+def png(image: Image.Image, level: int) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "PNG", compress_level=level)
+    return data.getvalue()
+
+
+def test_one_photograph_in_two_splits_is_found_however_it_was_copied(tmp_path):
+    mirrored = blobs(3).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    files = {
+        "I1": png(blobs(1), 6),
+        "I2": png(blobs(1), 6),  # the same file
+        "I3": png(blobs(2), 6),
+        "I4": png(blobs(2), 0),  # the same pixels
+        "I5": png(blobs(3), 6),
+        "I6": png(mirrored.point(lambda value: value * 0.9), 6),  # nearly the same
+        "I7": png(blobs(4), 6),
+        "I8": png(blobs(4), 6),  # the same file, in the same split
+        "I9": png(blobs(5), 6),
+    }
+    (tmp_path / "images").mkdir()
+    lines = ["lesion_id,image_id,dx,dx_type,age,sex,localization"]
+    for name, data in files.items():
+        (tmp_path / "images" / f"{name}.png").write_bytes(data)
+        lines.append(f"L{name},{name},nv,histo,50,male,back")
+    (tmp_path / "HAM10000_metadata.csv").write_text("\n".join(lines))
+    prepared = prepare(tmp_path, image_size=32, workers=1)
+    splits = Splits(train=np.array([0, 2, 5, 6, 7]), val=np.array([3, 8]), test=np.array([1, 4]))
+    found = near_duplicate_scan(prepared.audit, prepared.manifest, splits)
+    assert sorted(photograph.in_words() for photograph in found) == [
+        "I1 (train) and I2 (test)",
+        "I3 (train) and I4 (val)",
+        "I5 (test) and I6 (train)",
+    ]

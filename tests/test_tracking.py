@@ -7,11 +7,13 @@ from mlflow.tracking import MlflowClient
 from dermalyze.config import TrackingConfig
 from dermalyze.tracking import (
     add_to_run,
+    children_of,
     fetch,
     fetched,
     open_run,
     require_run,
     require_unfinished,
+    tags_of,
 )
 from serving.errors import TrackingError
 
@@ -110,6 +112,46 @@ def test_another_experiment_than_that_of_mlflow_run_gets_a_run_of_its_own(store,
     assert pointer.info.status == "FINISHED"
 
 
+def test_runs_below_a_run_are_known_by_a_tag_and_are_in_its_experiment(store):
+    with open_run(CONFIG) as parent:
+        parent.log_params({"folds": 2})
+        with open_run(TrackingConfig(), parent=parent.run_id, tags={"fold": "1"}) as first:
+            first.log_params({"fold": 1})
+        with (
+            pytest.raises(KeyboardInterrupt),
+            open_run(CONFIG, parent=parent.run_id, tags={"fold": "2"}) as second,
+        ):
+            raise KeyboardInterrupt
+        parent.log_params({"again": "the parent's"})
+    with open_run(TrackingConfig(experiment="other"), tags={"fold": "3"}):  # below no run
+        pass
+    with open_run(CONFIG, parent=parent.run_id) as without_tag:
+        pass
+    expected = {"1": (first.run_id, True), "2": (second.run_id, False)}
+    assert children_of(parent.run_id, "fold") == expected
+    assert require_run(parent.run_id) == {"folds": "2", "again": "the parent's"}
+    assert tags_of(second.run_id)["mlflow.parentRunId"] == parent.run_id
+    runs = [MlflowClient().get_run(run.run_id).info for run in (parent, first, without_tag)]
+    assert len({run.experiment_id for run in runs}) == 1
+    with open_run(CONFIG, parent=parent.run_id, resume=second.run_id) as again:
+        pass
+    assert (again.run_id, again.resumed) == (second.run_id, True)
+    assert children_of(parent.run_id, "fold")["2"] == (second.run_id, True)
+    MlflowClient().delete_run(first.run_id)
+    assert list(children_of(parent.run_id, "fold")) == ["2"]
+
+
+def test_a_run_below_another_is_not_the_one_that_mlflow_run_made(store, monkeypatch):
+    with open_run(CONFIG) as parent:
+        pass
+    project_run = MlflowClient().create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", project_run.info.run_id)
+    with open_run(CONFIG, parent=parent.run_id, tags={"fold": "1"}) as child:
+        pass
+    assert child.run_id != project_run.info.run_id
+    assert children_of(parent.run_id, "fold") == {"1": (child.run_id, True)}
+
+
 def test_an_unknown_run_and_a_missing_artifact_are_one_sentence_each(store):
     unknown = "0" * 32
     with pytest.raises(TrackingError) as caught:
@@ -134,5 +176,7 @@ def test_files_and_metrics_can_be_added_to_a_run_that_has_ended(store):
     (folder / "evaluation_metrics.json").write_text("{}")
     add_to_run(run.run_id, folder, "evaluation", {"test/accuracy": 0.5})
     assert MlflowClient().get_run(run.run_id).data.metrics == {"test/accuracy": 0.5}
+    add_to_run(run.run_id, folder, "", {})
+    assert fetch(run.run_id, "evaluation_metrics.json", store / "copy").read_text() == "{}"
     copy = fetch(run.run_id, "evaluation/evaluation_metrics.json", store / "copy")
     assert copy.read_text() == "{}"

@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermalyze.data.audit import Audit
 from serving.errors import DataError
 
 Rows = NDArray[np.int64]
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("image_id", "label", "lesion_id")
+DUPLICATE_KINDS = ("same_file", "same_pixels", "near_duplicate")  # the audit's words
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,61 @@ def k_folds(manifest: pd.DataFrame, k: int, seed: int) -> list[Rows]:
     names = tuple(f"fold {number}" for number in range(1, k + 1))
     part = _deal(manifest, (1 / k,) * k, names, seed, lesion_aware=True)
     return [np.flatnonzero(part == number) for number in range(k)]
+
+
+def fold_splits(manifest: pd.DataFrame, k: int, *, val_size: float, seed: int) -> list[Splits]:
+    """Return k splits: each tests on one of `k_folds` and deals the rest into train and val.
+
+    `val_size` is a fraction of all images, as for `split_lesions`.
+
+    Raises:
+        DataError: as `k_folds`; or nothing is left to train on, or a class has too few lesions.
+    """
+    splits = []
+    for test in k_folds(manifest, k, seed):
+        rest = np.setdiff1d(np.arange(len(manifest)), test)
+        share = val_size * len(manifest) / len(rest)
+        if share >= 1:
+            raise DataError(
+                f"validation takes {val_size:.0%} of the images and a test fold 1 of {k}, which "
+                "leaves none to train on; lower data.val_size or raise the number of folds"
+            )
+        part = _deal(manifest.iloc[rest], (1 - share, share), SPLITS[:2], seed, lesion_aware=True)
+        splits.append(Splits(train=rest[part == 0], val=rest[part == 1], test=test))
+    return splits
+
+
+@dataclass(frozen=True)
+class SharedPhotograph:
+    """Images that show one photograph and stand in several splits."""
+
+    image_ids: tuple[str, ...]
+    splits: tuple[str, ...]  # of each image
+
+    def in_words(self) -> str:
+        """Name each image and its split."""
+        pairs = zip(self.image_ids, self.splits, strict=True)
+        return " and ".join(f"{image_id} ({split})" for image_id, split in pairs)
+
+
+def near_duplicate_scan(
+    audit: Audit, manifest: pd.DataFrame, splits: Splits
+) -> tuple[SharedPhotograph, ...]:
+    """Return what the audit found to be one photograph, exactly or nearly, across splits."""
+    split_of = {
+        image_id: name
+        for name in SPLITS
+        for image_id in manifest["image_id"].iloc[getattr(splits, name)]
+    }
+    found = []
+    for problem in audit.problems:
+        if problem.kind in DUPLICATE_KINDS:
+            for item in problem.items:  # names the images, each followed by its lesion and label
+                ids = tuple(word for word in item.split() if word in split_of)
+                names = tuple(split_of[image_id] for image_id in ids)
+                if len(set(names)) > 1:
+                    found.append(SharedPhotograph(ids, names))
+    return tuple(found)
 
 
 def save_splits(folder: Path, manifest: pd.DataFrame, splits: Splits) -> tuple[Path, Path, Path]:

@@ -5,17 +5,30 @@ image counts as often as its lesion was drawn; every metric is computed for all 
 from these weights.  Davison and Hinkley, "Bootstrap Methods and their Application" (1997), 3.8.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from dermalyze.evaluation.clinical import (
+    MIN_SENSITIVITY,
+    class_metrics,
+    clinical_metrics,
+    malignant,
+)
+from dermalyze.evaluation.curves import curves_of, divided
 from dermalyze.evaluation.metrics import CALIBRATION_BINS, Counts, Floats
 from dermalyze.evaluation.scored import Scored
 
 REPLICATES = 2000
 LEVEL = 0.95
 MIN_LESIONS = 10  # fewer say nothing about how the next lesions would do
+CLASS_MEANS = (
+    "balanced_accuracy",
+    "macro_precision",
+    "macro_f1",
+    "macro_auc",
+    "macro_average_precision",
+)
 _CHUNK = 250  # replicates at once; bounds memory
 
 
@@ -29,14 +42,31 @@ class Interval:
     reason: str = ""  # why there are no bounds
 
 
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """The lesions that a metric rests on."""
+
+    num_lesions: int
+    group: str = ""  # a class, malignant or benign; empty: all
+
+    def in_words(self) -> str:
+        """Say how many lesions, and of what."""
+        return f"{self.num_lesions} lesions" + (f" of {self.group}" if self.group else "")
+
+
 def intervals(
-    scored: Scored, *, replicates: int = REPLICATES, seed: int = 0
+    scored: Scored,
+    *,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    min_sensitivity: float = MIN_SENSITIVITY,
 ) -> dict[str, Interval]:
-    """Return every metric of `replicated` with its interval, by name."""
-    once = replicated(scored, np.ones((1, len(scored))))
-    drawn = replicated(scored, lesion_weights(scored.lesions, replicates, seed))
+    """Return every metric of `replicated` that can be had with its interval, by name."""
+    once = replicated(scored, np.ones((1, len(scored))), min_sensitivity)
+    weights = lesion_weights(scored.lesions, replicates, seed)
+    drawn = replicated(scored, weights, min_sensitivity)
     return {
-        name: interval_of(float(value[0]), drawn[name], lesions_behind(scored, name))
+        name: interval_of(float(value[0]), drawn[name], rests_on(scored, name))
         for name, value in once.items()
         if np.isfinite(value[0])
     }
@@ -50,84 +80,113 @@ def lesion_weights(lesions: Counts, replicates: int, seed: int) -> Floats:
     return counts[:, lesions].astype(np.float64)
 
 
-def interval_of(
-    estimate: float, values: Floats, num_lesions: int, level: float = LEVEL
-) -> Interval:
+def interval_of(estimate: float, values: Floats, basis: Basis, level: float = LEVEL) -> Interval:
     """Take the bounds from the replicates' quantiles; (R,), NaN where a replicate has no value."""
-    if num_lesions < MIN_LESIONS:
-        reason = f"rests on {num_lesions} lesions, fewer than {MIN_LESIONS}"
+    if basis.num_lesions < MIN_LESIONS:
+        reason = f"rests on {basis.in_words()}, fewer than {MIN_LESIONS}"
         return Interval(estimate=estimate, low=None, high=None, reason=reason)
     tail = (1 - level) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])
+    if low == high:
+        reason = f"{basis.in_words()} that are all alike in it; drawing them shows no spread"
+        return Interval(estimate=estimate, low=None, high=None, reason=reason)
     return Interval(estimate=estimate, low=float(low), high=float(high))
 
 
-def lesions_behind(scored: Scored, name: str) -> int:
-    """Say how many lesions a metric rests on: those of its class, or of the rarest class."""
-    per_class = [
-        len(np.unique(scored.lesions[scored.targets == target]))
-        for target in range(len(scored.class_names))
-    ]
-    _, _, class_name = name.partition("/")
-    if class_name in scored.class_names:
-        return per_class[scored.class_names.index(class_name)]
-    return scored.num_lesions
+def rests_on(scored: Scored, name: str) -> Basis:
+    """Say which lesions a metric stands or falls with: of its class, or of the rarest class.
+
+    A mean over classes is no surer than its rarest class, which counts as much as any other.
+    """
+    of_class = {
+        class_name: len(np.unique(scored.lesions[scored.targets == target]))
+        for target, class_name in enumerate(scored.class_names)
+    }
+    stem, _, class_name = name.partition("/")
+    if class_name in of_class:
+        return Basis(num_lesions=of_class[class_name], group=class_name)
+    if stem in CLASS_MEANS:
+        present = {name: number for name, number in of_class.items() if number}
+        rarest = min(present, key=lambda class_name: present[class_name])
+        return Basis(num_lesions=present[rarest], group=rarest)
+    if stem.startswith("malignant_"):
+        is_malignant, _ = malignant(scored)
+        sides = {"malignant": is_malignant, "benign": ~is_malignant}
+        numbers = {side: len(np.unique(scored.lesions[rows])) for side, rows in sides.items()}
+        rarer = min(numbers, key=lambda side: numbers[side])
+        return Basis(num_lesions=numbers[rarer], group=rarer)
+    return Basis(num_lesions=scored.num_lesions)
 
 
-def replicated(scored: Scored, weights: Floats) -> Mapping[str, Floats]:
-    """Compute the metrics of `metrics.score` for each row of weights (R, N): name -> (R,).
+def replicated(
+    scored: Scored,
+    weights: Floats,
+    min_sensitivity: float = MIN_SENSITIVITY,
+    *,
+    with_curves: bool = True,
+) -> dict[str, Floats]:
+    """Compute every metric for each row of weights (R, N): name -> (R,).
+
+    They are those of `metrics.score` and of `clinical`.  Without those that `needs_curves` names it
+    takes a tenth of the time.
 
     A metric that a replicate has not, such as the AUC of a class that was not drawn, is NaN there;
     means over classes run over those that it has.
     """
     parts = [
-        _replicated(scored, weights[start : start + _CHUNK])
+        _replicated(scored, weights[start : start + _CHUNK], min_sensitivity, with_curves)
         for start in range(0, len(weights), _CHUNK)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def weighted_auc(probs: Floats, is_class: Floats, weights: Floats) -> Floats:
-    """Area under the ROC curve of each row of weights: (N,), 0 or 1 (N,), (R, N) -> (R,)."""
-    order = np.argsort(probs, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(probs[order]) != 0))
-    drawn, positive = weights[:, order], is_class[order]
-    hits = np.add.reduceat(drawn * positive, starts, axis=1)
-    others = np.add.reduceat(drawn * (1 - positive), starts, axis=1)
-    below = np.cumsum(others, axis=1) - others / 2  # ties count a half
-    return _divided((hits * below).sum(axis=1), hits.sum(axis=1) * others.sum(axis=1))
+def needs_curves(name: str) -> bool:
+    """Say whether a metric takes ROC or precision-recall curves, which cost most of the time."""
+    return "auc" in name or "average_precision" in name or "_at_" in name
 
 
-def _replicated(scored: Scored, weights: Floats) -> dict[str, Floats]:
+def _replicated(
+    scored: Scored, weights: Floats, min_sensitivity: float, with_curves: bool
+) -> dict[str, Floats]:
     num_classes = len(scored.class_names)
     cells = np.eye(num_classes**2)[scored.targets * num_classes + scored.predicted]
     confusion = (weights @ cells).reshape(-1, num_classes, num_classes)  # (R, C, C)
     total = weights.sum(axis=1)
     hits = np.diagonal(confusion, axis1=1, axis2=2)  # (R, C)
     support, claimed = confusion.sum(axis=2), confusion.sum(axis=1)
-    recall = _divided(hits, support)
-    precision = np.where(support > 0, _divided(hits, claimed, empty=0.0), np.nan)
-    f1 = np.where(support > 0, _divided(2 * hits, support + claimed, empty=0.0), np.nan)
+    recall = divided(hits, support)
+    precision = np.where(support > 0, divided(hits, claimed, empty=0.0), np.nan)
+    f1 = np.where(support > 0, divided(2 * hits, support + claimed, empty=0.0), np.nan)
+    by_class = {"precision": precision, "recall": recall, "f1": f1}  # each (R, C)
     is_class = np.eye(num_classes)[scored.targets]  # (N, C)
-    auc = np.stack(
-        [weighted_auc(scored.probs[:, c], is_class[:, c], weights) for c in range(num_classes)],
-        axis=1,
-    )
-    true_probs = scored.probs[np.arange(len(scored)), scored.targets]
-    nll = -np.log(np.maximum(true_probs, np.finfo(np.float64).tiny))
-    values = {
-        "loss": weights @ nll / total,
-        "accuracy": hits.sum(axis=1) / total,
+    means = {
         "balanced_accuracy": _mean(recall),
         "macro_precision": _mean(precision),
         "macro_f1": _mean(f1),
-        "macro_auc": _mean(auc),
-        "ece": _calibration_error(scored, weights, total),
     }
-    for name, matrix in (("precision", precision), ("recall", recall), ("f1", f1), ("auc", auc)):
-        for c, class_name in enumerate(scored.class_names):
-            values[f"{name}/{class_name}"] = matrix[:, c]
-    return values
+    if with_curves:
+        of_classes = [
+            class_metrics(curves_of(scored.probs[:, c], is_class[:, c], weights))
+            for c in range(num_classes)
+        ]
+        for name in of_classes[0]:
+            by_class[name] = np.stack([values[name] for values in of_classes], axis=1)
+        means["macro_auc"] = _mean(by_class["auc"])
+        means["macro_average_precision"] = _mean(by_class["average_precision"])
+    true_probs = scored.probs[np.arange(len(scored)), scored.targets]
+    nll = -np.log(np.maximum(true_probs, np.finfo(np.float64).tiny))
+    return {
+        "loss": weights @ nll / total,
+        "accuracy": hits.sum(axis=1) / total,
+        **means,
+        "ece": _calibration_error(scored, weights, total),
+        **clinical_metrics(scored, weights, confusion, min_sensitivity, with_curves=with_curves),
+        **{
+            f"{name}/{class_name}": values[:, c]
+            for name, values in by_class.items()
+            for c, class_name in enumerate(scored.class_names)
+        },
+    }
 
 
 def _calibration_error(scored: Scored, weights: Floats, total: Floats) -> Floats:
@@ -138,12 +197,7 @@ def _calibration_error(scored: Scored, weights: Floats, total: Floats) -> Floats
     return np.asarray(np.abs(weights @ gap).sum(axis=1) / total)
 
 
-def _divided(numerator: Floats, denominator: Floats, empty: float = np.nan) -> Floats:
-    out = np.full(numerator.shape, empty)
-    return np.asarray(np.divide(numerator, denominator, out=out, where=denominator > 0))
-
-
 def _mean(values: Floats) -> Floats:
     """Mean over the classes that a replicate has: (R, C) -> (R,)."""
     known = np.isfinite(values)
-    return _divided(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64))
+    return divided(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64))

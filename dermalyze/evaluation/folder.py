@@ -6,6 +6,7 @@ N images, C classes.  Never imports torch.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,10 +82,13 @@ def write_evaluation(
     return metrics
 
 
-def format_metrics(metrics: Mapping[str, float]) -> str:
+def format_metrics(
+    metrics: Mapping[str, float], intervals: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
     """Lay out what `score` or `write_evaluation` returned: headlines, then a line a class.
 
-    A number that cannot be had is shown as `-`.
+    A number that cannot be had is shown as `-`.  `intervals`, as in judgement.json, put their
+    bounds beside the headlines, or say why there are none.
     """
     split = next(key for key in metrics if key.endswith("balanced_accuracy"))
     split = split.removesuffix("balanced_accuracy")  # "test/", or nothing
@@ -92,7 +96,10 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     class_names = [key.removeprefix("support/") for key in plain if key.startswith("support/")]
     num_images = sum(int(plain[f"support/{name}"]) for name in class_names)
     lines = [f"{'images':<{2 * WIDTH}}{num_images:>{WIDTH},}"]
-    lines += [f"{title:<{2 * WIDTH}}{_cell(plain, key)}" for key, title in HEADLINES]
+    lines += [
+        f"{title:<{2 * WIDTH}}{_cell(plain, key)}{_bounds((intervals or {}).get(key))}"
+        for key, title in HEADLINES
+    ]
     titles = (*(title for _, title in COLUMNS), "images")
     lines += ["", " " * (WIDTH + 2) + "".join(f"{title:>{WIDTH}}" for title in titles)]
     for name in class_names:
@@ -106,6 +113,14 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
 
 def _cell(metrics: Mapping[str, float], key: str) -> str:
     return f"{metrics[key]:>{WIDTH}.4f}" if key in metrics else f"{'-':>{WIDTH}}"
+
+
+def _bounds(interval: Mapping[str, Any] | None) -> str:
+    if interval is None:
+        return ""
+    if interval["low"] is None:
+        return f"   no interval: {interval['reason']}"
+    return f"   {interval['low']:.4f} to {interval['high']:.4f}"
 
 
 def _num_lesions(table: pd.DataFrame) -> int:

@@ -48,8 +48,16 @@ class Scored:
         return np.asarray(self.logits.argmax(axis=1), np.int64)
 
     def take(self, rows: Counts | NDArray[np.bool_]) -> "Scored":
-        """Return some of the images: numbers (M,) or a mask (N,)."""
-        return scored_of(self.table[rows] if rows.dtype == bool else self.table.iloc[rows])
+        """Return some of the images, lesions numbered anew: numbers (M,) or a mask (N,)."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        _, lesions = np.unique(self.lesions[rows], return_inverse=True)
+        return Scored(
+            table=self.table.iloc[rows].reset_index(drop=True),
+            logits=self.logits[rows],
+            targets=self.targets[rows],
+            lesions=lesions.astype(np.int64),
+            class_names=self.class_names,
+        )
 
     def with_logits(self, logits: Floats) -> "Scored":
         """Return the same images with other logits (N, C), such as calibrated ones.

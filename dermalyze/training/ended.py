@@ -1,32 +1,58 @@
 """What can be done with a run that has ended: judge it again, export it, read its history."""
 
+import contextlib
 import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dermalyze.config import Config, TrainingConfig
+from dermalyze.config import Config, EvaluationConfig, TrainingConfig
 from dermalyze.config_file import load_config
+from dermalyze.data.ham10000 import open_dataset, read_image_bytes
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits, read_splits
+from dermalyze.evaluation.compare import Comparison, compare
 from dermalyze.evaluation.fit import FitVerdict, judge_fit
 from dermalyze.evaluation.folder import write_evaluation
-from dermalyze.evaluation.plots import save_training_curves
+from dermalyze.evaluation.forest import save_forest
+from dermalyze.evaluation.plots import Logits, save_training_curves
+from dermalyze.evaluation.predictions import (
+    predictions_table,
+    read_predictions,
+    write_predictions,
+)
+from dermalyze.evaluation.scored import read_scored
+from dermalyze.evaluation.words import Judgement
 from dermalyze.export.int8 import Int8Report, LabelledImages, export_int8
 from dermalyze.export.onnx import export_onnx
 from dermalyze.export.parity import ParityReport
 from dermalyze.models.checkpoint import load_classifier
 from dermalyze.models.predictor import SkinLesionPredictor
-from dermalyze.tracking import add_to_run, fetched, require_run
+from dermalyze.tracking import add_to_run, fetch, fetched, require_run, tags_of
 from dermalyze.training.device import choose_device, in_full_precision
 from dermalyze.training.job import (
+    AUDIT,
     BEST,
     CONFIG,
     EVALUATION,
     HISTORY,
     SPLIT_FILES,
     prepare_for,
+    write_text,
+)
+from dermalyze.training.judged import (
+    PREDICTIONS,
+    VALIDATION,
+    ReadImage,
+    RunFacts,
+    best_epoch,
+    interval_metrics,
+    write_judged,
 )
 from dermalyze.training.loop import predict_logits
 from serving.errors import DataError, ImageError, TrackingError
@@ -37,35 +63,64 @@ from serving.taxonomy import CLASS_NAMES
 Metrics = dict[str, float]
 
 
-def evaluate_run(run_id: str, split: str, *, data_dir: Path | None, output: Path) -> Metrics:
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What a model is worth on some images."""
+
+    metrics: Metrics
+    intervals: Mapping[str, Any]  # as judgement.json holds them
+
+
+def evaluate_run(run_id: str, split: str, *, data_dir: Path | None, output: Path) -> Evaluated:
     """Judge a run's best epoch on one of its splits; write it to `output` and into the run.
+
+    On the test split a calibrator, fitted on the validation split, is judged as well.
 
     Raises:
         DataError: the data is not what the run was trained on.
     """
     params = require_run(run_id)
-    with fetched(run_id, (BEST, CONFIG, *SPLIT_FILES)) as (checkpoint, config_file, split_file, *_):
+    names = (CONFIG, HISTORY, *SPLIT_FILES, BEST)
+    with fetched(run_id, names) as (config_file, *_, checkpoint):
+        files = config_file.parent
         config = load_config(config_file)
-        prepared, splits = _data_of(run_id, params, config, data_dir, split_file.parent)
-        rows = getattr(splits, split)
+        prepared, splits = data_of_run(run_id, params, config, data_dir, files)
         classifier, _ = load_classifier(checkpoint)
         device = in_full_precision(choose_device(config.training))
         classifier.to(device.torch_device)
-        logits = predict_logits(
-            classifier, prepared.store, rows, config.training.batch_size, device, split
+
+        def logits_of(part: str) -> Logits:
+            rows = getattr(splits, part)
+            return predict_logits(
+                classifier, prepared.store, rows, config.training.batch_size, device, part
+            )
+
+        metrics = write_evaluation(
+            output,
+            prepared.manifest.iloc[getattr(splits, split)],
+            logits_of(split),
+            split=split,
+            context={"run_id": run_id, "data_fingerprint": prepared.fingerprint},
         )
-    metrics = write_evaluation(
-        output,
-        prepared.manifest.iloc[rows],
-        logits,
-        split=split,
-        context={"run_id": run_id, "data_fingerprint": prepared.fingerprint},
-    )
+        (output / VALIDATION).unlink(missing_ok=True)
+        if split == "test":
+            rows = prepared.manifest.iloc[splits.val]
+            table = predictions_table(rows, logits_of("val"), CLASS_NAMES)
+            write_predictions(output / VALIDATION, table)
+        write_text(files / AUDIT, prepared.audit.to_json())
+        judgement = write_judged(
+            output,
+            RunFacts(run_id=run_id, params=params, tags=tags_of(run_id), files=files),
+            split=split,
+            settings=config.evaluation,
+            read_image=prepared.read_image_bytes,
+        )
+    metrics |= interval_metrics(judgement, metrics)
     add_to_run(run_id, output, EVALUATION if split == "test" else f"{EVALUATION}_{split}", metrics)
-    return metrics
+    return Evaluated(metrics=metrics, intervals=judgement["intervals"])
 
 
-def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) -> Metrics:
+def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) -> Evaluated:
     """Judge a run's best epoch on other images; the run itself is not changed.
 
     Args:
@@ -92,13 +147,91 @@ def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) ->
         except ImageError as error:
             raise DataError(f"{files[name]}: {error}") from error
         parts.append(predictor.logits(pixels[None]))
-    return write_evaluation(
+    metrics = write_evaluation(
         output,
         manifest,
         np.concatenate(parts),
         split="images",
         context={"run_id": run_id, "labels": labels.name},
     )
+    (output / VALIDATION).unlink(missing_ok=True)
+    facts = RunFacts(run_id=run_id, params=require_run(run_id), tags=tags_of(run_id))
+    judgement = write_judged(
+        output,
+        facts,
+        split="images",
+        settings=EvaluationConfig(),
+        read_image=lambda name: read_bytes(files[name]),
+    )
+    metrics |= interval_metrics(judgement, metrics)
+    return Evaluated(metrics=metrics, intervals=judgement["intervals"])
+
+
+def report_run(run_id: str, *, data_dir: Path | None, output: Path) -> Judgement:
+    """Make a run's report and cards again from the files that it keeps; the run is not changed.
+
+    Without its images, which are looked for where the run found them, pictures are missing.
+    """
+    params = require_run(run_id)
+    output.mkdir(parents=True, exist_ok=True)
+    with fetched(run_id, (CONFIG, EVALUATION)) as (config_file, evaluation):
+        files = config_file.parent
+        for name in (HISTORY, AUDIT, *SPLIT_FILES):
+            with contextlib.suppress(TrackingError):  # folds have none, old runs not all
+                fetch(run_id, name, files)
+        for name in (PREDICTIONS, VALIDATION):
+            (output / name).unlink(missing_ok=True)
+            if (evaluation / name).exists():
+                shutil.copyfile(evaluation / name, output / name)
+        folder = data_dir or Path(params.get("data.dir", ""))
+        return write_judged(
+            output,
+            RunFacts(run_id=run_id, params=params, tags=tags_of(run_id), files=files),
+            split="test",
+            settings=load_config(config_file).evaluation,
+            read_image=_reader(folder),
+        )
+
+
+def report_predictions(
+    predictions: Path, validation: Path | None, *, settings: EvaluationConfig, output: Path
+) -> Judgement:
+    """Make a report of anybody's predictions in the form of `predictions.csv`."""
+    output.mkdir(parents=True, exist_ok=True)
+    for name, path in ((PREDICTIONS, predictions), (VALIDATION, validation)):
+        target = output / name
+        if path is None:
+            target.unlink(missing_ok=True)
+        elif path.resolve() != target.resolve():
+            write_predictions(target, read_predictions(path)[0])
+    return write_judged(output, RunFacts(), split="predictions", settings=settings, read_image=None)
+
+
+def compare_runs(run_ids: Sequence[str], *, output: Path | None) -> Comparison:
+    """Compare runs with the first of them on their test images; write it to `output` if given.
+
+    Raises:
+        DataError: their test images differ.
+    """
+    models = []
+    for run_id in run_ids:
+        with fetched(run_id, (f"{EVALUATION}/{PREDICTIONS}",)) as (path,):
+            models.append(read_scored(path))
+    comparison = compare(run_ids, models)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write_text(output / "comparison.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
+        save_forest(output / "forest.png", comparison)
+    return comparison
+
+
+def _reader(folder: Path) -> ReadImage | None:
+    """Return what reads the images of a data folder; None if it cannot be opened."""
+    try:
+        files = open_dataset(folder).files
+    except DataError:
+        return None
+    return lambda name: read_image_bytes(files[name])
 
 
 def read_labels(path: Path) -> pd.DataFrame:
@@ -144,7 +277,7 @@ def export_run_int8(run_id: str, output: Path, *, data_dir: Path | None) -> Int8
     params = require_run(run_id)
     with fetched(run_id, (BEST, CONFIG, *SPLIT_FILES)) as (checkpoint, config_file, split_file, *_):
         config = load_config(config_file)
-        prepared, splits = _data_of(run_id, params, config, data_dir, split_file.parent)
+        prepared, splits = data_of_run(run_id, params, config, data_dir, split_file.parent)
         classifier, spec = load_classifier(checkpoint)
     targets = np.array([spec.class_names.index(label) for label in prepared.manifest["label"]])
     training, validation = (
@@ -161,10 +294,7 @@ def fit_of_run(run_id: str) -> FitVerdict:
 def plot_run(run_id: str, output: Path) -> None:
     """Draw a run's training curves into a PNG file."""
     history, training = _history(run_id)
-    values = [(entry[training.monitor], -entry["epoch"]) for entry in history]
-    if not training.higher_is_better:
-        values = [(-value, order) for value, order in values]
-    save_training_curves(output, history, best_epoch=int(-max(values)[1]))
+    save_training_curves(output, history, best_epoch=best_epoch(history, training))
 
 
 def _history(run_id: str) -> tuple[list[Metrics], TrainingConfig]:
@@ -176,7 +306,7 @@ def _history(run_id: str) -> tuple[list[Metrics], TrainingConfig]:
     return history, training
 
 
-def _data_of(
+def data_of_run(
     run_id: str, params: dict[str, str], config: Config, data_dir: Path | None, split_folder: Path
 ) -> tuple[Prepared, Splits]:
     """Return the images of a run and its splits.

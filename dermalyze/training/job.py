@@ -5,7 +5,7 @@ run killed at any point can be gone on with.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ HISTORY = "training_history.json"
 CURVES = "training_curves.png"
 AUGMENTATION = "augmentation.png"
 EVALUATION = "evaluation"
+AUDIT = "audit.json"
 MODEL = "model.onnx"
+FOLDS_TAG = "dermalyze.folds"  # of a run that has one run for each fold below it
 SPLIT_FILES = ("train_split.csv", "val_split.csv", "test_split.csv")
 
 Say = Callable[[str], None]
@@ -73,6 +75,29 @@ def prepare_for(config: Config, data_dir: Path) -> Prepared:
         workers=config.training.num_workers,
         allow_problems=data.allow_problems,
     )
+
+
+def prepare_again(
+    run_id: str, params: Mapping[str, str], config: Config, data_dir: Path | None
+) -> Prepared:
+    """Prepare the images of a run that goes on, given its logged parameters.
+
+    Raises:
+        TrainingError: the data is not what the run began with.
+    """
+    prepared = prepare_for(config, data_dir or Path(params["data.dir"]))
+    known = params.get("resolved.data_fingerprint", prepared.fingerprint)
+    if known != prepared.fingerprint:
+        raise TrainingError(
+            f"run {run_id} was trained on other data (fingerprint {known[:12]}, here "
+            f"{prepared.fingerprint[:12]}); pass the folder it began with as --data-dir"
+        )
+    return prepared
+
+
+def run_name(config: Config) -> str:
+    """Return what a run is called in lists."""
+    return f"{config.model.timm_name}, {config.model.head_type}, {config.data.image_size} px"
 
 
 def save_latest(job: Job, state: TrainingState) -> None:

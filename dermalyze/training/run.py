@@ -16,7 +16,15 @@ from dermalyze.config import Config
 from dermalyze.config_file import flatten, load_config, to_yaml
 from dermalyze.data.augment import augmentation_page
 from dermalyze.data.prepare import Prepared
-from dermalyze.data.splits import Splits, read_splits, save_splits, split_digest, split_lesions
+from dermalyze.data.splits import (
+    Splits,
+    near_duplicate_scan,
+    read_splits,
+    save_splits,
+    split_digest,
+    split_lesions,
+)
+from dermalyze.evaluation.judge import check_settings
 from dermalyze.models.backbone import Weights, resize_filter_of
 from dermalyze.models.classifier import build_classifier
 from dermalyze.tracking import TrackedRun, fetch, open_run, require_unfinished
@@ -31,8 +39,10 @@ from dermalyze.training.job import (
     Say,
     furthest_checkpoint,
     log_progress,
+    prepare_again,
     prepare_for,
     repair_best,
+    run_name,
     save_best,
     save_latest,
     write_text,
@@ -55,19 +65,46 @@ def train(config: Config, data_dir: Path, *, demo_data: bool, say: Say) -> RunRe
         DermalyzeError: a setting, the data, the tracking server or the training itself.
         TrainingInterruptedError: Ctrl-C; the run is marked KILLED and can be resumed.
     """
-    config = _resolve(config)
+    config = resolve(config)
     prepared = prepare_for(config, data_dir)
     splits = _splits(config, prepared)
-    name = f"{config.model.timm_name}, {config.model.head_type}, {config.data.image_size} px"
-    with open_run(config.tracking, name=name) as run:
-        job = _job(config, prepared, splits, run, say)
-        run.log_params({**flatten(config), "data.dir": str(data_dir.resolve())})
-        run.set_tags({"dermalyze.demo_data": str(demo_data).lower()})
-        write_text(job.folder / CONFIG, to_yaml(config))
-        run.log_file(job.folder / CONFIG)
-        for path in save_splits(job.folder, prepared.manifest, splits):
-            run.log_file(path)
-        return _finish(job, demo_data=demo_data, checkpoint=None)
+    with open_run(config.tracking, name=run_name(config)) as run:
+        return train_in(
+            run, config, prepared, splits, data_dir=data_dir, demo_data=demo_data, say=say
+        )
+
+
+def train_in(
+    run: TrackedRun,
+    config: Config,
+    prepared: Prepared,
+    splits: Splits,
+    *,
+    data_dir: Path,
+    demo_data: bool,
+    say: Say,
+) -> RunResult:
+    """Do in an open run what `train` does; one that was stopped goes on from where it was.
+
+    Args:
+        run: new, or resumed with the settings, images and splits that it began with.
+        config: with nothing left to find out, as `resolve` returns it.
+        prepared: the images.
+        splits: which of them to learn from, to choose the best epoch by, and to test on.
+        data_dir: where the images were found.
+        demo_data: whether they are drawn.
+        say: shows a line to the user.
+    """
+    check_settings(config.evaluation, prepared.manifest.iloc[splits.val], CLASS_NAMES)
+    job = _job(config, prepared, splits, run, say)
+    run.log_params({**flatten(config), "data.dir": str(data_dir.resolve())})
+    run.set_tags({"dermalyze.demo_data": str(demo_data).lower()})
+    write_text(job.folder / CONFIG, to_yaml(config))
+    run.log_file(job.folder / CONFIG)
+    for path in save_splits(job.folder, prepared.manifest, splits):
+        run.log_file(path)
+    checkpoint = furthest_checkpoint(job) if run.resumed else None
+    return _finish(job, demo_data=demo_data, checkpoint=checkpoint)
 
 
 def resume(run_id: str, data_dir: Path | None, *, say: Say) -> RunResult:
@@ -84,13 +121,7 @@ def resume(run_id: str, data_dir: Path | None, *, say: Say) -> RunResult:
         if not (folder / name).exists():
             fetch(run_id, name, folder)
     config = load_config(folder / CONFIG)
-    prepared = prepare_for(config, data_dir or Path(params["data.dir"]))
-    known = params.get("resolved.data_fingerprint", prepared.fingerprint)
-    if known != prepared.fingerprint:
-        raise TrainingError(
-            f"run {run_id} was trained on other data (fingerprint {known[:12]}, here "
-            f"{prepared.fingerprint[:12]}); pass the folder it began with as --data-dir"
-        )
+    prepared = prepare_again(run_id, params, config, data_dir)
     splits = read_splits(folder, prepared.manifest, lesion_aware=config.data.lesion_aware)
     with open_run(config.tracking, resume=run_id) as run:
         job = _job(config, prepared, splits, run, say)
@@ -98,7 +129,7 @@ def resume(run_id: str, data_dir: Path | None, *, say: Say) -> RunResult:
         return _finish(job, demo_data=demo_data, checkpoint=furthest_checkpoint(job))
 
 
-def _resolve(config: Config) -> Config:
+def resolve(config: Config) -> Config:
     """Replace what is left to find out by what was found; files become absolute."""
     data, model = config.data, config.model
     if data.resize_filter == "auto":
@@ -189,6 +220,11 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
         warnings.append(
             "data.lesion_aware is false: images of one lesion stand in several splits, and the "
             "metrics are too good"
+        )
+    if shared := near_duplicate_scan(prepared.audit, prepared.manifest, job.splits):
+        warnings.append(
+            f"photographs that stand in several splits under different names: {len(shared)}, such "
+            f"as {shared[0].in_words()}; `dermalyze leakage` lists them"
         )
     for warning in warnings:
         job.say(f"warning: {warning}")

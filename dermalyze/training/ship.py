@@ -1,19 +1,33 @@
 """The end of a run: the best epoch judged on the test split, exported, proven, registered."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dermalyze.data.splits import split_digest
 from dermalyze.evaluation.folder import write_evaluation
 from dermalyze.evaluation.plots import save_training_curves
+from dermalyze.evaluation.predictions import predictions_table, write_predictions
+from dermalyze.evaluation.scored import read_scored
+from dermalyze.evaluation.words import Judgement
 from dermalyze.export.onnx import export_onnx
 from dermalyze.export.pyfunc_arguments import pyfunc_arguments
 from dermalyze.models.checkpoint import load_classifier
-from dermalyze.registry import Candidate, Registered, register
+from dermalyze.registry import Candidate, Registered, register, rule_of
+from dermalyze.tracking import require_run, tags_of
 from dermalyze.training.device import in_full_precision
-from dermalyze.training.job import BEST, CURVES, EVALUATION, MODEL, Job
+from dermalyze.training.job import AUDIT, BEST, CURVES, EVALUATION, MODEL, Job, write_text
+from dermalyze.training.judged import (
+    MODEL_CARD,
+    PREDICTIONS,
+    VALIDATION,
+    RunFacts,
+    interval_metrics,
+    write_judged,
+)
 from dermalyze.training.loop import predict_logits
 from dermalyze.training.state import TrainingState
-from serving.taxonomy import DISCLAIMER
+from serving.taxonomy import CLASS_NAMES
 
 _MODEL_URI_TAG = "dermalyze.model_uri"
 _NUM_CHECK_IMAGES = 32  # test images that the exported file is checked on beside the drawn ones
@@ -25,6 +39,7 @@ class RunResult:
 
     run_id: str
     metrics: dict[str, float]  # test/...
+    intervals: Mapping[str, Any]  # as judgement.json holds them
     parity: str  # how far ONNX and PyTorch are apart, in words
     registered: Registered | None
     sample: bytes  # one test image, JPEG or PNG
@@ -32,10 +47,13 @@ class RunResult:
 
 
 def ship(job: Job, state: TrainingState, *, demo_data: bool) -> RunResult:
-    """Evaluate, export, log and register the best epoch."""
+    """Judge, export, log and register the best epoch."""
     config, run = job.config, job.run
-    metrics = _evaluate(job, state)
+    metrics = _score(job, state)
     parity, model_uri, sample_id, sample = _export(job, metrics)
+    judgement = _judge(job)
+    metrics |= interval_metrics(judgement, metrics)
+    run.log_metrics(metrics)
     registered = None
     if config.tracking.register:
         registered = register(
@@ -43,17 +61,19 @@ def ship(job: Job, state: TrainingState, *, demo_data: bool) -> RunResult:
             Candidate(
                 model_uri=model_uri,
                 run_id=run.run_id,
-                metric=config.tracking.champion_metric,
-                value=metrics[config.tracking.champion_metric],
                 test_split=split_digest(job.prepared.manifest, job.splits.test),
                 demo_data=demo_data,
-                description=_description(job, metrics, parity, demo_data=demo_data),
+                parity=parity,
+                description=(job.folder / EVALUATION / MODEL_CARD).read_text(encoding="utf-8"),
+                predictions=read_scored(job.folder / EVALUATION / PREDICTIONS),
             ),
+            rule_of(config.tracking, must_be_better=True),
         )
         run.set_tags({"dermalyze.champion_reason": registered.reason})
     return RunResult(
         run_id=run.run_id,
         metrics=metrics,
+        intervals=judgement["intervals"],
         parity=parity,
         registered=registered,
         sample=sample,
@@ -61,31 +81,59 @@ def ship(job: Job, state: TrainingState, *, demo_data: bool) -> RunResult:
     )
 
 
-def _evaluate(job: Job, state: TrainingState) -> dict[str, float]:
-    """Score the best epoch on the test split, log plots, tables and metrics."""
+def _score(job: Job, state: TrainingState) -> dict[str, float]:
+    """Score the best epoch on the test split, keep its answers for val as well; log metrics."""
     classifier, _ = load_classifier(job.folder / BEST)
     device = in_full_precision(job.device)
     classifier.to(device.torch_device)
-    rows = job.splits.test
-    logits = predict_logits(
-        classifier, job.prepared.store, rows, job.config.training.batch_size, device, "test"
-    )
-    metrics = write_evaluation(
-        job.folder / EVALUATION,
-        job.prepared.manifest.iloc[rows],
-        logits,
-        split="test",
-        context={
-            "run_id": job.run.run_id,
-            "data_fingerprint": job.prepared.fingerprint,
-            "best_epoch": state.best_epoch,
-        },
-    )
-    job.run.log_file(job.folder / EVALUATION, EVALUATION)
+    manifest, batch_size = job.prepared.manifest, job.config.training.batch_size
+    folder = job.folder / EVALUATION
+    metrics = {}
+    for split, rows in (("test", job.splits.test), ("val", job.splits.val)):
+        logits = predict_logits(classifier, job.prepared.store, rows, batch_size, device, split)
+        if split == "val":
+            write_predictions(
+                folder / VALIDATION, predictions_table(manifest.iloc[rows], logits, CLASS_NAMES)
+            )
+            continue
+        metrics = write_evaluation(
+            folder,
+            manifest.iloc[rows],
+            logits,
+            split=split,
+            context={
+                "run_id": job.run.run_id,
+                "data_fingerprint": job.prepared.fingerprint,
+                "best_epoch": state.best_epoch,
+            },
+        )
     job.run.log_metrics({**metrics, "best_epoch": state.best_epoch})
     save_training_curves(job.folder / CURVES, state.history, best_epoch=state.best_epoch)
     job.run.log_file(job.folder / CURVES)
     return metrics
+
+
+def _judge(job: Job) -> Judgement:
+    """Judge the test split with intervals; log the folder, the report and the cards."""
+    folder, run = job.folder / EVALUATION, job.run
+    write_text(job.folder / AUDIT, job.prepared.audit.to_json())
+    run.log_file(job.folder / AUDIT)
+    facts = RunFacts(
+        run_id=run.run_id,
+        params=require_run(run.run_id),
+        tags=tags_of(run.run_id),
+        files=job.folder,
+    )
+    job.say("judging: intervals, subgroups, report")
+    judgement = write_judged(
+        folder,
+        facts,
+        split="test",
+        settings=job.config.evaluation,
+        read_image=job.prepared.read_image_bytes,
+    )
+    run.log_file(folder, EVALUATION)
+    return judgement
 
 
 def _export(job: Job, metrics: dict[str, float]) -> tuple[str, str, str, bytes]:
@@ -107,13 +155,3 @@ def _export(job: Job, metrics: dict[str, float]) -> tuple[str, str, str, bytes]:
         uri = job.run.log_model(pyfunc_arguments(path), metrics)
         job.run.set_tags({_MODEL_URI_TAG: uri, "dermalyze.parity": parity})
     return parity, uri, *images[0]
-
-
-def _description(job: Job, metrics: dict[str, float], parity: str, *, demo_data: bool) -> str:
-    data = "demo data (its metrics mean nothing)" if demo_data else "HAM10000"
-    return (
-        f"{job.config.model.timm_name} with the {job.config.model.head_type} head, trained on "
-        f"{data}, {job.config.data.image_size} px. Balanced accuracy "
-        f"{metrics['test/balanced_accuracy']:.4f} on {len(job.splits.test)} test images. "
-        f"{parity}. {DISCLAIMER}"
-    )

@@ -1,0 +1,75 @@
+"""Whether a new model may replace the champion: by intervals, not by a lucky third digit.
+
+Never imports torch.
+"""
+
+from dataclasses import dataclass
+
+from dermalyze.evaluation.compare import noninferior
+from dermalyze.evaluation.scored import Scored
+from serving.errors import DataError
+
+CALIBRATION = "ece"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a new champion must show on the champion's own test images."""
+
+    metric: str  # such as balanced_accuracy; higher is better
+    margin: float  # how much worse in it the candidate may be, with 95 % confidence
+    calibration_margin: float  # likewise of the expected calibration error
+    must_be_better: bool  # whether its estimate must also be the higher one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Whether the alias moves, why, and the numbers behind it."""
+
+    promoted: bool
+    reason: str
+    numbers: dict[str, float]
+
+
+def compare_with_champion(
+    candidate: Scored, champion: Scored, rule: Rule, incumbent: str
+) -> Decision:
+    """Decide from both models' predictions for the same images.
+
+    The candidate must be no worse than the champion by more than the margins, each with one-sided
+    95 % confidence.  Where `must_be_better`, its estimate must be higher as well: otherwise a row
+    of models, each a little worse than the last, would end far below the first.
+
+    Args:
+        candidate: its test predictions.
+        champion: those of the champion.
+        rule: metric and margins.
+        incumbent: what the champion is called in the reason.
+    """
+    try:
+        metric = noninferior(
+            candidate, champion, rule.metric, margin=rule.margin, higher_is_better=True
+        )
+        calibration = noninferior(
+            candidate,
+            champion,
+            CALIBRATION,
+            margin=rule.calibration_margin,
+            higher_is_better=False,
+        )
+    except DataError as error:
+        return Decision(promoted=False, reason=f"not compared: {error}", numbers={})
+    better = metric.difference > 0
+    promoted = metric.holds and calibration.holds and (better or not rule.must_be_better)
+    reasons = [f"against {incumbent}, {metric.sentence}", calibration.sentence]
+    if rule.must_be_better and not better:
+        reasons.append("its estimate is not the higher one")
+    numbers = {
+        "difference": metric.difference,
+        "bound": metric.bound,
+        "margin": rule.margin,
+        "calibration_difference": calibration.difference,
+        "calibration_bound": calibration.bound,
+        "calibration_margin": rule.calibration_margin,
+    }
+    return Decision(promoted=promoted, reason="; ".join(reasons), numbers=numbers)

@@ -1,0 +1,220 @@
+"""All that is said of predictions: the judgement, the report and the cards.
+
+Everything is made from files that a run keeps, so that it can be made again without a network and
+without the images, whose pictures are then missing from the report.
+"""
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from dermalyze.config import Config, EvaluationConfig, TrainingConfig
+from dermalyze.config_file import load_config
+from dermalyze.evaluation.cards import CardInputs, data_card, model_card
+from dermalyze.evaluation.judge import judge, seen_priors, write_judgement
+from dermalyze.evaluation.predictions import targets_of
+from dermalyze.evaluation.report import (
+    Mistake,
+    ReportInputs,
+    most_confident_mistakes,
+    write_report,
+)
+from dermalyze.evaluation.scored import Scored, read_scored
+from dermalyze.evaluation.words import TITLES, Judgement
+from dermalyze.training.job import AUDIT, CONFIG, HISTORY, SPLIT_FILES, write_text
+from serving.errors import DermalyzeError
+from serving.preprocess import decode_image, upright_rgb
+
+PREDICTIONS = "predictions.csv"
+VALIDATION = "val_predictions.csv"  # what the calibrator is fitted on
+REPORT = "report.html"
+MODEL_CARD, DATA_CARD = "model_card.md", "data_card.md"
+_PICTURE_SIZE = 240  # pixels, the longer side
+_FACTS = {  # parameter of a run -> what the report calls it
+    "resolved.backbone": "backbone",
+    "resolved.pretrained": "weights at the start",
+    "resolved.num_parameters": "parameters of the network",
+    "resolved.num_images": "usable images in all",
+    "resolved.device": "trained on",
+    "resolved.precision": "precision in training",
+    "resolved.data_fingerprint": "fingerprint of the images",
+}
+
+ReadImage = Callable[[str], bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What is known of the run that the predictions come from; all empty: there is none."""
+
+    run_id: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    files: Path | None = None  # a folder that holds what there is of config, history, splits, audit
+
+    @property
+    def demo_data(self) -> bool:
+        """Whether the images are drawn."""
+        return self.tags.get("dermalyze.demo_data") == "true"
+
+    def named(self) -> dict[str, object]:
+        """Return what a report lists: what it is called -> what it is."""
+        facts: dict[str, object] = {"run id": self.run_id} if self.run_id else {}
+        facts |= {name: self.params[key] for key, name in _FACTS.items() if key in self.params}
+        if parity := self.tags.get("dermalyze.parity"):
+            facts["exported file"] = parity
+        return facts
+
+    def text(self, name: str) -> str:
+        """Return a file of the run; empty if it is not there."""
+        path = self.files / name if self.files is not None else None
+        return path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
+
+
+def write_judged(
+    folder: Path,
+    facts: RunFacts,
+    *,
+    split: str,
+    settings: EvaluationConfig,
+    read_image: ReadImage | None,
+) -> Judgement:
+    """Judge `predictions.csv` in `folder`; write judgement.json, report.html and the cards there.
+
+    Beside it `val_predictions.csv`, where there is one, is what the calibrator is fitted on.  The
+    cards are written if the run's files are all there.
+
+    Args:
+        folder: holds the predictions and gets what is written.
+        facts: what is known of the run.
+        split: what the predictions are of.
+        settings: how to judge.
+        read_image: returns an image's file by its id, for the pictures of mistakes.
+
+    Raises:
+        DataError: the predictions cannot be read, or the calibrator would be judged on what it
+            was fitted on.
+        ConfigError: the prevalence is not one.
+    """
+    scored = read_scored(folder / PREDICTIONS)
+    validation = read_scored(folder / VALIDATION) if (folder / VALIDATION).exists() else None
+    config = load_config(facts.files / CONFIG) if facts.files and facts.text(CONFIG) else None
+    splits = _splits(facts)
+    judged = judge(
+        scored,
+        validation,
+        settings,
+        split=split,
+        trained_priors=None if config is None else _priors(config, splits, scored),
+    )
+    write_judgement(folder, judged.judgement)
+    history = json.loads(facts.text(HISTORY) or "[]")
+    best = best_epoch(history, config.training) if history and config is not None else 0
+    warnings = facts.tags.get("dermalyze.warnings", "")
+    write_report(
+        folder / REPORT,
+        ReportInputs(
+            judgement=judged.judgement,
+            scored=scored,
+            calibrated=judged.calibrated,
+            history=history,
+            best_epoch=best,
+            config_yaml=facts.text(CONFIG),
+            facts=facts.named(),
+            mistakes=_mistakes(scored, read_image),
+            warnings=warnings.split("; ") if warnings else (),
+            demo_data=facts.demo_data,
+        ),
+    )
+    audit = facts.text(AUDIT)
+    if config is not None and splits and audit and history:
+        cards = CardInputs(
+            judgement=judged.judgement,
+            config=config,
+            splits=splits,
+            audit=json.loads(audit),
+            history=history,
+            best_epoch=best,
+            facts=facts.named(),
+            demo_data=facts.demo_data,
+        )
+        write_text(folder / MODEL_CARD, model_card(cards))
+        write_text(folder / DATA_CARD, data_card(cards))
+    return judged.judgement
+
+
+def best_epoch(history: Sequence[Mapping[str, float]], training: TrainingConfig) -> int:
+    """Return the epoch, counted from 1, with the best `training.monitor`, the first if several."""
+    sign = 1 if training.higher_is_better else -1
+    best = max(history, key=lambda entry: (sign * entry[training.monitor], -entry["epoch"]))
+    return int(best["epoch"])
+
+
+def interval_metrics(judgement: Judgement, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return what to log beside `metrics`: headlines that they lack, and the bounds of all.
+
+    The bounds of `test/accuracy` are `test/accuracy_low` and `test/accuracy_high`.
+    """
+    found = {}
+    for name in TITLES:
+        if (interval := judgement["intervals"].get(name)) is not None:
+            key = f"{judgement['split']}/{name}"
+            found[key] = interval["estimate"]
+            if interval["low"] is not None:
+                found |= {f"{key}_low": interval["low"], f"{key}_high": interval["high"]}
+    return {key: value for key, value in found.items() if key not in metrics}
+
+
+def _splits(facts: RunFacts) -> dict[str, pd.DataFrame]:
+    """Read the files of all three splits; nothing if one is missing."""
+    if facts.files is None or not all((facts.files / name).exists() for name in SPLIT_FILES):
+        return {}
+    return {
+        name.removesuffix("_split.csv"): pd.read_csv(
+            facts.files / name, dtype=str, keep_default_na=False
+        )
+        for name in SPLIT_FILES
+    }
+
+
+def _priors(config: Config, splits: Mapping[str, pd.DataFrame], scored: Scored) -> Any:
+    """Return the class shares that training made the network see; folds learn from all images."""
+    rows = splits.get("train", scored.table)
+    return seen_priors(
+        targets_of(rows, scored.class_names),
+        len(scored.class_names),
+        balanced=config.loss.class_weights == "balanced" or config.training.use_weighted_sampling,
+    )
+
+
+def _mistakes(scored: Scored, read_image: ReadImage | None) -> list[Mistake]:
+    if read_image is None:
+        return []
+    return [
+        Mistake(
+            image_id=str(scored.table["image_id"].iloc[row]),
+            true_label=scored.class_names[scored.targets[row]],
+            predicted=scored.class_names[scored.predicted[row]],
+            confidence=float(scored.probs[row].max()),
+            picture=_picture(str(scored.table["image_id"].iloc[row]), read_image),
+        )
+        for row in most_confident_mistakes(scored)
+    ]
+
+
+def _picture(image_id: str, read_image: ReadImage) -> bytes:
+    """Return a small JPEG; nothing if the image is gone or damaged by now."""
+    try:
+        image = upright_rgb(decode_image(read_image(image_id)))
+    except (DermalyzeError, KeyError):
+        return b""
+    image.thumbnail((_PICTURE_SIZE, _PICTURE_SIZE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue()

@@ -1,0 +1,199 @@
+"""What a run would have claimed if images of its test lesions had stood in its training set.
+
+A second network is trained in the same way, but also on siblings: the further images of each test
+lesion.  Both are judged on the images that remain, one of each test lesion.
+"""
+
+import dataclasses
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dermalyze.config import Config
+from dermalyze.config_file import load_config
+from dermalyze.data.prepare import Prepared
+from dermalyze.data.splits import SharedPhotograph, Splits, near_duplicate_scan
+from dermalyze.evaluation.compare import Comparison, compare, table
+from dermalyze.evaluation.scored import Scored, read_scored
+from dermalyze.tracking import add_to_run, children_of, fetched, open_run, require_run, tags_of
+from dermalyze.training.ended import data_of_run
+from dermalyze.training.job import CONFIG, EVALUATION, FOLDS_TAG, SPLIT_FILES, Say, run_name
+from dermalyze.training.run import TrainingInterruptedError, train_in
+from serving.errors import DataError
+
+LEAKAGE = "leakage.json"
+LEAKAGE_TAG = "dermalyze.leakage_of"  # of the second run: the id of the first
+PREDICTIONS = f"{EVALUATION}/predictions.csv"
+METRICS = ("balanced_accuracy", "accuracy", "macro_auc")
+NAMES = ("as it is", "with siblings")
+CONDITIONS = (
+    "both networks have the settings, the seed, the validation images and the judged images in "
+    "common; the second one also saw the siblings, so its training set is larger, and each was "
+    "trained once, so the luck of a training is part of the difference and not of its interval"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leakage:
+    """What siblings in the training set would have made of a run."""
+
+    run_id: str
+    leaky_run_id: str
+    num_train: int  # images that the run learned from
+    num_siblings: int  # images that the second run learned from beside them
+    of_leaked: Comparison  # on the lesions whose siblings the second network saw
+    of_all: Comparison  # on all test lesions, as a random split mixes them
+    shared: tuple[SharedPhotograph, ...]  # across the splits of the run as it is
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `leakage.json` holds."""
+        return {
+            **asdict(self),
+            "of_leaked": self.of_leaked.to_dict(),
+            "of_all": self.of_all.to_dict(),
+            "conditions": CONDITIONS,
+        }
+
+    def in_words(self) -> str:
+        """Lay it out for a terminal."""
+        lines = [
+            f"run {self.run_id} learned from {self.num_train:,} images; run {self.leaky_run_id} "
+            f"also from {self.num_siblings:,} siblings of its test images",
+            "",
+            "test lesions with a sibling in the second training set, one image each:",
+            table(self.of_leaked),
+            "",
+            "all test lesions, as a random split would mix them, one image each:",
+            table(self.of_all),
+            "",
+            CONDITIONS,
+            "",
+            f"photographs that stand in several splits under different names: {len(self.shared)}",
+            *(f"  {photograph.in_words()}" for photograph in self.shared),
+        ]
+        return "\n".join(lines)
+
+
+def leakage_of(run_id: str, data_dir: Path | None, *, say: Say) -> Leakage:
+    """Train a network that knows siblings of the test images, compare, and log `leakage.json`.
+
+    That network has a run of its own, shown below the first.  Where it is stopped or killed,
+    calling again goes on with it; once it has ended well, calling again only compares.
+
+    Raises:
+        DataError: no test lesion has a second image, the data is not what the run was trained on,
+            or its training set holds siblings already.
+        TrackingError: there is no such run, or it has no predictions for its test split.
+        TrainingInterruptedError: Ctrl-C.
+    """
+    params, tags = require_run(run_id), tags_of(run_id)
+    if FOLDS_TAG in tags:
+        raise DataError(f"run {run_id} stands for several folds; pass the run id of one of them")
+    with fetched(run_id, (CONFIG, PREDICTIONS, *SPLIT_FILES)) as (config_file, own, split_file, *_):
+        config = load_config(config_file)
+        if not config.data.lesion_aware:
+            raise DataError(
+                f"run {run_id} was trained with siblings of its test images already; pass one with "
+                "data.lesion_aware true"
+            )
+        clean = read_scored(own)
+        prepared, splits = data_of_run(run_id, params, config, data_dir, split_file.parent)
+    manifest = prepared.manifest
+    leaky_splits = with_siblings(manifest, splits)
+    leaky_run_id = _train_leaky(
+        run_id,
+        config,
+        prepared,
+        leaky_splits,
+        data_dir=data_dir or Path(params["data.dir"]),
+        demo_data=tags.get("dermalyze.demo_data") == "true",
+        say=say,
+    )
+    with fetched(leaky_run_id, (PREDICTIONS,)) as (path,):
+        leaky = read_scored(path)
+    siblings = np.setdiff1d(leaky_splits.train, splits.train)
+    kept = manifest.iloc[leaky_splits.test]
+    leaked = kept[kept["lesion_id"].isin(manifest["lesion_id"].iloc[siblings])]
+    result = Leakage(
+        run_id=run_id,
+        leaky_run_id=leaky_run_id,
+        num_train=len(splits.train),
+        num_siblings=len(siblings),
+        of_leaked=_compare(clean, leaky, leaked),
+        of_all=_compare(clean, leaky, kept),
+        shared=near_duplicate_scan(prepared.audit, manifest, splits),
+    )
+    with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
+        text = json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n"
+        (Path(folder) / LEAKAGE).write_text(text, encoding="utf-8")
+        add_to_run(run_id, Path(folder), "", {})
+    return result
+
+
+def with_siblings(manifest: pd.DataFrame, splits: Splits) -> Splits:
+    """Keep one image of each test lesion, the first by its id, and give the others to train.
+
+    Raises:
+        DataError: no test lesion has a second image.
+    """
+    test = manifest.iloc[splits.test].assign(row=splits.test).sort_values("image_id")
+    is_sibling = test["lesion_id"].duplicated().to_numpy()
+    if not is_sibling.any():
+        raise DataError(
+            f"none of the {len(test):,} test lesions has a second image, so there is nothing to "
+            "leak; use data with several images of some lesions"
+        )
+    rows = test["row"].to_numpy(np.int64)
+    train = np.sort(np.concatenate([splits.train, rows[is_sibling]]))
+    return Splits(train=train, val=splits.val, test=np.sort(rows[~is_sibling]))
+
+
+def _train_leaky(
+    run_id: str,
+    config: Config,
+    prepared: Prepared,
+    splits: Splits,
+    *,
+    data_dir: Path,
+    demo_data: bool,
+    say: Say,
+) -> str:
+    """Train the second network as far as it is not trained yet; return its run."""
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, lesion_aware=False),
+        tracking=dataclasses.replace(config.tracking, register=False),
+    )
+    leaky_run_id, has_ended_well = children_of(run_id, LEAKAGE_TAG).get(run_id, ("", False))
+    if has_ended_well:
+        say(f"run {leaky_run_id}, with siblings, has ended well")
+        return leaky_run_id
+    try:
+        with open_run(
+            config.tracking,
+            name=f"with siblings, {run_name(config)}",
+            resume=leaky_run_id,
+            parent=run_id,
+            tags={LEAKAGE_TAG: run_id},
+        ) as run:
+            say(f"run {run.run_id}, with siblings of the test images of run {run_id}")
+            train_in(run, config, prepared, splits, data_dir=data_dir, demo_data=demo_data, say=say)
+            return run.run_id
+    except TrainingInterruptedError as error:
+        raise TrainingInterruptedError(
+            f"stopped; go on with `dermalyze leakage --run-id {run_id}`"
+        ) from error
+
+
+def _compare(clean: Scored, leaky: Scored, images: pd.DataFrame) -> Comparison:
+    """Compare both networks on some images, the same for both."""
+    models = [
+        scored.take(scored.table["image_id"].isin(images["image_id"]).to_numpy(bool))
+        for scored in (clean, leaky)
+    ]
+    return compare(NAMES, models, metrics=METRICS)
