@@ -56,6 +56,7 @@ bench: $(READY)
 	python -m benchmarks.step_cost
 	python -m benchmarks.predict --data-dir $(DATA)
 	python -m benchmarks.startup
+	python -m benchmarks.intervals
 	python -m benchmarks.int8
 
 fix: $(READY)

@@ -88,7 +88,9 @@ def test_a_run_holds_all_that_the_design_promises(place, trained):
     names = """config.yaml train_split.csv val_split.csv test_split.csv training_history.json
     checkpoint_best.pt checkpoint_latest.pt training_curves.png augmentation.png
     evaluation/evaluation_metrics.json evaluation/predictions.csv evaluation/confusion_matrix.png
-    evaluation/roc_curves.png evaluation/per_class_metrics.png evaluation/calibration_curve.png"""
+    evaluation/roc_curves.png evaluation/per_class_metrics.png evaluation/calibration_curve.png
+    evaluation/judgement.json evaluation/val_predictions.csv evaluation/report.html
+    evaluation/model_card.md evaluation/data_card.md audit.json"""
     assert [name for name in names.split() if not (folder / name).is_file()] == []
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "test_efficientnet, simple, 32 px"
@@ -97,6 +99,10 @@ def test_a_run_holds_all_that_the_design_promises(place, trained):
     assert run.data.tags["dermalyze.demo_data"] == "true"
     for metric in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "recall/mel"):
         assert 0 <= run.data.metrics[f"test/{metric}"] <= 1
+    intervals = json.loads((folder / "evaluation" / "judgement.json").read_text())["intervals"]
+    assert run.data.metrics["test/accuracy_low"] == intervals["accuracy"]["low"]
+    version = client(place).get_model_version_by_alias("dermalyze", "champion")
+    assert version.description.startswith("# Model card")
     history = client(place).get_metric_history(run.info.run_id, "val/loss")
     assert [metric.step for metric in history] == [1, 2, 3]
     assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {
@@ -229,6 +235,39 @@ def test_evaluating_again_gives_the_numbers_of_the_run(place, trained):
     )
 
 
+def test_a_report_is_made_again_from_what_the_run_keeps(place, trained):
+    run_id = run_id_of(trained.stdout)
+    dermalyze(place, "report", "--run-id", run_id, "--output", "report")
+    logged = artifact(place, run_id, "evaluation")
+    for name in ("judgement.json", "report.html", "model_card.md", "data_card.md"):
+        assert (place / "report" / name).read_bytes() == (logged / name).read_bytes(), name
+
+
+def test_a_report_is_made_of_anybodys_predictions(place, trained):
+    logged = artifact(place, run_id_of(trained.stdout), "evaluation")
+    done = dermalyze(
+        place, "report", "--predictions", logged / "predictions.csv",
+        "--validation", logged / "val_predictions.csv", "--output", "foreign",
+    )  # fmt: skip
+    assert "For education and research only" in done.stdout
+    ours, theirs = (
+        json.loads((folder / "judgement.json").read_text())
+        for folder in (place / "foreign", logged)
+    )
+    assert ours["intervals"] == theirs["intervals"]
+    assert ours["calibration"] == theirs["calibration"]
+
+
+def test_a_calibrator_is_never_judged_on_what_it_was_fitted_on(place, trained):
+    logged = artifact(place, run_id_of(trained.stdout), "evaluation")
+    done = dermalyze(
+        place, "report", "--predictions", logged / "predictions.csv",
+        "--validation", logged / "predictions.csv", "--output", "mixed", check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "must not be fitted on what it is judged on" in done.stderr
+
+
 def test_evaluating_other_images_gives_what_predict_answers(place, trained):
     from PIL import Image
 
@@ -280,8 +319,37 @@ def test_a_better_model_on_the_same_split_becomes_champion_and_a_worse_one_does_
     assert challenger.run_id == run_id_of(worse.stdout)
     assert champion.run_id != challenger.run_id
     reason = challenger.tags["dermalyze.champion_reason"]
-    assert "is not better than" in reason
-    assert reason.endswith("on the same test split")
+    assert "not shown to be no worse" in reason
+    assert f"not promoted: {reason}" in challenger.description
+    compared = dermalyze(place, "compare", champion.run_id, challenger.run_id, "--output", "versus")
+    assert "McNemar" in compared.stdout
+    assert (place / "versus" / "forest.png").read_bytes().startswith(b"\x89PNG")
+    refused = dermalyze(place, "promote", challenger.version, check=False)
+    assert refused.returncode == 1
+    assert "not promoted" in refused.stdout
+    assert dermalyze(place, "promote", challenger.version, "--anyway").stdout.count("champion")
+    assert registry.get_model_version_by_alias("dermalyze", "champion").version == (
+        challenger.version
+    )
+
+
+def test_a_split_by_image_ends_without_a_calibrator_but_with_a_report(place, demo):
+    done = dermalyze(
+        place, *train_words(demo, "--epochs", "1", "--set", "data.lesion_aware=false",
+                            "--set", "tracking.register=false"),
+    )  # fmt: skip
+    folder = artifact(place, run_id_of(done.stdout), "evaluation")
+    assert "calibration" not in json.loads((folder / "judgement.json").read_text())
+    assert "data.lesion_aware is false" in (folder / "report.html").read_text()
+
+
+def test_folds_are_trained_with_one_option(place, demo):
+    done = dermalyze(place, *train_words(demo, "--folds", "2", "--epochs", "1"))
+    run_id = run_id_of(done.stdout.replace(", above the 2 runs of the folds", ""))
+    table = artifact(place, run_id, "evaluation/predictions.csv").read_text().splitlines()
+    assert len(table) - 1 == 140  # every image is judged
+    resumed = dermalyze(place, "train", "--resume", run_id, check=False)
+    assert "has ended well" in resumed.stderr
 
 
 def test_sampling_and_weights_together_are_allowed_with_a_warning(place, demo):

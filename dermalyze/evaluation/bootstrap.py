@@ -18,6 +18,7 @@ from dermalyze.evaluation.clinical import (
 from dermalyze.evaluation.curves import curves_of, divided
 from dermalyze.evaluation.metrics import CALIBRATION_BINS, Counts, Floats
 from dermalyze.evaluation.scored import Scored
+from dermalyze.evaluation.words import things
 
 REPLICATES = 2000
 LEVEL = 0.95
@@ -51,7 +52,7 @@ class Basis:
 
     def in_words(self) -> str:
         """Say how many lesions, and of what."""
-        return f"{self.num_lesions} lesions" + (f" of {self.group}" if self.group else "")
+        return things(self.num_lesions, "lesion") + (f" of {self.group}" if self.group else "")
 
 
 def intervals(

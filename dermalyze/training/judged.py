@@ -103,8 +103,10 @@ def write_judged(
         ConfigError: the prevalence is not one.
     """
     scored = read_scored(folder / PREDICTIONS)
-    validation = read_scored(folder / VALIDATION) if (folder / VALIDATION).exists() else None
     config = load_config(facts.files / CONFIG) if facts.files and facts.text(CONFIG) else None
+    apart = config is None or config.data.lesion_aware  # else lesions are in val and test alike
+    fitted_on = folder / VALIDATION
+    validation = read_scored(fitted_on) if fitted_on.exists() and apart else None
     splits = _splits(facts)
     judged = judge(
         scored,
