@@ -167,7 +167,19 @@ def test_age_bands_have_their_edges():
     ]
 
 
-def test_unknown_is_shown_last_and_never_part_of_a_gap():
+def test_groups_stand_in_the_order_of_age_or_of_their_names_and_unknown_last():
+    scored = answered([(f"lesion{i}", "nv", "nv", "male") for i in range(4)])
+    scored = with_facts(
+        scored, age=[80.0, np.nan, 20.0, 50.0], localization=["upper extremity", "", "foot", "ear"]
+    )
+    groups = judge_subgroups(scored, **FAST).groups
+    assert [group.group for group in groups if group.attribute in ("age", "localization")] == [
+        *["under 30", "45-59", "75 and over", "unknown"],
+        *["ear", "foot", "upper extremity", "unknown"],
+    ]
+
+
+def test_unknown_is_shown_and_never_part_of_a_gap():
     rows = [(f"f{i}", "nv", "nv", "female") for i in range(40)]
     rows += [(f"m{i}", "nv", "nv", "male") for i in range(40)]
     rows += [(f"u{i}", "nv", "mel", ("", "unknown")[i % 2]) for i in range(40)]  # all wrong
@@ -232,7 +244,9 @@ def test_what_a_group_has_not_is_left_out():
 def test_the_same_seed_gives_the_same_judgement():
     scored = simulate(100, seed=0, shares=THREE)
     assert judge_subgroups(scored, **FAST) == judge_subgroups(scored, **FAST)
-    assert judge_subgroups(scored, **FAST) != judge_subgroups(scored, **FAST, seed=1)
+    one, other = judge_subgroups(scored, **FAST), judge_subgroups(scored, **FAST, seed=1)
+    assert one.groups != other.groups
+    assert [gap.p_value for gap in one.gaps] != [gap.p_value for gap in other.gaps]
 
 
 def test_the_note_says_that_skin_type_is_not_known():

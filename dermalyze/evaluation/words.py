@@ -156,8 +156,9 @@ def gap_sentences(judgement: Judgement) -> list[str]:
         bounds = ""
         if gap["low"] is not None and gap["high"] is not None:
             bounds = f"{level} interval {number(gap['low'])} to {number(gap['high'])}; "
+        classes = f" over {', '.join(gap['classes'])}" if "classes" in gap else ""
         sentences.append(
-            f"{gap['attribute']}: {metric} is {number(gap['difference'])} higher for "
+            f"{gap['attribute']}: {metric}{classes} is {number(gap['difference'])} higher for "
             f"{gap['highest']} than for {gap['lowest']} ({bounds}{p_value(gap['p_adjusted'])} "
             f"after correction for several tests). {verdict}"
         )
