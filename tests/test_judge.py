@@ -9,6 +9,7 @@ from simulated import HAM10000_SHARES, simulate
 
 from dermalyze.config import CHAMPION_METRICS, EvaluationConfig
 from dermalyze.evaluation.bootstrap import replicated
+from dermalyze.evaluation.clinical import decision_curve
 from dermalyze.evaluation.judge import check_settings, judge, seen_priors, write_judgement
 from dermalyze.evaluation.scored import scored_of
 from serving.errors import ConfigError, DataError
@@ -54,6 +55,12 @@ def test_the_calibrator_never_sees_what_is_judged(judged, validation):
     ours, theirs = (j.judgement["calibration"] for j in (judged, other))
     assert ours["calibrator"] == theirs["calibrator"]
     assert ours["before"] != theirs["before"]
+
+
+def test_the_decision_curve_is_of_calibrated_probabilities(judged, test_images):
+    curve = judged.judgement["decision_curve"]
+    assert curve == decision_curve(judged.calibrated).to_dict()
+    assert curve != decision_curve(test_images).to_dict()
 
 
 def test_a_lesion_in_both_is_refused(test_images):
