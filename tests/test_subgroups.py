@@ -294,3 +294,9 @@ def test_the_p_value_of_one_attribute_is_as_often_small_as_it_says():
     for level in (0.05, 0.2, 0.5):
         low, high = binom.ppf([0.001, 0.999], len(p_values), level)
         assert low <= (p_values <= level).sum() <= high
+
+
+def test_groups_are_compared_where_the_last_class_does_not_occur():
+    shares = {"mel": 0.4, "nv": 0.6, "vasc": 0.0}
+    found = judge_subgroups(simulate(300, seed=0, shares=shares), replicates=100, permutations=100)
+    assert [gap.attribute for gap in found.gaps] == ["sex", "age", "localization", "dx_type"]

@@ -71,6 +71,7 @@ class _Units:
     images: Floats  # (U,), how many
     hits: Floats  # (U,), how many of them are answered rightly
     first: Counts  # (U,), the row of the first image
+    num_classes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +150,7 @@ def _units_of(scored: Scored, grouping: Grouping) -> _Units:
         images=np.bincount(unit).astype(np.float64),
         hits=np.bincount(unit, weights=hits).astype(np.float64),
         first=first.astype(np.int64),
+        num_classes=num_classes,
     )
 
 
@@ -169,7 +171,7 @@ def _pairs_of(units: _Units, num_groups: int, counted: NDArray[np.bool_]) -> _Pa
 
 def _recall(units: _Units, num_groups: int, weights: Floats) -> Floats:
     """Compute each group's sensitivity for each class: weights (R, U) -> (R, G, C)."""
-    num_classes = int(units.targets.max()) + 1
+    num_classes = units.num_classes
     is_group = units.groups[:, None] == np.arange(num_groups)  # (U, G)
     is_class = units.targets[:, None] == np.arange(num_classes)  # (U, C)
     cells = (is_group[:, :, None] & is_class[:, None, :]).reshape(len(is_group), -1)
