@@ -23,6 +23,7 @@ from dermalyze.export.parity import parity_images
 from dermalyze.export.quantize import calibrate, quantize
 from dermalyze.models.checkpoint import load_classifier
 from dermalyze.models.classifier import build_classifier
+from dermalyze.models.shipped import ShippedNetwork
 from dermalyze.tracking import fetched
 from dermalyze.training.job import BEST
 from serving import Predictor
@@ -75,10 +76,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.onnx" for name in ("float32", "int8")}
         start = time.perf_counter()
-        export_onnx(network, spec, files["float32"])
+        export_onnx(ShippedNetwork.of(network), spec, files["float32"])
         export_seconds = time.perf_counter() - start
         start = time.perf_counter()
-        calibrated = calibrate(onnx.load(files["float32"]), pixels)
+        calibrated = calibrate(onnx.load(files["float32"]), {"image": pixels})
         calibration_seconds = time.perf_counter() - start
         start = time.perf_counter()
         write_int8(files["int8"], quantize(calibrated, calibrated.layers[1:]), spec)

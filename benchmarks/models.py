@@ -13,6 +13,7 @@ from dermalyze.config import ModelConfig
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.checkpoint import load_classifier, save_checkpoint
 from dermalyze.models.classifier import build_classifier
+from dermalyze.models.shipped import ShippedNetwork
 from serving.errors import ArtifactError
 from serving.predictor import Predictor
 from serving.spec import ModelSpec
@@ -42,5 +43,5 @@ def model_files(name: str) -> tuple[Path, Path]:
         spec = ModelSpec(input_size=(SIZE, SIZE))
         spread(network, spec)
         save_checkpoint(checkpoint, network.state_dict(), config, spec)
-        export_onnx(network, spec, onnx)
+        export_onnx(ShippedNetwork.of(network), spec, onnx)
     return onnx, checkpoint

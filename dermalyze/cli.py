@@ -20,7 +20,7 @@ from dermalyze.cli_judge import (
     promote,
     report,
 )
-from dermalyze.cli_options import FILE, FOLDER, RUN_ID, auto_option, folder_or_none, say
+from dermalyze.cli_options import FILE, FOLDER, auto_option, folder_or_none, say
 from serving.errors import ConfigError, DermalyzeError
 
 EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
@@ -204,8 +204,15 @@ def demo_data(folder: Path, images: int, seed: int, layout: str) -> None:
 
 
 @main.command("export-onnx")
-@RUN_ID
+@click.option(
+    "--run-id",
+    "run_ids",
+    required=True,
+    multiple=True,
+    help="An MLflow run of `dermalyze train`; given several times, or a run of folds: an ensemble.",
+)
 @click.option("--output", type=FILE, default=Path("model.onnx"), show_default=True)
+@click.option("--tta", is_flag=True, help="Answer with the mean of eight flips and rotations.")
 @click.option(
     "--precision",
     type=click.Choice(["float32", "int8"]),
@@ -213,29 +220,22 @@ def demo_data(folder: Path, images: int, seed: int, layout: str) -> None:
     show_default=True,
     help="int8: a quarter of the size, and faster.",
 )
-@click.option("--data-dir", type=FOLDER, default=None, help="For int8; else as for evaluate.")
-def export_onnx(run_id: str, output: Path, precision: str, data_dir: Path | None) -> None:
-    """Write a run's best epoch as one ONNX file, if it agrees with PyTorch.
+@click.option("--data-dir", type=FOLDER, default=None, help="The images; else as for evaluate.")
+def export_onnx(
+    run_ids: tuple[str, ...], output: Path, tta: bool, precision: str, data_dir: Path | None
+) -> None:
+    """Write the best epoch of a run, or of several, as one ONNX file, if it agrees with PyTorch.
 
-    In int8 it is calibrated on training images, and written if balanced accuracy on the validation
-    split falls by no more than 0.5 points.
+    What was calibrated for one network is calibrated anew on the validation images for an
+    ensemble, for --tta and for int8.  In int8 the file is written if balanced accuracy on the
+    validation split falls by no more than 0.5 points.
     """
-    if precision == "int8":
-        from dermalyze.export.int8 import describe
-        from dermalyze.training.ended import export_run_int8
+    from dermalyze.training.shipping import export_runs
 
-        quantized = export_run_int8(run_id, output, data_dir=folder_or_none(data_dir))
-        click.echo(f"{output}: {describe(quantized)}")
-        return
-    if data_dir is not None:
-        raise click.UsageError("--data-dir has no effect without --precision int8; leave it out")
-    from dermalyze.training.ended import export_run
-
-    report = export_run(run_id, output)
-    click.echo(
-        f"{output}: differs from PyTorch by at most {report.max_difference:.1e} in a probability "
-        f"on {report.num_images} images; no class changed"
+    said = export_runs(
+        run_ids, output, tta=tta, precision=precision, data_dir=folder_or_none(data_dir), say=say
     )
+    click.echo(f"{output}: {said}")
 
 
 @main.command()
@@ -248,29 +248,66 @@ def export_onnx(run_id: str, output: Path, precision: str, data_dir: Path | None
     default="table",
     show_default=True,
 )
+@click.option("--level", type=float, default=0.9, show_default=True, help="Of prediction sets.")
+@click.option("--metadata", type=FILE, default=None, help="CSV: image_id, age, sex, localization.")
+@click.option("--explain", type=FOLDER, default=None, help="Gets a picture of each image's map.")
+@click.option("--one-lesion", is_flag=True, help="All IMAGES show one lesion: one answer.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="In all; 0: one a core.")
 @click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or openvino.")
-def predict(images: tuple[Path, ...], model: Path, kind: str, threads: int, provider: str) -> None:
+def predict(
+    images: tuple[Path, ...],
+    model: Path,
+    kind: str,
+    level: float,
+    metadata: Path | None,
+    explain: Path | None,
+    one_lesion: bool,
+    threads: int,
+    provider: str,
+) -> None:
     """Classify IMAGES, files or folders.  Needs no torch."""
-    from serving.files import find_images, predict_files, render
+    from serving.answering import optional_fields
+    from serving.files import (
+        Request,
+        find_images,
+        predict_files,
+        predict_one_lesion,
+        read_metadata,
+    )
     from serving.predictor import Predictor
+    from serving.rendering import render
     from serving.session import share_cores
 
+    if one_lesion and explain:
+        raise click.UsageError("--explain shows one image at a time; leave out --one-lesion")
     paths = find_images(images)
     workers, num_threads = share_cores(len(paths), threads)
     predictor = Predictor(model, num_threads=num_threads, provider=provider)
+    request = Request(
+        level=level,
+        metadata=read_metadata(metadata) if metadata else {},
+        pictures=explain,
+    )
     failed = 0
 
     def answers() -> Iterator[tuple[Path, Any]]:
         nonlocal failed
+        if one_lesion:
+            yield predict_one_lesion(predictor, paths, request)
+            return
         for path, answer in _with_progress(
-            predict_files(predictor, paths, workers=workers), len(paths), table=kind == "table"
+            predict_files(predictor, paths, workers=workers, request=request),
+            len(paths),
+            table=kind == "table",
         ):
             failed += isinstance(answer, DermalyzeError)
             yield path, answer
 
-    for line in render(answers(), kind, predictor.spec.class_names):
+    spec = predictor.spec
+    for line in render(answers(), kind, spec.class_names, optional_fields(spec)):
         click.echo(line)
+    if explain:
+        say(f"pictures: {explain}")
     if failed:
         raise click.ClickException(f"{failed} of {len(paths)} images could not be read")
 

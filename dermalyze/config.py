@@ -101,6 +101,8 @@ class ModelConfig:
     head_type: str = "simple"  # simple or acrnn (convolution, LSTM, attention over all places)
     dropout_rate: float = 0.3  # fraction of activations dropped in the head
     freeze_backbone: bool = False  # train the head alone; batch norm statistics stay as well
+    use_metadata: bool = False  # age, sex and site go into the head beside the image
+    metadata_dropout: float = 0.3  # fraction of them left out in training, so that any may miss
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -108,6 +110,7 @@ class ModelConfig:
         require(self.name != "", "model.name", "auto or a timm model name", self.name)
         require_choice("model.head_type", self.head_type, HEADS)
         require(0 <= self.dropout_rate < 1, "model.dropout_rate", "in [0, 1)", self.dropout_rate)
+        require_fraction("model.metadata_dropout", self.metadata_dropout)
         require(
             isinstance(self.pretrained, bool)
             or self.pretrained == "auto"

@@ -6,7 +6,8 @@ DermalyzeError          base; its message is one line, fit to show to a user
 |-- TrainingError       the training cannot go on
 |-- TrackingError       a run, an experiment or a registered model cannot be used
 |-- ArtifactError       a checkpoint or ONNX file is missing, foreign or inconsistent
-`-- ImageError          an image sent for prediction cannot be used
+|-- ImageError          an image sent for prediction cannot be used
+`-- MetadataError       age, sex or site sent for prediction cannot be used
 """
 
 
@@ -36,3 +37,7 @@ class ArtifactError(DermalyzeError):
 
 class ImageError(DermalyzeError):
     """An image given for prediction cannot be decoded or is too large."""
+
+
+class MetadataError(DermalyzeError):
+    """Age, sex or site given for prediction cannot be used."""

@@ -1,22 +1,22 @@
-"""Images in files and folders -> answers -> a table, JSON or CSV.  Never imports torch."""
+"""Images in files and folders -> answers.  Never imports torch."""
 
 import csv
-import io
-import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
+from PIL import Image
 
-from serving.errors import ImageError
-from serving.prediction import Prediction, predictions
+from serving.answering import Case
+from serving.errors import ConfigError, ImageError, MetadataError
+from serving.limits import DEFAULT_LEVEL
+from serving.metadata import COLUMNS, Metadata
+from serving.prediction import Prediction
 from serving.predictor import Predictor
-from serving.preprocess import Pixels
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
@@ -55,8 +55,45 @@ def _images_below(folder: Path) -> Iterator[Path]:
                 yield Path(place, name)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked about each of many files."""
+
+    level: float = DEFAULT_LEVEL  # coverage of the prediction sets
+    metadata: Mapping[str, Metadata] = field(default_factory=dict)  # by name without extension
+    pictures: Path | None = None  # the folder that gets a picture of each map
+
+
+def read_metadata(path: Path) -> dict[str, Metadata]:
+    """Read a CSV of metadata: image id, which is a file's name without its extension -> facts.
+
+    Raises:
+        MetadataError: the file cannot be read, has no column image_id or a value that cannot be.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise MetadataError(
+            f"cannot read {path}; expected a CSV with image_id and any of {', '.join(COLUMNS)}"
+        ) from error
+    found: dict[str, Metadata] = {}
+    for row in rows:
+        if (image_id := row.get("image_id")) is None:
+            raise MetadataError(f"{path} has no column image_id; expected one row an image")
+        try:
+            found[image_id] = Metadata.of({name: row.get(name) for name in COLUMNS})
+        except MetadataError as error:
+            raise MetadataError(f"{path}, image {image_id}: {error}") from error
+    return found
+
+
 def predict_files(
-    predictor: Predictor, paths: Iterable[Path], *, workers: int = 1
+    predictor: Predictor,
+    paths: Iterable[Path],
+    *,
+    workers: int = 1,
+    request: Request = Request(),
 ) -> Iterator[tuple[Path, Answer]]:
     """Yield an answer for each file, in order; one that cannot be used does not stop the rest.
 
@@ -69,13 +106,19 @@ def predict_files(
         paths: image files.
         workers: the threads that read, decode and classify; onnxruntime and Pillow let them run
             at the same time.
+        request: what is asked.
+
+    Raises:
+        ConfigError: the model has no sets of that level, has no map, or takes no metadata.
     """
     rest = iter(paths)
+    names = _PictureNames()
     pool = ThreadPoolExecutor(workers)
     waiting: deque[tuple[list[Path], Future[list[Answer]]]] = deque()
     try:
         while some := list(islice(rest, _TOGETHER)):
-            waiting.append((some, pool.submit(_answers, predictor, some)))
+            pictures = [names.next(path) for path in some] if request.pictures else []
+            waiting.append((some, pool.submit(_answers, predictor, some, request, pictures)))
             if len(waiting) > 2 * workers:  # a slow image holds up no other worker
                 first, future = waiting.popleft()
                 yield from zip(first, future.result(), strict=True)
@@ -85,99 +128,67 @@ def predict_files(
         pool.shutdown(cancel_futures=True)
 
 
-def _answers(predictor: Predictor, paths: Sequence[Path]) -> list[Answer]:
+def predict_one_lesion(
+    predictor: Predictor, paths: Sequence[Path], request: Request
+) -> tuple[Path, Prediction]:
+    """Answer once for photographs of one lesion; the path is that of the first.
+
+    Raises:
+        ImageError: one of them cannot be used.
+        ConfigError: as `predict_files`.
+    """
+    metadata = next((request.metadata[p.stem] for p in paths if p.stem in request.metadata), None)
+    answer = predictor.predict_lesion(paths, metadata=metadata, level=request.level)
+    return paths[0], answer
+
+
+class _PictureNames:
+    """Gives each image file the name of its picture; files of one name get a number."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def next(self, path: Path) -> str:
+        """Return a name that was not given before."""
+        name, number = path.stem, 1
+        while name in self._taken:
+            number += 1
+            name = f"{path.stem}-{number}"
+        self._taken.add(name)
+        return f"{name}.png"
+
+
+def _answers(
+    predictor: Predictor, paths: Sequence[Path], request: Request, pictures: Sequence[str]
+) -> list[Answer]:
     """Answer for a few files with one run of the network."""
-    pixels: list[Pixels] = []
+    cases: list[Case] = []
     errors: dict[int, ImageError] = {}
     for i, path in enumerate(paths):
+        metadata = request.metadata.get(path.stem)
         try:
-            pixels.append(predictor.pixels(path))
+            cases.append(predictor.read(path, metadata))
+            if request.pictures is not None:
+                explanation = predictor.explain(path, metadata=metadata)
+                save_whole(explanation.page(), request.pictures / pictures[i])
         except ImageError as error:
             errors[i] = error
-    good = iter(predictions(predictor.logits(np.stack(pixels)), predictor.spec) if pixels else ())
+    good = iter(predictor.answer(cases, level=request.level) if cases else ())
     return [errors[i] if i in errors else next(good) for i in range(len(paths))]
 
 
-def render(
-    answers: Iterable[tuple[Path, Answer]], kind: str, class_names: Sequence[str] = CLASS_NAMES
-) -> Iterator[str]:
-    """Yield lines of text: `kind` is table, json (an object a line) or csv.
+def save_whole(image: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all; its folder is made if it is missing.
 
-    JSON and CSV come line by line; a table waits for its last row, whose width it must know.  The
-    disclaimer is in each: as the last line, a key, a column.
+    Raises:
+        ConfigError: the folder cannot be written to.
     """
-    if kind == "json":
-        return _json_lines(answers)
-    if kind == "csv":
-        return _csv_lines(answers, class_names)
-    return _table_lines(answers)
-
-
-def _json_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
-    for path, answer in answers:
-        values = {"error": str(answer)} if isinstance(answer, ImageError) else answer.to_dict()
-        yield json.dumps({"image": _text(path), **values})
-
-
-def _csv_lines(answers: Iterable[tuple[Path, Answer]], class_names: Sequence[str]) -> Iterator[str]:
-    yield _csv_line(
-        "image",
-        "predicted_class",
-        "predicted_class_description",
-        "confidence",
-        *(f"prob_{name}" for name in class_names),
-        "error",
-        "disclaimer",
-    )
-    for path, answer in answers:
-        if isinstance(answer, ImageError):
-            yield _csv_line(_text(path), *[""] * (3 + len(class_names)), str(answer), DISCLAIMER)
-        else:
-            yield _csv_line(
-                _text(path),
-                answer.predicted_class,
-                answer.predicted_class_description,
-                answer.confidence,
-                *answer.probabilities.values(),
-                "",
-                answer.disclaimer,
-            )
-
-
-def _csv_line(*values: object) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(values)
-    return text.getvalue()
-
-
-def _table_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
-    disclaimer = DISCLAIMER
-    rows = [("image", "class", "confidence", "description")]
-    for path, answer in answers:
-        if isinstance(answer, ImageError):
-            rows.append((_text(path), "error", "", _text(answer)))
-        else:
-            disclaimer = answer.disclaimer
-            rows.append(
-                (
-                    _text(path),
-                    answer.predicted_class,
-                    f"{answer.confidence:.1%}",
-                    answer.predicted_class_description,
-                )
-            )
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    for image, label, confidence, description in rows:
-        yield (
-            f"{image:<{widths[0]}}  {label:<{widths[1]}}  {confidence:>{widths[2]}}  {description}"
-        ).rstrip()
-    yield ""
-    yield disclaimer
-
-
-def _text(value: object) -> str:
-    """Show a file name on one line: it may hold control characters, or bytes that are no UTF-8."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in str(value)
-    )
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(partial, "PNG")
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}; choose another folder"
+        ) from error

@@ -1,14 +1,9 @@
-"""What is answered for one image, and the two steps around every network.
+"""What is answered for one image, and what an image may be.
 
-`image_pixels` turns whatever a caller holds into pixels, `predictions` turns logits into answers;
-ONNX and PyTorch share both, so that only the network between them can differ.  N images of
-H x W pixels, C classes.  Never imports torch or onnxruntime.
+N images, C classes.  Never imports torch or onnxruntime.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.errors import ArtifactError, ImageError
+from serving.errors import ImageError
 from serving.preprocess import (
     Pixels,
     check_size,
@@ -32,17 +27,32 @@ ImageInput = Path | str | bytes | Image.Image | NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The answer for one image; for education and research, never a diagnosis."""
+    """The answer for one image or lesion; for education and research, never a diagnosis.
+
+    What is None, the model does not have, and `to_dict` leaves it out.
+    """
 
     predicted_class: str
     predicted_class_description: str
     confidence: float  # the probability of the predicted class, 0..1
     probabilities: dict[str, float]  # of every class, in logit order; they sum to 1
+    logits: dict[str, float] | None = None  # of every class, before temperature and softmax
+    prediction_set: tuple[str, ...] | None = None  # classes, one of them right at `set_level`
+    set_size: int | None = None
+    set_level: float | None = None  # coverage of each class, fraction
+    set_note: str | None = None  # classes that are in every set because too few were seen
+    decision: str | None = None  # one of limits.DECISIONS
+    decision_reason: str | None = None  # in words
+    scope_score: float | None = None  # how unlike the known images; the spec has the limit
+    quality: tuple[str, ...] | None = None  # what is wrong with the photograph, in words
+    spread: float | None = None  # standard deviation of the members' `confidence`
+    num_images: int | None = None  # of a lesion
     disclaimer: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as text, numbers and one mapping, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Return the answer as text, numbers, lists and mappings, ready for JSON."""
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def open_image(image: ImageInput) -> Image.Image:
@@ -94,51 +104,3 @@ def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[n
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     probs: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return probs
-
-
-def predictions(logits: NDArray[np.floating], spec: ModelSpec) -> list[Prediction]:
-    """Turn logits (N, C) into one answer a row.
-
-    Raises:
-        ArtifactError: the network did not answer with finite numbers.
-    """
-    if not np.isfinite(logits).all():
-        raise ArtifactError(
-            "the model answers with values that are no finite numbers; train or export it again"
-        )
-    answers = []
-    for probs in softmax(logits, spec.temperature):
-        best = int(probs.argmax())
-        answers.append(
-            Prediction(
-                predicted_class=spec.class_names[best],
-                predicted_class_description=spec.class_descriptions[best],
-                confidence=float(probs[best]),
-                probabilities={
-                    name: float(prob) for name, prob in zip(spec.class_names, probs, strict=True)
-                },
-                disclaimer=spec.disclaimer,
-            )
-        )
-    return answers
-
-
-def predict_images(
-    images: Iterable[ImageInput],
-    spec: ModelSpec,
-    network: Callable[[Pixels], NDArray[np.floating]],
-    batch_size: int,
-) -> list[Prediction]:
-    """Answer for images, in their order, no more than `batch_size` of them in memory at a time.
-
-    Args:
-        images: what `open_image` takes.
-        spec: the contract of the network.
-        network: uint8 (N, H, W, 3) -> logits (N, C).
-        batch_size: the largest N.
-    """
-    answers: list[Prediction] = []
-    pixels = (image_pixels(image, spec) for image in images)
-    while batch := list(islice(pixels, batch_size)):
-        answers += predictions(network(np.stack(batch)), spec)
-    return answers

@@ -1,26 +1,25 @@
 """The predictor: one ONNX file in, predictions out.
 
-N images of H x W pixels, C classes.  Needs numpy, Pillow and onnxruntime; never imports torch.
+N images of H x W pixels, C classes, K numbers of metadata.  Needs numpy, Pillow and onnxruntime;
+never imports torch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.answering import AnyPredictor, Outputs, output_names
 from serving.digest import is_intact
 from serving.errors import ArtifactError
-from serving.prediction import ImageInput, Prediction, image_pixels, predict_images
 from serving.preprocess import Pixels
-from serving.session import open_session, require_provider, require_session
+from serving.session import open_session, require_provider, require_session, run_options
 from serving.spec import SPEC_KEY, ModelSpec
 
-BATCH_SIZE = 8  # larger batches are hardly faster on a CPU
 
-
-class Predictor:
+class Predictor(AnyPredictor):
     """An exported model, loaded once.  Safe to share between threads."""
 
     def __init__(self, path: Path | str, *, num_threads: int = 0, provider: str = "cpu") -> None:
@@ -56,6 +55,7 @@ class Predictor:
                 "export or download it again"
             ) from error
         require_provider(self._session, provider)
+        self._options = run_options()
         if SPEC_KEY not in metadata:
             raise ArtifactError(
                 f"{path} was not written by `dermalyze export-onnx`: it has no {SPEC_KEY} metadata"
@@ -76,33 +76,16 @@ class Predictor:
                 "export or download it again"
             )
 
-    def pixels(self, image: ImageInput) -> Pixels:
-        """Turn one image into what the network takes: uint8 (H, W, 3)."""
-        return image_pixels(image, self.spec)
-
-    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Run the network: uint8 (N, H, W, 3) -> float32 (N, C)."""
-        (logits,) = self._session.run(["logits"], {"image": pixels})
-        return np.asarray(logits, np.float32)
-
-    def predict(self, image: ImageInput) -> Prediction:
-        """Answer for one image: a path, bytes, a PIL image or a uint8 array.
-
-        Raises:
-            ImageError: the image cannot be used.
-        """
-        (prediction,) = self.predict_batch([image])
-        return prediction
-
-    def predict_batch(
-        self, images: Iterable[ImageInput], *, batch_size: int = BATCH_SIZE
-    ) -> list[Prediction]:
-        """Answer for many images, in their order; `batch_size` of them go through at a time.
-
-        Raises:
-            ImageError: an image cannot be used.
-        """
-        return predict_images(images, self.spec, self.logits, batch_size)
+    def run(
+        self, pixels: Pixels, names: Sequence[str], metadata: NDArray[np.float32] | None = None
+    ) -> Outputs:
+        """Run the network; see `AnyPredictor.run`."""
+        inputs: dict[str, NDArray[Any]] = {"image": pixels}
+        if (fields := self.spec.metadata) is not None:
+            unknown = np.zeros((len(pixels), fields.width), np.float32)
+            inputs["metadata"] = unknown if metadata is None else metadata
+        found = self._session.run(list(names), inputs, self._options)
+        return dict(zip(names, found, strict=True))
 
 
 def _described(values: Iterable[Any]) -> dict[str, tuple[str, str]]:
@@ -121,11 +104,29 @@ def _comparisons(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield what a graph has, and what its spec says that it has."""
     height, width = spec.input_size
-    yield "its input", ", ".join(inputs), "image"
-    found_type, found_shape = inputs["image"]
-    yield "image", found_type, "tensor(uint8)"
-    yield "image", found_shape, f"N x {height} x {width} x 3"
-    yield "its first output", next(iter(outputs), "nothing"), "logits"
-    found_type, found_shape = outputs["logits"]
-    yield "logits", found_type, "tensor(float)"
-    yield "logits", found_shape, f"N x {len(spec.class_names)}"
+    num_classes = len(spec.class_names)
+    expected = {"image": ("tensor(uint8)", f"N x {height} x {width} x 3")}
+    if spec.metadata is not None:
+        expected["metadata"] = ("tensor(float)", f"N x {spec.metadata.width}")
+    yield from _differences("its input", inputs, expected)
+    shapes = {
+        "logits": f"N x {num_classes}",
+        "scope_score": "N",
+        "member_logits": f"N x {spec.num_members} x {num_classes}",
+    }
+    expected = {name: ("tensor(float)", shapes[name]) for name in output_names(spec)}
+    if spec.saliency:
+        _, shape = outputs.get("saliency", ("", ""))
+        yield "saliency", shape.rsplit(" x ", 2)[0], f"N x {num_classes}"
+        expected["saliency"] = ("tensor(float)", shape)
+    yield from _differences("its output", outputs, expected)
+
+
+def _differences(
+    what: str, found: dict[str, tuple[str, str]], expected: dict[str, tuple[str, str]]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield names, types and shapes beside those that are expected."""
+    yield what, ", ".join(found), ", ".join(expected)
+    for name, described in expected.items():
+        for seen, wanted in zip(found[name], described, strict=True):
+            yield name, seen, wanted

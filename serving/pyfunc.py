@@ -5,10 +5,12 @@ runtime half that knows MLflow, and with it pandas.  Never imports torch.
 """
 
 import base64
+import contextlib
 import functools
 import json
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd  # MLflow's own type of a request; with any other type it warns
@@ -17,7 +19,10 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
-from serving.errors import ImageError
+from serving.answering import PARAMS
+from serving.errors import ConfigError, ImageError, MetadataError
+from serving.metadata import COLUMNS as METADATA_COLUMNS
+from serving.metadata import Metadata
 from serving.predictor import Predictor
 
 COLUMN = "image"
@@ -60,32 +65,67 @@ class DermalyzeModel(PythonModel):
     ) -> list[dict[str, Any]]:
         """Answer for each image of the column `image`, in its order.
 
+        Args:
+            context: MLflow's; not used.
+            model_input: the column `image` and, for a model that takes metadata, any of `age`,
+                `sex` and `localization`.
+            params: `level`, the coverage of prediction sets; `explain`, whether each answer has
+                the map of its class; `one_lesion`, whether all images show one lesion, which is
+                then answered for once.
+
         Raises:
-            AnswerError: the table or an image cannot be used (400), or the model fails (500).
+            AnswerError: the table, a parameter or an image cannot be used (400), or the model
+                fails (500).
         """
+        asked = {**PARAMS, **(params or {})}
+        level = asked["level"]
         cells = _cells(model_input)
-        answers = []
-        for i, cell in enumerate(cells):
-            try:
-                answers.append(self._predictor.predict(_decode_base64(cell)).to_dict())
-            except ImageError as error:
-                raise AnswerError(f"image {i + 1} of {len(cells)}: {error}") from error
-            except Exception as error:  # a traceback is for the log, not for the client
-                log.exception("image %d of %d: the model fails", i + 1, len(cells))
-                raise AnswerError(
-                    f"image {i + 1} of {len(cells)}: the model fails; see the server's log",
-                    INTERNAL_ERROR,
-                ) from error
+        answers, images = [], []
+        for i, (cell, facts) in enumerate(cells):
+            with _one_sentence(f"image {i + 1} of {len(cells)}"):
+                image, metadata = _decode_base64(cell), Metadata.of(facts) if facts else None
+                if asked["one_lesion"]:
+                    images.append(image)
+                    continue
+                answer = self._predictor.predict(image, metadata=metadata, level=level).to_dict()
+                if asked["explain"]:
+                    explanation = self._predictor.explain(image, metadata=metadata)
+                    answer["saliency"] = explanation.saliency.tolist()
+                answers.append(answer)
+        if images:
+            with _one_sentence(f"{len(images)} images of one lesion"):
+                pooled = self._predictor.predict_lesion(images, metadata=metadata, level=level)
+                answers.append(pooled.to_dict())
         return answers
 
 
-def _cells(model_input: pd.DataFrame) -> list[Any]:
-    """Take the images out of a data frame; a cell may hold a list of them."""
+@contextlib.contextmanager
+def _one_sentence(where: str) -> Iterator[None]:
+    """Turn whatever goes wrong into the answer of one sentence that says where."""
+    try:
+        yield
+    except (ImageError, MetadataError, ConfigError) as error:
+        raise AnswerError(f"{where}: {error}") from error
+    except Exception as error:  # a traceback is for the log, not for the client
+        log.exception("%s: the model fails", where)
+        raise AnswerError(
+            f"{where}: the model fails; see the server's log", INTERNAL_ERROR
+        ) from error
+
+
+def _cells(model_input: pd.DataFrame) -> list[tuple[Any, dict[str, Any]]]:
+    """Take images and what is known of each out of a data frame.
+
+    A cell may hold a list of images.
+    """
     if COLUMN not in model_input:
         raise AnswerError(f"no column {COLUMN}; {HOW_TO_ASK}")
-    cells: list[Any] = []
-    for cell in model_input[COLUMN].tolist():
-        cells += cell if isinstance(cell, list) else [cell]
+    known = [name for name in METADATA_COLUMNS if name in model_input]
+    cells: list[tuple[Any, dict[str, Any]]] = []
+    for row in model_input[[COLUMN, *known]].to_dict("records"):
+        facts = {name: row[name] for name in known}
+        cell = row[COLUMN]
+        cells += [(image, facts) for image in (cell if isinstance(cell, list) else [cell])]
     if not 1 <= len(cells) <= MAX_IMAGES:
         raise AnswerError(f"a request holds from 1 to {MAX_IMAGES} images, got {len(cells)}")
     return cells

@@ -61,6 +61,13 @@ def open_session(
     return onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
 
 
+def run_options() -> onnxruntime.RunOptions:
+    """Return how to run a graph: only what leads to the outputs that are asked for."""
+    options = onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = True
+    return options
+
+
 def require_provider(session: onnxruntime.InferenceSession, provider: str) -> None:
     """Refuse a session without its provider: onnxruntime would quietly use the CPU instead.
 

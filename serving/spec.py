@@ -5,18 +5,37 @@ C is the number of classes.  Never imports torch.
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from serving.errors import ArtifactError
+from serving.limits import (
+    Abstention,
+    PredictionSets,
+    Scope,
+    SpecPart,
+    is_number,
+    require_part,
+    shown,
+)
+from serving.metadata import MetadataFields
+from serving.quality import QualityLimits
 from serving.taxonomy import CLASS_DESCRIPTIONS, CLASS_NAMES, DATA_LICENSE, DISCLAIMER
 
 SPEC_KEY = "dermalyze"  # the key in the ONNX file's metadata_props
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_VERSIONS = (1, FORMAT_VERSION)  # that are read; 1 knew nothing of its limits
 RESIZE_MODES = ("squash", "center_crop")
 RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos")
 PRECISIONS = ("float32", "int8")
+SALIENCY_KINDS = ("", "grad_cam", "attention_evidence")  # "": the graph has no map
+_PARTS: dict[str, type[SpecPart]] = {
+    "prediction_sets": PredictionSets,
+    "abstention": Abstention,
+    "scope": Scope,
+    "quality": QualityLimits,
+    "metadata": MetadataFields,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +55,23 @@ class ModelSpec:
     data_fingerprint: str = ""  # of the training data
     data_license: str = DATA_LICENSE
     disclaimer: str = DISCLAIMER
+    # Since version 2; what is None or empty, the model does not have.
+    calibrated_on: str = ""  # what temperature and limits were fitted on, in words
+    prediction_sets: PredictionSets | None = None
+    abstention: Abstention | None = None
+    scope: Scope | None = None
+    quality: QualityLimits | None = None  # of the photograph itself
+    metadata: MetadataFields | None = None  # None: the image alone
+    saliency: str = ""  # one of SALIENCY_KINDS
+    num_views: int = 1  # turned and mirrored views of each image
+    member_run_ids: tuple[str, ...] = ()  # of an ensemble; empty: one network
 
     def __post_init__(self) -> None:
         """Refuse what no predictor could use."""
-        _require_version(self.format_version)
+        if self.format_version != FORMAT_VERSION:
+            _refuse_version(self.format_version)
         names, descriptions = self.class_names, self.class_descriptions
-        _require(
+        require_part(
             len(names) >= 2
             and all(isinstance(name, str) and name for name in names)
             and len(set(names)) == len(names),
@@ -49,56 +79,86 @@ class ModelSpec:
             "two or more different names",
             names,
         )
-        _require(
+        require_part(
             len(descriptions) == len(names) and all(isinstance(text, str) for text in descriptions),
             "class_descriptions",
             "one text a class",
             descriptions,
         )
-        _require(
+        require_part(
             len(self.input_size) == 2
             and all(type(side) is int and 1 <= side <= 4096 for side in self.input_size),
             "input_size",
             "height and width from 1 to 4096",
             self.input_size,
         )
-        _require(
+        require_part(
             self.resize_mode in RESIZE_MODES,
             "resize_mode",
             " or ".join(RESIZE_MODES),
             self.resize_mode,
         )
-        _require(
+        require_part(
             self.resize_filter in RESIZE_FILTERS,
             "resize_filter",
             " or ".join(RESIZE_FILTERS),
             self.resize_filter,
         )
-        _require(
+        require_part(
             self.precision in PRECISIONS,
             "precision",
             " or ".join(PRECISIONS),
             self.precision,
         )
-        _require(
-            _is_number(self.temperature) and 0.01 <= self.temperature <= 100,
+        require_part(
+            is_number(self.temperature) and 0.01 <= self.temperature <= 100,
             "temperature",
             "a number from 0.01 to 100",
             self.temperature,
         )
-        _require(
+        require_part(
             isinstance(self.thresholds, dict)
             and all(
-                name in names and _is_number(value) and 0 <= value <= 1
+                name in names and is_number(value) and 0 <= value <= 1
                 for name, value in self.thresholds.items()
             ),
             "thresholds",
             "class names with values from 0 to 1",
             self.thresholds,
         )
-        for name in ("run_id", "data_fingerprint", "data_license", "disclaimer"):
+        for name in ("run_id", "data_fingerprint", "data_license", "disclaimer", "calibrated_on"):
             value = getattr(self, name)
-            _require(isinstance(value, str), name, "text", value)
+            require_part(isinstance(value, str), name, "text", value)
+        require_part(
+            self.prediction_sets is None or len(self.prediction_sets.num_lesions) == len(names),
+            "prediction_sets",
+            "a row a class",
+            self.prediction_sets,
+        )
+        require_part(
+            self.saliency in SALIENCY_KINDS,
+            "saliency",
+            " or ".join(repr(kind) for kind in SALIENCY_KINDS),
+            self.saliency,
+        )
+        require_part(
+            type(self.num_views) is int and self.num_views in (1, 8),
+            "num_views",
+            "1 or 8",
+            self.num_views,
+        )
+        require_part(
+            all(isinstance(run_id, str) for run_id in self.member_run_ids)
+            and len(self.member_run_ids) != 1,
+            "member_run_ids",
+            "none, or the runs of two or more networks",
+            self.member_run_ids,
+        )
+
+    @property
+    def num_members(self) -> int:
+        """How many answers are pooled into one: networks times views."""
+        return max(1, len(self.member_run_ids)) * self.num_views
 
     def to_json(self) -> str:
         """Write the spec as one line of JSON."""
@@ -117,40 +177,45 @@ class ModelSpec:
             raise ArtifactError("the model's spec is not JSON; export the model again") from error
         if not isinstance(values, dict):
             raise ArtifactError("the model's spec is not a JSON object; export the model again")
-        _require_version(values.get("format_version"))
+        version = values.get("format_version")
+        if type(version) is not int or version not in _VERSIONS:
+            _refuse_version(version)
         known = {f.name for f in dataclasses.fields(cls)}
+        if version == 1:
+            known -= _SINCE_2
         if unknown := sorted(values.keys() - known):
             raise ArtifactError(
-                f"the model's spec has unknown keys {_shown(unknown)}; export the model again"
+                f"the model's spec has unknown keys {shown(unknown)}; export the model again"
             )
         if missing := sorted(known - values.keys()):
             raise ArtifactError(f"the model's spec lacks {missing}; export the model again")
-        for name in ("class_names", "class_descriptions", "input_size"):
-            _require(isinstance(values[name], list), name, "a list", values[name])
+        values["format_version"] = FORMAT_VERSION  # what a version 1 says, said in this one
+        for name in known & {
+            "class_names",
+            "class_descriptions",
+            "input_size",
+            "member_run_ids",
+        }:
+            require_part(isinstance(values[name], list), name, "a list", values[name])
             values[name] = tuple(values[name])
+        for name, part in _PARTS.items():
+            if values.get(name) is not None:
+                values[name] = part.from_json(name, values[name])
         return cls(**values)
 
 
-def _require_version(version: object) -> None:
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"the model has spec version {_shown(version)}, this program reads {FORMAT_VERSION}; "
-            "update dermalyze or export the model again"
-        )
+_SINCE_2 = {
+    "calibrated_on",
+    *_PARTS,
+    "saliency",
+    "num_views",
+    "member_run_ids",
+}
 
 
-def _is_number(value: object) -> bool:
-    return type(value) is int or (type(value) is float and math.isfinite(value))
-
-
-def _require(ok: bool, name: str, expected: str, value: object) -> None:
-    if not ok:
-        raise ArtifactError(
-            f"the model's spec has {name} {_shown(value)}, expected {expected}; "
-            "export the model again"
-        )
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."
+def _refuse_version(version: object) -> NoReturn:
+    raise ArtifactError(
+        f"the model has spec version {shown(version)}, this program reads "
+        f"{' and '.join(str(known) for known in _VERSIONS)}; update dermalyze or export the model "
+        "again"
+    )

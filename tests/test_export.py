@@ -15,6 +15,7 @@ from dermalyze.config import ModelConfig
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.predictor import SkinLesionPredictor
+from dermalyze.models.shipped import ShippedNetwork
 from serving import Predictor
 from serving.digest import DIGEST_KEY
 from serving.errors import ArtifactError
@@ -30,7 +31,7 @@ def exported(request, tmp_path_factory):
     network.to(memory_format=torch.channels_last)
     before = copy.deepcopy(network.state_dict())
     path = tmp_path_factory.mktemp("export") / "deep" / "model.onnx"
-    report = export_onnx(network, TINY_SPEC, path, extra_images=[("mine", PNG)])
+    report = export_onnx(ShippedNetwork.of(network), TINY_SPEC, path, extra_images=[("mine", PNG)])
     return network, before, path, report
 
 
@@ -87,7 +88,9 @@ def test_the_network_itself_is_not_changed(exported):
 def test_any_number_of_images_goes_through_at_once(exported, num_images):
     network, _, path, _ = exported
     pixels = np.random.default_rng(0).integers(0, 256, (num_images, 16, 16, 3), np.uint8)
-    expected = SkinLesionPredictor.of(copy.deepcopy(network), TINY_SPEC).logits(pixels)
+    expected = SkinLesionPredictor.of(ShippedNetwork.of(copy.deepcopy(network)), TINY_SPEC).logits(
+        pixels
+    )
     # float32 sums in another order; the logits are below 20
     np.testing.assert_allclose(Predictor(path).logits(pixels), expected, atol=1e-5)
 
@@ -95,7 +98,7 @@ def test_any_number_of_images_goes_through_at_once(exported, num_images):
 def test_the_same_network_gives_the_same_bytes_without_a_word(exported, tmp_path, capfd):
     again = tmp_path / "model.onnx"
     capfd.readouterr()
-    export_onnx(exported[0], TINY_SPEC, again)
+    export_onnx(ShippedNetwork.of(exported[0]), TINY_SPEC, again)
     assert again.read_bytes() == exported[2].read_bytes()
     assert capfd.readouterr() == ("", "")
 
@@ -119,7 +122,7 @@ def test_a_file_that_disagrees_is_not_written_and_the_old_one_stays(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"the old one")
     with pytest.raises(ArtifactError) as caught:
-        export_onnx(tiny_network(features=Deceiver), TINY_SPEC, path)
+        export_onnx(ShippedNetwork.of(tiny_network(features=Deceiver)), TINY_SPEC, path)
     assert re.fullmatch(
         rf"{re.escape(str(path))} is not written: in image (jpeg|png) \S.* ONNX differs from "
         r"PyTorch by \d\.\de-\d\d in a probability, where 1e-04 is allowed, and of \d\d images "
@@ -132,7 +135,9 @@ def test_a_file_that_disagrees_is_not_written_and_the_old_one_stays(tmp_path):
 
 def test_a_file_that_answers_no_number_is_not_written(tmp_path):
     with pytest.raises(ArtifactError) as caught:
-        export_onnx(tiny_network(features=Nan), TINY_SPEC, tmp_path / "model.onnx")
+        export_onnx(
+            ShippedNetwork.of(tiny_network(features=Nan)), TINY_SPEC, tmp_path / "model.onnx"
+        )
     assert str(caught.value) == (
         "the model answers with values that are no finite numbers; train or export it again"
     )
@@ -146,6 +151,6 @@ def test_every_size_with_every_head_agrees_with_pytorch(tmp_path, size, head_typ
     config = ModelConfig(size=size, head_type=head_type, pretrained=False)
     spec = ModelSpec(input_size=(64, 64))
     network = spread(build_classifier(config, 64)[0], spec)
-    report = export_onnx(network, spec, tmp_path / "model.onnx")
+    report = export_onnx(ShippedNetwork.of(network), spec, tmp_path / "model.onnx")
     assert report.agrees
     assert report.num_images >= 64

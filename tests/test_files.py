@@ -12,7 +12,8 @@ from tiny_model import TINY_ONNX
 
 from serving import Predictor
 from serving.errors import ArtifactError, ImageError
-from serving.files import find_images, predict_files, render
+from serving.files import find_images, predict_files
+from serving.rendering import render
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
 
 
@@ -195,10 +196,10 @@ def test_no_worker_goes_on_once_nobody_listens(tmp_path, predictor):
 
 
 def test_an_error_of_the_model_ends_it_all(tmp_path, predictor, monkeypatch):
-    def fail(pixels):
+    def fail(pixels, names, metadata=None):
         raise ArtifactError("no numbers")
 
-    monkeypatch.setattr(predictor, "logits", fail)
+    monkeypatch.setattr(predictor, "run", fail)
     with pytest.raises(ArtifactError, match="no numbers"):
         list(predict_files(predictor, [draw(tmp_path / "a.png")] * 9, workers=2))
 

@@ -7,7 +7,8 @@ import torch
 from dermalyze.config_file import config_from
 from dermalyze.models.classifier import build_classifier
 from dermalyze.training.device import choose_device, set_determinism
-from dermalyze.training.loop import LearningData, fit, predict_logits, training_network
+from dermalyze.training.feed import open_feed
+from dermalyze.training.loop import LearningData, fit, logit_batches, training_network
 from dermalyze.training.state import new_state
 from serving.errors import ConfigError, TrainingError
 
@@ -212,8 +213,11 @@ def test_the_moving_average_is_judged_and_differs_from_the_last_weights(data):
 def test_prediction_does_not_depend_on_the_batch_size(data):
     state, device = start(settings())
     rows = np.arange(10)
-    one = predict_logits(state.classifier, data.store, rows, 1, device, "")
-    ten = predict_logits(state.classifier, data.store, rows, 10, device, "")
+    feed = open_feed(data.store, device.torch_device, passes=1)
+    one, ten = (
+        torch.cat(list(logit_batches(state.classifier, feed, rows, size, device, "")))
+        for size in (1, 10)
+    )
     assert one.shape == (10, 7)
     np.testing.assert_allclose(one, ten, atol=1e-5)  # float32, sums in another order
 

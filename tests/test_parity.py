@@ -9,6 +9,7 @@ from tiny_network import TINY_SPEC, tiny_network
 
 from dermalyze.export.parity import MAX_DIFFERENCE, ParityReport, check_parity, parity_images
 from dermalyze.models.predictor import SkinLesionPredictor
+from dermalyze.models.shipped import ShippedNetwork
 from serving.preprocess import decode_image
 
 
@@ -22,7 +23,7 @@ def opened(data):
 
 
 def predictor(seed=0):
-    return SkinLesionPredictor.of(tiny_network(seed), TINY_SPEC)
+    return SkinLesionPredictor.of(ShippedNetwork.of(tiny_network(seed)), TINY_SPEC)
 
 
 def test_there_are_at_least_64_images_with_names_of_their_own(images):

@@ -1,7 +1,6 @@
-"""The steps around every network: images of any kind to pixels, logits to answers."""
+"""Images of any kind to pixels; logits to probabilities."""
 
 import io
-import math
 
 import numpy as np
 import pytest
@@ -12,10 +11,9 @@ from PIL import Image
 from scipy.special import softmax as scipy_softmax
 from tiny_model import SPEC
 
-from serving.errors import ArtifactError, ImageError
-from serving.prediction import image_pixels, open_image, predict_images, predictions, softmax
+from serving.errors import ImageError
+from serving.prediction import image_pixels, open_image, softmax
 from serving.preprocess import to_pixels
-from serving.taxonomy import DISCLAIMER
 
 LOGITS = arrays(
     np.float32, st.tuples(st.integers(1, 5), st.just(7)), elements=st.floats(-50, 50, width=32)
@@ -89,52 +87,3 @@ def test_softmax_is_scipys(logits):
 def test_probabilities_do_not_change_when_all_logits_move_together(logits, shift):
     logits = logits.astype(np.float64)
     np.testing.assert_allclose(softmax(logits + shift), softmax(logits), atol=1e-9)
-
-
-def test_an_answer_done_by_hand():
-    # Divided by the temperature of 2: 0, 0, 0, 0, ln 2, 0, ln 3; the powers sum to 5 + 2 + 3.
-    logits = np.array([[0, 0, 0, 0, 2 * math.log(2), 0, 2 * math.log(3)]])
-    (answer,) = predictions(logits, SPEC)
-    assert answer.to_dict() == {
-        "predicted_class": "vasc",
-        "predicted_class_description": "Vascular lesion",
-        "confidence": pytest.approx(0.3),
-        "probabilities": {
-            "akiec": pytest.approx(0.1),
-            "bcc": pytest.approx(0.1),
-            "bkl": pytest.approx(0.1),
-            "df": pytest.approx(0.1),
-            "mel": pytest.approx(0.2),
-            "nv": pytest.approx(0.1),
-            "vasc": pytest.approx(0.3),
-        },
-        "disclaimer": DISCLAIMER,
-    }
-    assert all(type(value) is float for value in answer.probabilities.values())
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_network_that_answers_no_number_is_not_believed(value):
-    logits = np.zeros((2, 7), np.float32)
-    logits[1, 3] = value
-    with pytest.raises(ArtifactError) as caught:
-        predictions(logits, SPEC)
-    assert str(caught.value) == (
-        "the model answers with values that are no finite numbers; train or export it again"
-    )
-
-
-def test_no_more_images_than_a_batch_are_in_memory_at_a_time():
-    opened, batches = [], []
-
-    def images():
-        for i in range(9):
-            opened.append(i)
-            yield np.full((2, 2), i, np.uint8)
-
-    def network(pixels):
-        batches.append((pixels.shape, len(opened)))
-        return np.zeros((len(pixels), 7), np.float32)
-
-    assert len(predict_images(images(), SPEC, network, 4)) == 9
-    assert batches == [((4, 6, 8, 3), 4), ((4, 6, 8, 3), 8), ((1, 6, 8, 3), 9)]

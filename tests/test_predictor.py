@@ -140,10 +140,10 @@ def test_a_model_of_another_program_is_said_so(tmp_path):
 
 def test_a_newer_model_is_said_so(tmp_path):
     path = tmp_path / "model.onnx"
-    newer = SPEC.to_json().replace('"format_version": 1', '"format_version": 2')
+    newer = SPEC.to_json().replace('"format_version": 2', '"format_version": 3')
     onnx.save(tiny_model(metadata={SPEC_KEY: newer}), path)
     assert refusal(path) == (
-        f"cannot use {path}: the model has spec version 2, this program reads 1; "
+        f"cannot use {path}: the model has spec version 3, this program reads 1 and 2; "
         "update dermalyze or export the model again"
     )
 
@@ -161,7 +161,7 @@ def test_a_newer_model_is_said_so(tmp_path):
             "image is N x 8 x 6 x 3, expected N x 6 x 8 x 3",
         ),
         ({"input_shape": [1, 6, 8, 3]}, "image is 1 x 6 x 8 x 3, expected N x 6 x 8 x 3"),
-        ({"output_name": "scores"}, "its first output is scores, expected logits"),
+        ({"output_name": "scores"}, "its output is scores, expected logits"),
         (
             {"output_type": onnx.TensorProto.DOUBLE},
             "logits is tensor(double), expected tensor(float)",
@@ -255,3 +255,11 @@ def test_a_file_without_its_checksum_is_refused(tmp_path):
     onnx.save(tiny_model(metadata={SPEC_KEY: SPEC.to_json()}), path)
     with pytest.raises(ArtifactError, match="its checksum differs"):
         Predictor(path)
+
+
+def test_a_file_of_version_1_still_answers_and_knows_nothing_of_limits():
+    old, new = Predictor(TINY_ONNX.with_name("tiny-v1.onnx")), Predictor(TINY_ONNX)
+    assert old.spec == new.spec
+    image = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
+    assert old.predict(image) == new.predict(image)
+    assert old.predict(image).decision is None

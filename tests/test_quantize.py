@@ -58,11 +58,13 @@ def initializers(model):
 def test_int8_is_off_by_no_more_than_its_roundings():
     model, weights, bias = two_layers()
     pixels = pixels_of(8)  # one group: the ranges are the extremes, so that nothing is cut off
-    calibrated = calibrate(model, pixels)
-    answers = logits_of(quantize(calibrated, calibrated.layers[1:]), pixels)
+    calibrated = calibrate(model, {"image": pixels})
+    answers = logits_of(quantize(calibrated, calibrated.layers[1:]), {"image": pixels})
     x = pixels.transpose(0, 3, 1, 2).reshape(8, -1) / 255
     exact = x @ weights.T + bias
-    np.testing.assert_allclose(logits_of(model, pixels), exact, rtol=1e-5, atol=1e-3)  # of 1,000
+    np.testing.assert_allclose(
+        logits_of(model, {"image": pixels}), exact, rtol=1e-5, atol=1e-3
+    )  # of 1,000
     x_step = x.max() / 255  # x begins at 0
     weight_steps = np.abs(weights).max(axis=1) / 127  # one a channel: their sizes differ 10**6
     answer_step = (exact.max() - exact.min()) / 255
@@ -79,7 +81,7 @@ def test_int8_is_off_by_no_more_than_its_roundings():
 
 def test_weights_are_int8_by_channel_and_values_uint8():
     model, weights, _ = two_layers()
-    calibrated = calibrate(model, pixels_of(8))
+    calibrated = calibrate(model, {"image": pixels_of(8)})
     values = initializers(quantize(calibrated, calibrated.layers[1:]))
     assert values["weights_quantized"].dtype == np.int8
     np.testing.assert_allclose(
@@ -91,7 +93,7 @@ def test_weights_are_int8_by_channel_and_values_uint8():
 
 def test_a_layer_that_is_not_asked_for_stays_in_float32():
     model, _, _ = two_layers()
-    calibrated = calibrate(model, pixels_of(8))
+    calibrated = calibrate(model, {"image": pixels_of(8)})
     assert [layer.name for layer in calibrated.layers] == ["same", "weights"]
     values = initializers(quantize(calibrated, calibrated.layers[1:]))
     assert values["same"].dtype == np.float32
@@ -105,7 +107,7 @@ def test_a_range_is_the_mean_of_the_extremes_of_groups_of_eight_images():
     pixels = pixels_of(20)
     pixels[8:16] //= 2
     pixels[16:] //= 4  # the last group is smaller
-    ranges = calibrate(model, pixels).ranges["a"].range_value
+    ranges = calibrate(model, {"image": pixels}).ranges["a"].range_value
     x = pixels / 255
     groups = (x[:8], x[8:16], x[16:])
     low, high = (np.mean([extreme(g) for g in groups]) for extreme in (np.min, np.max))
@@ -147,33 +149,36 @@ def test_the_graph_that_is_calibrated_answers_as_the_given_one_which_stays_as_it
     model = block()
     before = model.SerializeToString()
     pixels = pixels_of(10)
-    calibrated = calibrate(model, pixels)
+    calibrated = calibrate(model, {"image": pixels})
     assert model.SerializeToString() == before
     kinds = [node.op_type for node in calibrated.model.graph.node]
     assert kinds.count("GlobalAveragePool") == 1  # the mean that keeps its axes
     assert kinds.count("ReduceMean") == 1
     assert kinds.count("Transpose") == 3  # that of the pixels, and two that undo each other
     np.testing.assert_allclose(
-        logits_of(calibrated.model, pixels), logits_of(model, pixels), rtol=1e-5, atol=1e-5
+        logits_of(calibrated.model, {"image": pixels}),
+        logits_of(model, {"image": pixels}),
+        rtol=1e-5,
+        atol=1e-5,
     )
     before = calibrated.model.SerializeToString()
     quantize(calibrated, calibrated.layers)
-    rank(calibrated, calibrated.layers, pixels)
+    rank(calibrated, calibrated.layers, {"image": pixels})
     assert calibrated.model.SerializeToString() == before
 
 
 def test_every_operation_of_a_block_is_in_int8_and_no_answer_is_far_off():
     model = block()
     pixels = pixels_of(16)
-    calibrated = calibrate(model, pixels)
+    calibrated = calibrate(model, {"image": pixels})
     quantized = quantize(calibrated, calibrated.layers[1:])
     onnx.checker.check_model(quantized, full_check=True)
     made_by = {output: node for node in quantized.graph.node for output in node.output}
     for node in quantized.graph.node:
         if node.op_type in ("Mul", "Add", "GlobalAveragePool") and node.output[0] != "silu":
             assert {made_by[name].op_type for name in node.input} == {"DequantizeLinear"}
-    expected = logits_of(model, pixels)
-    difference = logits_of(quantized, pixels) - expected
+    expected = logits_of(model, {"image": pixels})
+    difference = logits_of(quantized, {"image": pixels}) - expected
     # ten roundings of 1/255 of a range, which is about six standard deviations: below 10 %
     assert np.sqrt(np.square(difference).mean()) < 0.1 * expected.std()
 
@@ -201,8 +206,8 @@ def test_the_layers_around_a_value_with_one_huge_channel_are_ranked_first():
         nodes, {"stem": stem, "good": good, "bad": bad, "reader": reader, "head": head}
     )
     pixels = pixels_of(16)
-    calibrated = calibrate(model, pixels)
-    groups = rank(calibrated, calibrated.layers[1:], pixels)
+    calibrated = calibrate(model, {"image": pixels})
+    groups = rank(calibrated, calibrated.layers[1:], {"image": pixels})
     assert [len(group) for group in groups] == [1] * 4
     names = [group[0].name for group in groups]
     assert set(names[:2]) == {"bad", "reader"}

@@ -7,9 +7,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import ArtifactError
-from serving.spec import PRECISIONS, RESIZE_FILTERS, RESIZE_MODES, ModelSpec
+from serving.limits import Abstention, PredictionSets, Scope
+from serving.metadata import MetadataFields
+from serving.quality import QualityLimits
+from serving.spec import PRECISIONS, RESIZE_FILTERS, RESIZE_MODES, SALIENCY_KINDS, ModelSpec
 
 NAMES = st.lists(st.text(min_size=1), min_size=2, max_size=9, unique=True).map(tuple)
+
+
+ABSTENTION = Abstention(risk=0.1, min_confidence=0.6, coverage=0.7, num_lesions=900)
+SCOPE = Scope(kind="mahalanobis", max_score=1.5, false_alarm_rate=0.05, num_lesions=900)
+QUALITY = QualityLimits(
+    min_side=64, min_sharpness=0.5, min_brightness=40.0, max_brightness=230.0, min_color=5.0
+)
+
+
+@st.composite
+def sets(draw, num_classes):
+    probs = st.lists(st.floats(0, 1), min_size=2, max_size=2).map(
+        lambda row: tuple(sorted(row, reverse=True))
+    )
+    return PredictionSets(
+        levels=(0.8, 0.9),
+        min_probs=tuple(draw(probs) for _ in range(num_classes)),
+        num_lesions=(7,) * num_classes,
+    )
 
 
 @st.composite
@@ -27,6 +49,15 @@ def specs(draw):
         thresholds=draw(st.dictionaries(st.sampled_from(names), st.floats(0, 1))),
         run_id=draw(st.text()),
         data_fingerprint=draw(st.text()),
+        calibrated_on=draw(st.text()),
+        prediction_sets=draw(st.none() | sets(len(names))),
+        abstention=draw(st.none() | st.just(ABSTENTION)),
+        scope=draw(st.none() | st.just(SCOPE)),
+        quality=draw(st.none() | st.just(QUALITY)),
+        metadata=draw(st.none() | st.just(MetadataFields())),
+        saliency=draw(st.sampled_from(SALIENCY_KINDS)),
+        num_views=draw(st.sampled_from([1, 8])),
+        member_run_ids=draw(st.sampled_from([(), ("a", "b"), ("a", "b", "c")])),
     )
 
 
@@ -75,13 +106,13 @@ def message_of(**changes):
     return str(caught.value)
 
 
-VERSION = "this program reads 1; update dermalyze or export the model again"
+VERSION = "this program reads 1 and 2; update dermalyze or export the model again"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, f"the model has spec version 2, {VERSION}"),
+        ({"format_version": 3}, f"the model has spec version 3, {VERSION}"),
         ({"format_version": "1"}, f"the model has spec version '1', {VERSION}"),
         ({"format_version": True}, f"the model has spec version True, {VERSION}"),
         (
@@ -166,3 +197,63 @@ def test_json_that_is_no_object_is_said_so():
     with pytest.raises(ArtifactError) as caught:
         ModelSpec.from_json("[1]")
     assert str(caught.value) == "the model's spec is not a JSON object; export the model again"
+
+
+VERSION_1 = """{"class_descriptions": ["a mole", "a melanoma"], "class_names": ["nv", "mel"],
+"data_fingerprint": "f", "data_license": "CC", "disclaimer": "no diagnosis", "format_version": 1,
+"input_size": [8, 6], "precision": "int8", "resize_filter": "bilinear", "resize_mode": "squash",
+"run_id": "r", "temperature": 1.5, "thresholds": {"mel": 0.2}}"""
+
+
+def test_a_spec_of_version_1_still_reads_and_has_no_limits():
+    assert ModelSpec.from_json(VERSION_1) == ModelSpec(
+        class_names=("nv", "mel"),
+        class_descriptions=("a mole", "a melanoma"),
+        input_size=(8, 6),
+        resize_filter="bilinear",
+        precision="int8",
+        temperature=1.5,
+        thresholds={"mel": 0.2},
+        run_id="r",
+        data_fingerprint="f",
+        data_license="CC",
+        disclaimer="no diagnosis",
+    )
+
+
+def test_a_spec_of_version_1_has_no_keys_of_version_2():
+    values = json.loads(VERSION_1) | {"saliency": "grad_cam"}
+    with pytest.raises(ArtifactError) as caught:
+        ModelSpec.from_json(json.dumps(values))
+    assert str(caught.value) == (
+        "the model's spec has unknown keys ['saliency']; export the model again"
+    )
+
+
+def test_a_part_that_lacks_a_field_is_refused():
+    values = json.loads(ModelSpec(input_size=(8, 8), scope=SCOPE).to_json())
+    del values["scope"]["max_score"]
+    with pytest.raises(ArtifactError) as caught:
+        ModelSpec.from_json(json.dumps(values))
+    assert str(caught.value) == (
+        "the model's spec has another scope than this program reads, expected an object with kind, "
+        "max_score, false_alarm_rate, num_lesions; export the model again"
+    )
+
+
+@pytest.mark.parametrize("value", [3, "x", None, [[1], 2], [0.9, "a"], {"a": 1}])
+@pytest.mark.parametrize("field", ["levels", "min_probs", "num_lesions"])
+def test_a_part_with_values_of_another_type_is_refused(field, value):
+    values = json.loads(
+        ModelSpec(
+            class_names=("a", "b"),
+            class_descriptions=("a", "b"),
+            input_size=(8, 8),
+            prediction_sets=PredictionSets(
+                levels=(0.9,), min_probs=((0.5,), (0.5,)), num_lesions=(20, 20)
+            ),
+        ).to_json()
+    )
+    values["prediction_sets"][field] = value
+    with pytest.raises(ArtifactError):
+        ModelSpec.from_json(json.dumps(values))

@@ -6,6 +6,7 @@ N images, C classes.  Never imports torch.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,17 +41,19 @@ def write_evaluation(
     *,
     split: str,
     context: Mapping[str, object],
+    measured: Mapping[str, NDArray[np.floating]] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Judge logits (N, C) of N manifest rows; write tables and plots; return the metrics.
 
     The metrics carry the split in front (`test/accuracy`).  `context` is what a reader needs to
     place the numbers, such as the run id; it goes into `evaluation_metrics.json` as it stands,
-    which is written last, so that a folder that has it is complete.
+    which is written last, so that a folder that has it is complete.  `measured` is as
+    `predictions_table` takes it.
 
     Raises:
         DataError: there is no image, a label is no class, or a logit is not a finite number.
     """
-    table = predictions_table(manifest_rows, logits, CLASS_NAMES)
+    table = predictions_table(manifest_rows, logits, CLASS_NAMES, measured)
     logits = logits_of(table, CLASS_NAMES)  # as the file has them
     targets = targets_of(table, CLASS_NAMES)  # (N,)
     metrics = {

@@ -3,8 +3,9 @@
 N images, C classes.  Logits are written so that they read back bit for bit.  Never imports torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -16,16 +17,25 @@ from serving.prediction import softmax
 from serving.taxonomy import CLASS_NAMES
 
 FACTS = ("dx_type", "age", "sex", "localization")  # columns taken over from the manifest
+# What a model measures of an image beside its class, where it does; a column each.
+MEASURED = (
+    "scope_score",  # how unlike the known images; of val: by a fit that had not seen the image
+    "photo_problem",  # 1: the photograph itself is poor
+)
 TEXTS = ("image_id", "lesion_id", "label", "predicted", "dx_type", "sex", "localization")
 
 
 def predictions_table(
-    manifest_rows: pd.DataFrame, logits: NDArray[np.floating], class_names: Sequence[str]
+    manifest_rows: pd.DataFrame,
+    logits: NDArray[np.floating],
+    class_names: Sequence[str],
+    measured: Mapping[str, NDArray[np.floating]] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Put logits (N, C) beside the N manifest rows that they were computed for, in their order.
 
     The columns are image_id, lesion_id, label, predicted, confidence, prob_<class>...,
-    logit_<class>... (float32), dx_type, age (years), sex, localization.
+    logit_<class>... (float32), dx_type, age (years), sex, localization, and those of `measured`,
+    (N,) each, by a name of `MEASURED`.
 
     Raises:
         DataError: a label is no class, or a logit is not a finite number.
@@ -42,6 +52,7 @@ def predictions_table(
     columns |= {f"prob_{name}": probs[:, i] for i, name in enumerate(class_names)}
     columns |= {f"logit_{name}": logits[:, i] for i, name in enumerate(class_names)}
     columns |= {name: manifest_rows[name].to_numpy() for name in FACTS}
+    columns |= {name: measured[name].astype(np.float32) for name in MEASURED if name in measured}
     return pd.DataFrame(columns)
 
 
@@ -94,6 +105,7 @@ def read_predictions(
         raise DataError(
             f"{path} lacks the columns {', '.join(missing)}; write it with `dermalyze evaluate`"
         )
+    number_columns += [name for name in MEASURED if name in table.columns]
     for name in number_columns:
         table[name] = _numbers(path, table, name)
     if (repeated := table["image_id"].duplicated()).any():

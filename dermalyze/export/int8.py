@@ -7,9 +7,10 @@ The validation split says yes or no.
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,11 +22,20 @@ from dermalyze.data.loader import Rows
 from dermalyze.data.pixels import PixelStore
 from dermalyze.evaluation.metrics import score
 from dermalyze.export.onnx import export_onnx
-from dermalyze.export.quantize import Calibrated, Layer, calibrate, logits_of, quantize, rank
-from dermalyze.models.classifier import Classifier
+from dermalyze.export.quantize import (
+    Calibrated,
+    Inputs,
+    Layer,
+    calibrate,
+    logits_of,
+    quantize,
+    rank,
+)
+from dermalyze.models.shipped import ShippedNetwork
+from serving.answering import BATCH_SIZE
 from serving.digest import DIGEST_KEY, NO_DIGEST, seal
 from serving.errors import ArtifactError, DataError
-from serving.predictor import BATCH_SIZE, Predictor
+from serving.predictor import Predictor
 from serving.preprocess import Pixels
 from serving.spec import SPEC_KEY, ModelSpec
 
@@ -46,6 +56,14 @@ class LabelledImages:
     store: PixelStore
     rows: Rows  # int64 (n,)
     targets: Rows  # int64 (n,), class indices
+    metadata: NDArray[np.float32] | None = None  # (n, K), for a network that takes it
+
+    def inputs(self, chosen: Rows | slice) -> dict[str, NDArray[Any]]:
+        """Return what a graph takes for some of the images, by position among them."""
+        inputs: dict[str, NDArray[Any]] = {"image": self.store.batch(self.rows[chosen])}
+        if self.metadata is not None:
+            inputs["metadata"] = self.metadata[chosen]
+        return inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +89,25 @@ class Int8Report:
 
 
 def export_int8(
-    classifier: Classifier,
+    network: ShippedNetwork,
     spec: ModelSpec,
     output: Path,
     *,
     training: LabelledImages,
     validation: LabelledImages,
+    respec: Callable[[NDArray[np.float32]], ModelSpec] | None = None,
 ) -> Int8Report:
     """Write the network as one ONNX file in int8, if it answers about as well as in float32.
 
     Where all layers together change too many answers, those that do most harm stay in float32.
 
     Args:
-        classifier: the network; it is not changed.
+        network: it is not changed.
         spec: its contract.
         output: the file to write; what stands there stays until the new file is proven.
         training: what to calibrate with; some of every class are drawn.
         validation: what balanced accuracy is compared on.
+        respec: turns the file's own logits on `validation` into the spec to write; None: `spec`.
 
     Raises:
         ArtifactError: int8 costs more than 0.5 points of balanced accuracy, or the float32 file
@@ -96,21 +116,20 @@ def export_int8(
     """
     if len(validation.rows) == 0:
         raise DataError("there is no validation image to compare on; expected at least one")
-    rows = drawn_by_class(training.rows, training.targets, IMAGES_A_CLASS)
+    inputs = training.inputs(drawn_by_class(training.targets, IMAGES_A_CLASS))
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
         float_file = Path(folder) / "float32.onnx"
-        export_onnx(classifier, spec, float_file)
+        export_onnx(network, spec, float_file)
         float_bytes = float_file.stat().st_size
         model = onnx.load(float_file)
         float_predictor = Predictor(float_file)
     expected = _logits(float_predictor, validation, "float32 on val")
-    pixels = training.store.batch(rows)
-    calibrated = calibrate(model, pixels)
+    calibrated = calibrate(model, inputs)
     reports: list[Int8Report] = []
     partial = output.with_name(output.name + ".partial")  # `output` never names an unproven model
     try:
-        for layers, quantized in _candidates(calibrated, pixels):
+        for layers, quantized in _candidates(calibrated, inputs):
             write_int8(partial, quantized, spec)
             predictor = Predictor(partial)
             answers = _logits(predictor, validation, f"int8 on val, try {len(reports) + 1}")
@@ -122,12 +141,14 @@ def export_int8(
                 changed=float((answers.argmax(axis=1) != expected.argmax(axis=1)).mean()),
                 float_bytes=float_bytes,
                 int8_bytes=partial.stat().st_size,
-                speedup=_speedup(float_predictor, predictor, pixels[:1]),
+                speedup=_speedup(float_predictor, predictor, inputs["image"][:1]),
                 num_layers=len(calibrated.layers),
                 float_layers=tuple(x.name for x in calibrated.layers if x.name not in in_int8),
                 num_tries=len(reports) + 1,
             )
             if report.good:
+                if respec is not None:
+                    write_int8(partial, quantized, respec(answers))
                 partial.replace(output)
                 return report
             reports.append(report)
@@ -155,17 +176,18 @@ def describe(report: Int8Report) -> str:
     )
 
 
-def drawn_by_class(rows: Rows, targets: Rows, images_a_class: int) -> Rows:
-    """Draw as many rows of every class, or all that it has, mixed: int64 (n,) -> int64 (m,).
+def drawn_by_class(targets: Rows, images_a_class: int) -> Rows:
+    """Draw as many positions of every class, or all that it has, mixed: (n,) -> int64 (m,).
 
     Raises:
-        DataError: there is no row.
+        DataError: there is none.
     """
-    if len(rows) == 0:
+    if len(targets) == 0:
         raise DataError("there is no training image to calibrate with; expected some a class")
     rng = np.random.default_rng(_SEED)
     drawn = [
-        rng.permutation(rows[targets == target])[:images_a_class] for target in np.unique(targets)
+        rng.permutation(np.flatnonzero(targets == target))[:images_a_class]
+        for target in np.unique(targets)
     ]
     return rng.permutation(np.concatenate(drawn))
 
@@ -178,25 +200,25 @@ def write_int8(path: Path, quantized: ModelProto, spec: ModelSpec) -> None:
 
 
 def _candidates(
-    calibrated: Calibrated, pixels: Pixels
+    calibrated: Calibrated, inputs: Inputs
 ) -> Iterator[tuple[tuple[Layer, ...], ModelProto]]:
     """Yield what is worth a look at the validation split: the layers in int8, and the graph.
 
     That is what changes the class of few calibration images, or else the last choice.  Without
     this, a poor file would pass where its changes happen to cancel out on the validation split.
     """
-    classes = logits_of(calibrated.model, pixels).argmax(axis=1)
+    classes = logits_of(calibrated.model, inputs).argmax(axis=1)
     some = False
-    for layers in _choices(calibrated, pixels):
+    for layers in _choices(calibrated, inputs):
         quantized = quantize(calibrated, layers)
-        if (logits_of(quantized, pixels).argmax(axis=1) != classes).mean() <= MAX_CHANGED:
+        if (logits_of(quantized, inputs).argmax(axis=1) != classes).mean() <= MAX_CHANGED:
             yield layers, quantized
             some = True
     if not some:
         yield layers, quantized
 
 
-def _choices(calibrated: Calibrated, pixels: Pixels) -> Iterator[tuple[Layer, ...]]:
+def _choices(calibrated: Calibrated, inputs: Inputs) -> Iterator[tuple[Layer, ...]]:
     """Yield the layers to put into int8: first all but the first one, then fewer and fewer.
 
     The first layer sees the normalized pixels, which have 256 levels a color of their own; in
@@ -207,7 +229,7 @@ def _choices(calibrated: Calibrated, pixels: Pixels) -> Iterator[tuple[Layer, ..
     budget = _MAX_FLOAT_WEIGHTS * sum(layer.num_weights for layer in layers)
     kept: set[str] = set()
     num_groups = tried = 0
-    for group in rank(calibrated, layers, pixels):
+    for group in rank(calibrated, layers, inputs):
         num_weights = sum(layer.num_weights for layer in group)
         if num_weights > budget:
             continue
@@ -226,8 +248,11 @@ def _logits(predictor: Predictor, images: LabelledImages, what: str) -> NDArray[
     starts = range(0, len(images.rows), BATCH_SIZE)
     return np.concatenate(
         [
-            predictor.logits(images.store.batch(images.rows[start : start + BATCH_SIZE]))
-            for start in tqdm(starts, what, unit="batch", leave=False, disable=None)
+            predictor.run(batch["image"], ["logits"], batch.get("metadata"))["logits"]
+            for batch in (
+                images.inputs(slice(start, start + BATCH_SIZE))
+                for start in tqdm(starts, what, unit="batch", leave=False, disable=None)
+            )
         ]
     )
 

@@ -17,8 +17,9 @@ from dermalyze.export.parity import (
     check_parity,
     parity_images,
 )
-from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.models.predictor import SkinLesionPredictor
+from dermalyze.models.shipped import ShippedNetwork
+from serving.answering import output_names
 from serving.digest import DIGEST_KEY, NO_DIGEST, seal
 from serving.errors import ArtifactError
 from serving.predictor import Predictor
@@ -27,29 +28,30 @@ from serving.spec import SPEC_KEY, ModelSpec
 OPSET = 20
 
 
-class _FromPixels(nn.Module):
-    """The exported graph: uint8 (N, H, W, 3) -> float32 (N, C)."""
+class _Graph(nn.Module):
+    """The exported graph: pixels, and metadata where the network takes it, to named outputs."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, network: ShippedNetwork, names: Sequence[str]) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.network = network
+        self.names = tuple(names)
 
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(to_images(image))
-        return logits
+    def forward(self, image: Tensor, metadata: Tensor | None = None) -> tuple[Tensor, ...]:
+        outputs = self.network(image, metadata, self.names)
+        return tuple(outputs[name] for name in self.names)
 
 
 def export_onnx(
-    classifier: Classifier,
+    network: ShippedNetwork,
     spec: ModelSpec,
     output: Path,
     *,
     extra_images: Sequence[NamedImage] = (),
 ) -> ParityReport:
-    """Write the network as one ONNX file, if it answers as PyTorch does.
+    """Write a network as one ONNX file, if it answers as PyTorch does.
 
     Args:
-        classifier: the network; it is not changed.
+        network: it is not changed.
         spec: its contract.
         output: the file to write; what stands there stays until the new file is proven.
         extra_images: names and JPEG or PNG bytes to check beside the drawn images.
@@ -57,7 +59,7 @@ def export_onnx(
     Raises:
         ArtifactError: the file disagrees with PyTorch; it is not written.
     """
-    network = copy.deepcopy(classifier).cpu().float().eval()
+    network = copy.deepcopy(network).cpu().float().eval()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")  # `output` never names an unproven model
@@ -82,17 +84,21 @@ def export_onnx(
     return report
 
 
-def _model(network: Classifier, spec: ModelSpec) -> ModelProto:
+def _model(network: ShippedNetwork, spec: ModelSpec) -> ModelProto:
     height, width = spec.input_size
-    example = torch.zeros((2, height, width, 3), dtype=torch.uint8)  # 1 would fix the batch size
+    names = [*output_names(spec), *(["saliency"] if spec.saliency else [])]
+    batch = torch.export.Dim("batch", min=1)
+    inputs = {"image": torch.zeros((2, height, width, 3), dtype=torch.uint8)}  # 1 would be fixed
+    if spec.metadata is not None:
+        inputs["metadata"] = torch.zeros((2, spec.metadata.width))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about its own internals
         program = torch.onnx.export(
-            _FromPixels(network).eval(),
-            (example,),
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
+            _Graph(network, names).eval(),
+            tuple(inputs.values()),
+            input_names=list(inputs),
+            output_names=names,
+            dynamic_shapes={name: {0: batch} for name in inputs},
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

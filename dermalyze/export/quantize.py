@@ -1,13 +1,14 @@
 """A float32 ONNX graph -> the same graph in int8, and which of its layers suffer most from that.
 
 Weights become int8, one scale a channel; what flows between the layers becomes uint8, one scale a
-value.  Images are uint8 (N, H, W, 3).  Never sees a label, a validation or a test image.
+value.  What leads to the logits is changed; the rest of the graph stays in float32.  Never sees a
+label, a validation or a test image.
 """
 
 import copy
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 from tqdm import tqdm
 
-from serving.preprocess import Pixels
-from serving.session import open_session
+from serving.session import open_session, run_options
+
+Inputs = Mapping[str, NDArray[Any]]  # image uint8 (N, H, W, 3); metadata float32 (N, K) if taken
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")  # what opens a layer
 _KINDS = [*_WEIGHTED, "Add", "Mul", "Sigmoid", "Relu", "Clip", "GlobalAveragePool"]
@@ -51,12 +53,12 @@ class Calibrated:
     ranges: TensorsData  # by the name of the value
 
 
-def calibrate(model: ModelProto, pixels: Pixels) -> Calibrated:
+def calibrate(model: ModelProto, inputs: Inputs) -> Calibrated:
     """Measure the range of every value of a float32 graph on images of the training split.
 
     Args:
         model: the graph; it is not changed.
-        pixels: uint8 (N, H, W, 3).
+        inputs: of the graph, N images.
     """
     graph = copy.deepcopy(model)
     _pool_globally(graph)
@@ -65,7 +67,7 @@ def calibrate(model: ModelProto, pixels: Pixels) -> Calibrated:
     if layers:
         _put_channels_last(graph, layers[0])
         graph = save_and_reload_model_with_shape_infer(graph)
-    return Calibrated(graph, layers, _ranges(graph, pixels))
+    return Calibrated(graph, layers, _ranges(graph, inputs))
 
 
 def quantize(calibrated: Calibrated, layers: Sequence[Layer]) -> ModelProto:
@@ -91,13 +93,13 @@ def quantize(calibrated: Calibrated, layers: Sequence[Layer]) -> ModelProto:
 
 
 def rank(
-    calibrated: Calibrated, layers: Sequence[Layer], pixels: Pixels
+    calibrated: Calibrated, layers: Sequence[Layer], inputs: Inputs
 ) -> list[tuple[Layer, ...]]:
     """Order neighbouring layers by the error that they cause in int8 alone, the worst first.
 
     The error is that of the logits, root mean square, on the first calibration images.
     """
-    some = pixels[:_RANKED_IMAGES]
+    some = {name: values[:_RANKED_IMAGES] for name, values in inputs.items()}
     expected = logits_of(calibrated.model, some)
     size = math.ceil(len(layers) / MAX_GROUPS)
     groups = [tuple(layers[i : i + size]) for i in range(0, len(layers), size)]
@@ -108,20 +110,21 @@ def rank(
     return [groups[i] for i in np.argsort(errors)[::-1]]
 
 
-def logits_of(model: ModelProto, pixels: Pixels) -> NDArray[np.float32]:
-    """Run a graph: uint8 (N, H, W, 3) -> float32 (N, C)."""
-    session = _session(model)
-    parts = [session.run(["logits"], {"image": batch})[0] for batch in _batches(pixels)]
-    return np.concatenate(parts)
+def logits_of(model: ModelProto, inputs: Inputs) -> NDArray[np.float32]:
+    """Run a graph on N images: float32 (N, C)."""
+    session, options = _session(model), run_options()
+    return np.concatenate(
+        [session.run(["logits"], batch, options)[0] for batch in _batches(inputs)]
+    )
 
 
 def _session(model: ModelProto) -> Any:
     return open_session(model.SerializeToString(), num_threads=0, provider="cpu")
 
 
-def _batches(pixels: Pixels) -> Iterator[Pixels]:
-    for start in range(0, len(pixels), _BATCH):
-        yield pixels[start : start + _BATCH]
+def _batches(inputs: Inputs) -> Iterator[dict[str, NDArray[Any]]]:
+    for start in range(0, len(inputs["image"]), _BATCH):
+        yield {name: values[start : start + _BATCH] for name, values in inputs.items()}
 
 
 def _pool_globally(model: ModelProto) -> None:
@@ -172,7 +175,7 @@ def _put_channels_last(model: ModelProto, layer: Layer) -> None:
 def _layers(model: ModelProto) -> tuple[Layer, ...]:
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
     groups: list[list[NodeProto]] = []
-    for node in model.graph.node:
+    for node in _leading_to_logits(model):
         if node.op_type in _WEIGHTED and node.input[1] in sizes:
             groups.append([node])
         elif groups and node.op_type in _KINDS:
@@ -183,7 +186,17 @@ def _layers(model: ModelProto) -> tuple[Layer, ...]:
     )
 
 
-def _ranges(model: ModelProto, pixels: Pixels) -> TensorsData:
+def _leading_to_logits(model: ModelProto) -> list[NodeProto]:
+    """List the nodes that the logits need, in the order in which they run."""
+    needed, found = {"logits"}, []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            found.append(node)
+    return found[::-1]
+
+
+def _ranges(model: ModelProto, inputs: Inputs) -> TensorsData:
     """Return the means over groups of images of the lowest and of the highest value in a group.
 
     The extremes of all images would make every step coarser for the sake of a few values.
@@ -194,9 +207,10 @@ def _ranges(model: ModelProto, pixels: Pixels) -> TensorsData:
         calibrater = MinMaxCalibrater(path, _KINDS, augmented_model_path=f"{path}.ranges")
         calibrater.augment_graph()  # each value gets two outputs, its minimum and its maximum
         session = _session(onnx.load(calibrater.augmented_model_path))
-    outputs = [output.name for output in session.get_outputs() if output.name != "logits"]
-    batches = tqdm(list(_batches(pixels)), "calibrating", unit="batch", leave=False, disable=None)
-    extremes = np.stack([np.concatenate(session.run(outputs, {"image": b})) for b in batches])
+    own = {output.name for output in model.graph.output}
+    outputs = [output.name for output in session.get_outputs() if output.name not in own]
+    batches = tqdm(list(_batches(inputs)), "calibrating", unit="batch", leave=False, disable=None)
+    extremes = np.stack([np.concatenate(session.run(outputs, batch)) for batch in batches])
     groups = np.arange(0, len(extremes), _GROUP // _BATCH)
     low = np.minimum.reduceat(extremes[:, 0::2], groups).mean(axis=0)
     high = np.maximum.reduceat(extremes[:, 1::2], groups).mean(axis=0)

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import importlib.util
 import logging
+import math
 import os
 import sys
 import urllib.error
@@ -67,9 +68,12 @@ class Backbone(nn.Module):
         )
         if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
             features = features.permute(0, 3, 1, 2)
-        if features.ndim == 3:  # a transformer's tokens: (N, places, F) -> (N, F, places, 1)
+        if features.ndim == 3:  # a transformer's tokens: (N, places, F) -> (N, F, h, w)
             prefix = getattr(self.network, "num_prefix_tokens", 0)
-            features = features[:, prefix:].transpose(1, 2).unsqueeze(-1)
+            features = features[:, prefix:].transpose(1, 2)
+            side = math.isqrt(features.shape[2])  # of square images the places are a square too
+            height = side if side * side == features.shape[2] else features.shape[2]
+            features = features.reshape(*features.shape[:2], height, -1)
         return features
 
 

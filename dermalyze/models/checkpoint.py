@@ -15,6 +15,8 @@ import torch
 from dermalyze.config import ModelConfig
 from dermalyze.config_file import config_from
 from dermalyze.models.classifier import Classifier, build_classifier
+from dermalyze.models.scope import ScopeScore
+from dermalyze.models.shipped import Member
 from serving.errors import ArtifactError, ConfigError
 from serving.spec import ModelSpec
 
@@ -28,6 +30,7 @@ def save_checkpoint(
     config: ModelConfig,
     spec: ModelSpec,
     training: Mapping[str, Any] | None = None,
+    scope: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -37,6 +40,7 @@ def save_checkpoint(
         config: the settings that build the same network again.
         spec: the contract of the weights.
         training: the state to go on from; tensors, numbers, text, lists and mappings only.
+        scope: a `ScopeScore`'s state dict, if the spec has a scope.
     """
     content = {
         "format": FORMAT,
@@ -45,6 +49,7 @@ def save_checkpoint(
         "model": json.dumps(dataclasses.asdict(config)),
         "weights": dict(weights),
         "training": dict(training or {}),
+        "scope": dict(scope or {}),
     }
     partial = path.with_name(path.name + ".partial")
     torch.save(content, partial)
@@ -75,8 +80,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_classifier(path: Path) -> tuple[Classifier, ModelSpec]:
-    """Build the network of a checkpoint, in evaluation mode on the CPU.
+def load_member(path: Path) -> tuple[Member, ModelSpec]:
+    """Build the network of a checkpoint, and its scope where it has one, on the CPU.
 
     Raises:
         ArtifactError: the file cannot be used, or a plug-in that it needs is gone.
@@ -89,10 +94,22 @@ def load_classifier(path: Path) -> tuple[Classifier, ModelSpec]:
         config = config_from({"model": values}).model
         classifier, _ = build_classifier(config, spec.input_size[0], len(spec.class_names))
         classifier.load_state_dict(content["weights"])
+        scope = ScopeScore.of_state(content["scope"]) if spec.scope is not None else None
     except ConfigError as error:
         raise ArtifactError(f"the network of {path} cannot be built: {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(
             f"the weights in {path} do not fit the network that it describes; train it again"
         ) from error
-    return classifier.eval(), spec
+    member = Member(classifier, scope)
+    return member.eval(), spec
+
+
+def load_classifier(path: Path) -> tuple[Classifier, ModelSpec]:
+    """Build the network of a checkpoint alone, in evaluation mode on the CPU.
+
+    Raises:
+        ArtifactError: as `load_member`.
+    """
+    member, spec = load_member(path)
+    return member.classifier, spec

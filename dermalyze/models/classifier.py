@@ -10,6 +10,7 @@ from dermalyze.config import ModelConfig
 from dermalyze.models.backbone import Backbone, Weights, build_backbone
 from dermalyze.models.heads import AcrnnHead, SimpleHead, build_head
 from serving.errors import ConfigError
+from serving.metadata import MetadataFields
 from serving.taxonomy import CLASS_NAMES
 
 
@@ -39,9 +40,14 @@ class Classifier(nn.Module):
             self.backbone.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits."""
-        logits: Tensor = self.head(self.backbone(images))
+    def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """Return logits.
+
+        Args:
+            images: float32 (N, 3, H, W) in 0..1.
+            metadata: float32 (N, K), where the head takes it; None: nothing is known.
+        """
+        logits: Tensor = self.head(self.backbone(images), metadata)
         return logits
 
     def attention(self, images: Tensor) -> Tensor:
@@ -60,6 +66,12 @@ def build_classifier(
 ) -> tuple[Classifier, Weights]:
     """Build the network that `config` describes, and say which weights it starts from."""
     backbone, weights = build_backbone(config, image_size)
-    head = build_head(config.head_type, backbone.num_features, num_classes, config.dropout_rate)
+    head = build_head(
+        config.head_type,
+        backbone.num_features,
+        num_classes,
+        config.dropout_rate,
+        MetadataFields().width if config.use_metadata else 0,
+    )
     classifier = Classifier(backbone, head, freeze_backbone=config.freeze_backbone)
     return classifier, weights

@@ -20,19 +20,16 @@ from dermalyze.evaluation.compare import Comparison, compare
 from dermalyze.evaluation.fit import FitVerdict, judge_fit
 from dermalyze.evaluation.folder import write_evaluation
 from dermalyze.evaluation.forest import save_forest
-from dermalyze.evaluation.plots import Logits, save_training_curves
+from dermalyze.evaluation.plots import save_training_curves
 from dermalyze.evaluation.predictions import (
-    predictions_table,
     read_predictions,
     write_predictions,
 )
 from dermalyze.evaluation.scored import read_scored
 from dermalyze.evaluation.words import Judgement
-from dermalyze.export.int8 import Int8Report, LabelledImages, export_int8
-from dermalyze.export.onnx import export_onnx
-from dermalyze.export.parity import ParityReport
-from dermalyze.models.checkpoint import load_classifier
+from dermalyze.models.checkpoint import load_member
 from dermalyze.models.predictor import SkinLesionPredictor
+from dermalyze.models.shipped import ShippedNetwork
 from dermalyze.tracking import add_to_run, fetch, fetched, require_run, tags_of
 from dermalyze.training.device import choose_device, in_full_precision
 from dermalyze.training.job import (
@@ -54,7 +51,7 @@ from dermalyze.training.judged import (
     interval_metrics,
     write_judged,
 )
-from dermalyze.training.loop import predict_logits
+from dermalyze.training.limits import Runner, measured_on, with_limits
 from serving.errors import DataError, ImageError, TrackingError
 from serving.files import find_images
 from serving.preprocess import read_bytes
@@ -85,28 +82,28 @@ def evaluate_run(run_id: str, split: str, *, data_dir: Path | None, output: Path
         files = config_file.parent
         config = load_config(config_file)
         prepared, splits = data_of_run(run_id, params, config, data_dir, files)
-        classifier, _ = load_classifier(checkpoint)
-        device = in_full_precision(choose_device(config.training))
-        classifier.to(device.torch_device)
-
-        def logits_of(part: str) -> Logits:
-            rows = getattr(splits, part)
-            return predict_logits(
-                classifier, prepared.store, rows, config.training.batch_size, device, part
-            )
-
+        member, spec = load_member(checkpoint)
+        runner = Runner(
+            prepared=prepared,
+            device=in_full_precision(choose_device(config.training)),
+            batch_size=config.training.batch_size,
+        )
+        rows = getattr(splits, split)
+        limited = with_limits(ShippedNetwork([member]), spec, runner, splits.val)
+        outputs = runner.outputs(
+            limited.network, limited.spec, rows, ("logits", "scope_score"), split
+        )
         metrics = write_evaluation(
             output,
-            prepared.manifest.iloc[getattr(splits, split)],
-            logits_of(split),
+            runner.manifest(rows),
+            outputs["logits"],
             split=split,
             context={"run_id": run_id, "data_fingerprint": prepared.fingerprint},
+            measured=measured_on(limited, runner, rows, outputs),
         )
         (output / VALIDATION).unlink(missing_ok=True)
         if split == "test":
-            rows = prepared.manifest.iloc[splits.val]
-            table = predictions_table(rows, logits_of("val"), CLASS_NAMES)
-            write_predictions(output / VALIDATION, table)
+            write_predictions(output / VALIDATION, limited.validation)
         write_text(files / AUDIT, prepared.audit.to_json())
         judgement = write_judged(
             output,
@@ -258,32 +255,6 @@ def read_labels(path: Path) -> pd.DataFrame:
     ages = table["age"] if "age" in table.columns else pd.Series("", index=table.index)
     table["age"] = pd.to_numeric(ages, errors="coerce")
     return table
-
-
-def export_run(run_id: str, output: Path) -> ParityReport:
-    """Write a run's best epoch as one ONNX file, if it agrees with PyTorch."""
-    with fetched(run_id, (BEST,)) as (checkpoint,):
-        classifier, spec = load_classifier(checkpoint)
-    return export_onnx(classifier, spec, output)
-
-
-def export_run_int8(run_id: str, output: Path, *, data_dir: Path | None) -> Int8Report:
-    """Write a run's best epoch as one ONNX file in int8, if it costs next to no accuracy.
-
-    Raises:
-        ArtifactError: it costs more; nothing is written.
-        DataError: the data is not what the run was trained on.
-    """
-    params = require_run(run_id)
-    with fetched(run_id, (BEST, CONFIG, *SPLIT_FILES)) as (checkpoint, config_file, split_file, *_):
-        config = load_config(config_file)
-        prepared, splits = data_of_run(run_id, params, config, data_dir, split_file.parent)
-        classifier, spec = load_classifier(checkpoint)
-    targets = np.array([spec.class_names.index(label) for label in prepared.manifest["label"]])
-    training, validation = (
-        LabelledImages(prepared.store, rows, targets[rows]) for rows in (splits.train, splits.val)
-    )
-    return export_int8(classifier, spec, output, training=training, validation=validation)
 
 
 def fit_of_run(run_id: str) -> FitVerdict:

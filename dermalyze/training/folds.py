@@ -34,6 +34,7 @@ from dermalyze.tracking import (
 from dermalyze.training.job import (
     CONFIG,
     EVALUATION,
+    FOLD_TAG,
     FOLDS_TAG,
     WORK,
     Say,
@@ -48,7 +49,6 @@ from serving.errors import TrackingError, TrainingError
 from serving.taxonomy import CLASS_NAMES
 
 MIN_FOLDS, MAX_FOLDS = 2, 20
-FOLD_TAG = "dermalyze.fold"  # of a run below, its number from 1
 PREDICTIONS = f"{EVALUATION}/predictions.csv"
 
 

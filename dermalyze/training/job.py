@@ -15,10 +15,12 @@ from dermalyze.data.loader import Rows
 from dermalyze.data.prepare import Prepared, prepare
 from dermalyze.data.splits import Splits
 from dermalyze.models.checkpoint import load_checkpoint, save_checkpoint
+from dermalyze.models.shipped import Member
 from dermalyze.tracking import TrackedRun, fetch
 from dermalyze.training.device import Device
 from dermalyze.training.state import TrainingState
 from serving.errors import ArtifactError, TrackingError, TrainingError
+from serving.metadata import MetadataFields
 from serving.spec import ModelSpec
 
 WORK = Path(".dermalyze/runs")
@@ -32,6 +34,7 @@ EVALUATION = "evaluation"
 AUDIT = "audit.json"
 MODEL = "model.onnx"
 FOLDS_TAG = "dermalyze.folds"  # of a run that has one run for each fold below it
+FOLD_TAG = "dermalyze.fold"  # of a run below, its number from 1
 SPLIT_FILES = ("train_split.csv", "val_split.csv", "test_split.csv")
 
 Say = Callable[[str], None]
@@ -60,6 +63,7 @@ class Job:
             resize_filter=data.resize_filter,
             run_id=self.run.run_id,
             data_fingerprint=self.prepared.fingerprint,
+            metadata=MetadataFields() if self.config.model.use_metadata else None,
         )
 
 
@@ -121,6 +125,20 @@ def save_best(job: Job, state: TrainingState) -> None:
         job.spec,
         {"epoch": state.epoch},
     )
+
+
+def save_limits(job: Job, member: Member, spec: ModelSpec) -> None:
+    """Write the best checkpoint anew with what was fitted on validation images; log it."""
+    epoch = load_checkpoint(job.folder / BEST)["training"]["epoch"]
+    save_checkpoint(
+        job.folder / BEST,
+        member.classifier.state_dict(),
+        job.config.model,
+        spec,
+        {"epoch": epoch},
+        scope=member.scope.state_dict() if member.scope is not None else None,
+    )
+    job.run.log_file(job.folder / BEST)
 
 
 def log_progress(job: Job, *, best: bool) -> None:

@@ -29,6 +29,7 @@ from dermalyze.training.losses import build_loss, class_weights
 from dermalyze.training.schedule import learning_rate
 from dermalyze.training.state import Metrics, TrainingState
 from serving.errors import ConfigError, TrainingError
+from serving.metadata import MetadataFields
 from serving.taxonomy import CLASS_NAMES
 
 FINITE_CHECK_STEPS = 20  # how often the loss is looked at; each look makes a GPU wait
@@ -42,6 +43,7 @@ class LearningData:
     targets: Rows  # class index of every image in the store, int64 (num_images,)
     train: Rows  # row numbers in the store
     val: Rows
+    metadata: NDArray[np.float32] | None = None  # (num_images, K), for a network that takes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +79,25 @@ def fit(
     network = training_network(state.classifier, config, device)
     feed = open_feed(data.store, device.torch_device, passes=config.training.epochs)
     targets = torch.tensor(data.targets, device=device.torch_device)
+    metadata = on_device(data.metadata, device)
     if device.torch_device.type == "cpu":
         keep_freed_memory()
     while state.epoch < config.training.epochs and not state.stopped_early:
-        done = _train_epoch(state, network, data, feed, targets, loss, config, device, should_stop)
+        done = _train_epoch(
+            state, network, data, feed, targets, metadata, loss, config, device, should_stop
+        )
         if not done:
             return
         started = time.perf_counter()
         parts = []
         for part in logit_batches(
-            state.judged, feed, data.val, config.training.batch_size, device, "validate"
+            state.judged,
+            feed,
+            data.val,
+            config.training.batch_size,
+            device,
+            "validate",
+            metadata=metadata,
         ):
             if should_stop():  # the epoch's training is kept, its validation is done anew
                 return
@@ -98,18 +109,18 @@ def fit(
 
 def training_network(
     classifier: Classifier, config: Config, device: Device
-) -> Callable[[Tensor], Tensor]:
+) -> Callable[..., Tensor]:
     """Return what is called in training, fast on this device; the weights are the classifier's."""
     if config.training.use_torch_compile:
         on_gpu = device.torch_device.type == "cuda"  # there CUDA graphs spare each launch
-        compiled: Callable[[Tensor], Tensor] = torch.compile(
+        compiled: Callable[..., Tensor] = torch.compile(
             classifier, mode="reduce-overhead" if on_gpu else None
         )
         return compiled
 
-    def eager(images: Tensor) -> Tensor:
+    def eager(images: Tensor, metadata: Tensor | None = None) -> Tensor:
         with FastDepthwiseGradients() if device.is_bf16_cpu else contextlib.nullcontext():
-            logits: Tensor = classifier(images)
+            logits: Tensor = classifier(images, metadata)
         return logits
 
     return eager
@@ -117,10 +128,11 @@ def training_network(
 
 def _train_epoch(
     state: TrainingState,
-    network: Callable[[Tensor], Tensor],
+    network: Callable[..., Tensor],
     data: LearningData,
     feed: Feed,
     all_targets: Tensor,
+    all_metadata: Tensor | None,
     loss: Callable[[Tensor, Tensor], Tensor],
     config: Config,
     device: Device,
@@ -165,6 +177,11 @@ def _train_epoch(
             targets = all_targets.index_select(0, rows)  # (N,)
             images = _network_images(pixels, device)  # (N, 3, H, W)
             images = augment(images, config.augmentation, generator)
+            metadata = None  # (N, K)
+            if all_metadata is not None:
+                metadata = without_some(
+                    all_metadata.index_select(0, rows), config.model.metadata_dropout, generator
+                )
             lr = learning_rate(
                 state.epoch * steps_per_epoch + step,
                 lr=training.lr,
@@ -175,7 +192,7 @@ def _train_epoch(
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
             with device.autocast():
-                logits = network(images)  # (N, C)
+                logits = network(images, metadata)  # (N, C)
             batch_loss = loss(logits, targets)
             state.optimizer.zero_grad(set_to_none=True)
             state.scaler.scale(batch_loss).backward()  # type: ignore[no-untyped-call]
@@ -196,6 +213,23 @@ def _train_epoch(
     state.loss_sum, state.num_correct = float(loss_sum), int(num_correct)
     state.seconds = seconds_before + time.perf_counter() - started
     return not stopped
+
+
+def without_some(metadata: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
+    """Leave out each of age, sex and site, and all three, with a probability: (N, K) -> (N, K).
+
+    So the network learns what to do without any of them.
+    """
+    drawn = torch.rand((len(metadata), 4), generator=generator) >= dropout  # (N, 4)
+    kept = torch.ones_like(metadata)
+    for part, keeps in zip(MetadataFields().parts, drawn[:, :3].T, strict=True):
+        kept[:, part] = (keeps & drawn[:, 3]).to(metadata)[:, None]
+    return metadata * kept
+
+
+def on_device(metadata: NDArray[np.float32] | None, device: Device) -> Tensor | None:
+    """Move metadata (num_images, K) to the device, if there is any."""
+    return None if metadata is None else torch.tensor(metadata, device=device.torch_device)
 
 
 def _network_images(pixels: Tensor, device: Device) -> Tensor:
@@ -261,30 +295,19 @@ def logit_batches(
     batch_size: int,
     device: Device,
     description: str,
+    *,
+    metadata: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Run the classifier over stored images in evaluation mode: yields float32 (N, C).
 
-    They stay on the device: fetching each would make it wait.
+    They stay on the device: fetching each would make it wait.  `metadata` is (num_images, K) on the
+    device, for a network that takes it.
     """
     classifier.eval()
     parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     progress = tqdm(parts, desc=description, unit="batch", leave=False, disable=None)
-    for pixels, _ in feed.batches(progress):
+    for pixels, numbers in feed.batches(progress):
+        known = None if metadata is None else metadata.index_select(0, numbers)
         with torch.inference_mode(), device.autocast():
-            logits = classifier(_network_images(pixels, device))
+            logits = classifier(_network_images(pixels, device), known)
         yield logits.float()
-
-
-def predict_logits(
-    classifier: Classifier,
-    store: PixelStore,
-    rows: Rows,
-    batch_size: int,
-    device: Device,
-    description: str,
-) -> NDArray[np.float32]:
-    """Collect what `logit_batches` yields: (n,) rows -> float32 (n, C)."""
-    feed = open_feed(store, device.torch_device, passes=1)
-    parts = list(logit_batches(classifier, feed, rows, batch_size, device, description))
-    logits: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-    return logits

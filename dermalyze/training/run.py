@@ -15,6 +15,7 @@ import torch
 from dermalyze.config import Config
 from dermalyze.config_file import flatten, load_config, to_yaml
 from dermalyze.data.augment import augmentation_page
+from dermalyze.data.metadata import metadata_of
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import (
     Splits,
@@ -256,7 +257,13 @@ def _train(job: Job, state: TrainingState) -> None:
     """Run the epochs that are left; after each one everything is on disk, then logged."""
     config, run = job.config, job.run
     data = LearningData(
-        store=job.prepared.store, targets=job.targets, train=job.splits.train, val=job.splits.val
+        store=job.prepared.store,
+        targets=job.targets,
+        train=job.splits.train,
+        val=job.splits.val,
+        metadata=None
+        if job.spec.metadata is None
+        else metadata_of(job.prepared.manifest, job.spec.metadata),
     )
     for entry in state.history:  # killed between disk and log
         run.log_epoch(int(entry["epoch"]), _without_epoch(entry))

@@ -7,16 +7,26 @@ from typing import Any
 from dermalyze.data.splits import split_digest
 from dermalyze.evaluation.folder import write_evaluation
 from dermalyze.evaluation.plots import save_training_curves
-from dermalyze.evaluation.predictions import predictions_table, write_predictions
+from dermalyze.evaluation.predictions import write_predictions
 from dermalyze.evaluation.scored import read_scored
 from dermalyze.evaluation.words import Judgement
 from dermalyze.export.onnx import export_onnx
 from dermalyze.export.pyfunc_arguments import pyfunc_arguments
-from dermalyze.models.checkpoint import load_classifier
+from dermalyze.models.checkpoint import load_member
+from dermalyze.models.shipped import ShippedNetwork
 from dermalyze.registry import Candidate, Registered, register, rule_of
 from dermalyze.tracking import require_run, tags_of
 from dermalyze.training.device import in_full_precision
-from dermalyze.training.job import AUDIT, BEST, CURVES, EVALUATION, MODEL, Job, write_text
+from dermalyze.training.job import (
+    AUDIT,
+    BEST,
+    CURVES,
+    EVALUATION,
+    MODEL,
+    Job,
+    save_limits,
+    write_text,
+)
 from dermalyze.training.judged import (
     MODEL_CARD,
     PREDICTIONS,
@@ -25,9 +35,8 @@ from dermalyze.training.judged import (
     interval_metrics,
     write_judged,
 )
-from dermalyze.training.loop import predict_logits
+from dermalyze.training.limits import Runner, measured_on, with_limits
 from dermalyze.training.state import TrainingState
-from serving.taxonomy import CLASS_NAMES
 
 _MODEL_URI_TAG = "dermalyze.model_uri"
 _NUM_CHECK_IMAGES = 32  # test images that the exported file is checked on beside the drawn ones
@@ -82,31 +91,32 @@ def ship(job: Job, state: TrainingState, *, demo_data: bool) -> RunResult:
 
 
 def _score(job: Job, state: TrainingState) -> dict[str, float]:
-    """Score the best epoch on the test split, keep its answers for val as well; log metrics."""
-    classifier, _ = load_classifier(job.folder / BEST)
-    device = in_full_precision(job.device)
-    classifier.to(device.torch_device)
-    manifest, batch_size = job.prepared.manifest, job.config.training.batch_size
+    """Fit the best epoch's limits on val, score it on the test split; log metrics."""
+    member, spec = load_member(job.folder / BEST)
+    runner = Runner(
+        prepared=job.prepared,
+        device=in_full_precision(job.device),
+        batch_size=job.config.training.batch_size,
+    )
+    limited = with_limits(ShippedNetwork([member]), spec, runner, job.splits.val)
+    save_limits(job, limited.network.only, limited.spec)
+    outputs = runner.outputs(
+        limited.network, limited.spec, job.splits.test, ("logits", "scope_score"), "test"
+    )
     folder = job.folder / EVALUATION
-    metrics = {}
-    for split, rows in (("test", job.splits.test), ("val", job.splits.val)):
-        logits = predict_logits(classifier, job.prepared.store, rows, batch_size, device, split)
-        if split == "val":
-            write_predictions(
-                folder / VALIDATION, predictions_table(manifest.iloc[rows], logits, CLASS_NAMES)
-            )
-            continue
-        metrics = write_evaluation(
-            folder,
-            manifest.iloc[rows],
-            logits,
-            split=split,
-            context={
-                "run_id": job.run.run_id,
-                "data_fingerprint": job.prepared.fingerprint,
-                "best_epoch": state.best_epoch,
-            },
-        )
+    metrics = write_evaluation(
+        folder,
+        runner.manifest(job.splits.test),
+        outputs["logits"],
+        split="test",
+        context={
+            "run_id": job.run.run_id,
+            "data_fingerprint": job.prepared.fingerprint,
+            "best_epoch": state.best_epoch,
+        },
+        measured=measured_on(limited, runner, job.splits.test, outputs),
+    )
+    write_predictions(folder / VALIDATION, limited.validation)
     job.run.log_metrics({**metrics, "best_epoch": state.best_epoch})
     save_training_curves(job.folder / CURVES, state.history, best_epoch=state.best_epoch)
     job.run.log_file(job.folder / CURVES)
@@ -138,13 +148,13 @@ def _judge(job: Job) -> Judgement:
 
 def _export(job: Job, metrics: dict[str, float]) -> tuple[str, str, str, bytes]:
     """Export the best epoch, prove it, log it; return parity, address and one test image."""
-    classifier, spec = load_classifier(job.folder / BEST)
+    member, spec = load_member(job.folder / BEST)
     manifest = job.prepared.manifest
     test_ids = [str(image_id) for image_id in manifest["image_id"].iloc[job.splits.test]]
     chosen = test_ids[:: max(1, len(test_ids) // _NUM_CHECK_IMAGES)][:_NUM_CHECK_IMAGES]
     images = [(name, job.prepared.read_image_bytes(name)) for name in chosen]
     path = job.folder / MODEL
-    report = export_onnx(classifier, spec, path, extra_images=images)
+    report = export_onnx(ShippedNetwork([member]), spec, path, extra_images=images)
     parity = (
         f"ONNX and PyTorch differ by at most {report.max_difference:.1e} in a probability on "
         f"{report.num_images} images"

@@ -1,0 +1,127 @@
+"""How unlike the images that a model was judged on is another one?  Fitted on validation features.
+
+N images, F features, D dimensions of the reduced space.  Never imports torch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dermalyze.evaluation.metrics import Counts, Floats
+from serving.limits import Scope
+from serving.quality import Measures, QualityLimits
+
+KIND = "mahalanobis"
+FALSE_ALARM_RATE = 0.05  # share of the validation lesions, photograph checks included
+MAX_DIMENSIONS = 64
+SHRINKAGE = 0.1  # of each direction's variance towards the mean of all
+_FOLDS = 5
+_TAIL = 0.001  # share of the validation lesions beyond each limit of the photograph
+
+
+@dataclass(frozen=True)
+class ScopeFit:
+    """A Gaussian in a reduced space of pooled features."""
+
+    mean: NDArray[np.float32]  # (F,)
+    projection: NDArray[np.float32]  # (F, D), onto principal directions, scaled to variance 1
+
+    def scores(self, features: NDArray[np.floating]) -> Floats:
+        """Return squared Mahalanobis distances, per dimension: (N, F) -> (N,)."""
+        reduced = (features - self.mean).astype(np.float64) @ self.projection
+        return np.asarray((reduced**2).mean(axis=1))
+
+
+def fit_scope(features: NDArray[np.floating], lesions: Counts) -> ScopeFit:
+    """Fit to pooled features (N, F) of validation images; each lesion counts once.
+
+    The distance is that of Lee et al., "A simple unified framework for detecting
+    out-of-distribution samples" (2018), equation 2, to one Gaussian for all classes, in the space
+    of the largest principal components.
+    """
+    weights = lesion_shares(lesions)
+    mean = weights @ features
+    centered = (features - mean) * np.sqrt(weights)[:, None]  # (N, F)
+    _, scales, directions = np.linalg.svd(centered.astype(np.float64), full_matrices=False)
+    dimensions = max(1, min(MAX_DIMENSIONS, len(np.unique(lesions)) // 5, int((scales > 0).sum())))
+    variances = scales[:dimensions] ** 2
+    shrunk = (1 - SHRINKAGE) * variances + SHRINKAGE * variances.mean()
+    projection = directions[:dimensions].T / np.sqrt(shrunk)
+    return ScopeFit(mean.astype(np.float32), projection.astype(np.float32))
+
+
+def cross_fitted(features: NDArray[np.floating], lesions: Counts) -> Floats:
+    """Score each image by a fit that has not seen its lesion: (N, F), (N,) -> (N,)."""
+    scores = np.empty(len(features))
+    order = np.random.default_rng(0).permutation(lesions.max() + 1)
+    fold = order[lesions] % min(_FOLDS, lesions.max() + 1)
+    for number in np.unique(fold):
+        held_out = fold == number
+        _, rest = np.unique(lesions[~held_out], return_inverse=True)
+        scores[held_out] = fit_scope(features[~held_out], rest).scores(features[held_out])
+    return scores
+
+
+def fit_max_score(scores: Floats, problems: NDArray[np.bool_], lesions: Counts) -> Scope:
+    """Choose the score beyond which an image is out of scope.
+
+    Together with poor photographs, `FALSE_ALARM_RATE` of the lesions are to be beyond it.
+
+    Args:
+        scores: (N,), each by a fit that had not seen the image.
+        problems: (N,), whether the photograph itself is poor.
+        lesions: (N,).
+    """
+    weights = lesion_shares(lesions)
+    order = np.argsort(scores)[::-1]
+    # An alarm that the photograph raises anyway costs nothing more.
+    alarms = weights[problems].sum() + np.cumsum((weights * ~problems)[order])
+    num_allowed = int((alarms <= FALSE_ALARM_RATE).sum())
+    beyond = order[:num_allowed]
+    highest_inside = scores[order[num_allowed]] if num_allowed < len(order) else scores.min()
+    return Scope(
+        kind=KIND,
+        max_score=float(highest_inside),
+        false_alarm_rate=float(weights[np.union1d(beyond, np.flatnonzero(problems))].sum()),
+        num_lesions=int(lesions.max()) + 1,
+    )
+
+
+def fit_quality(measures: Measures, lesions: Counts, input_side: int) -> QualityLimits:
+    """Set the limits of a photograph just beyond what validation images have."""
+    weights = lesion_shares(lesions)
+
+    def low(values: Floats) -> float:
+        return _quantile(values, weights, _TAIL)
+
+    return QualityLimits(
+        min_side=max(1, input_side // 2),
+        min_sharpness=low(measures.sharpness),
+        min_brightness=low(measures.brightness),
+        max_brightness=-low(-measures.brightness),
+        min_color=low(measures.color),
+    )
+
+
+def problems_of(measures: Measures, limits: QualityLimits) -> NDArray[np.bool_]:
+    """Say which photographs are poor, their size aside: bool (N,)."""
+    return np.asarray(
+        (measures.sharpness < limits.min_sharpness)
+        | (measures.brightness < limits.min_brightness)
+        | (measures.brightness > limits.max_brightness)
+        | (measures.color < limits.min_color)
+    )
+
+
+def lesion_shares(lesions: Counts) -> Floats:
+    """Share 1 between the lesions, and each share between its images: (N,) -> (N,)."""
+    counts = np.bincount(lesions)
+    return np.asarray(1 / counts[lesions] / (counts > 0).sum())
+
+
+def _quantile(values: Floats, weights: Floats, share: float) -> float:
+    """Return the lowest value that less than `share` of the weight is below."""
+    order = np.argsort(values)
+    below = np.cumsum(weights[order]) - weights[order]
+    return float(values[order][below <= share][-1])

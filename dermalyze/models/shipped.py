@@ -1,0 +1,116 @@
+"""What is shipped: one or several networks with all that they answer, as one module.
+
+PyTorch answers with it and the ONNX graph is made of it, so that both are the same computation.
+N images of H x W pixels, C classes, M members (networks times views), h x w places of a map.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dermalyze.models.classifier import Classifier, to_images
+from dermalyze.models.saliency import saliency_of
+from dermalyze.models.scope import ScopeScore
+from dermalyze.models.views import NUM_VIEWS, upright, views_of
+
+
+class Member(nn.Module):
+    """One network, and how unlike the images that it was judged on an image is."""
+
+    def __init__(self, classifier: Classifier, scope: ScopeScore | None = None) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.scope = scope
+
+    def forward(
+        self, images: Tensor, metadata: Tensor | None, names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Return some of logits (N, C), features (N, F), scope_score (N,), saliency (N, C, h, w).
+
+        Args:
+            images: float32 (N, 3, H, W) in 0..1.
+            metadata: float32 (N, K), for a network that takes it.
+            names: what is wanted beside the logits.
+        """
+        features = self.classifier.backbone(images)
+        outputs = {"logits": self.classifier.head(features, metadata)}
+        if "features" in names:
+            outputs["features"] = features.mean((2, 3))
+        if "scope_score" in names:
+            assert self.scope is not None
+            outputs["scope_score"] = self.scope(features)
+        if "saliency" in names:
+            outputs["saliency"] = saliency_of(self.classifier.head, features, metadata)
+        return outputs
+
+
+class ShippedNetwork(nn.Module):
+    """Pixels to answers: the members' probabilities and the rest of what they say, averaged."""
+
+    def __init__(self, members: Sequence[Member], *, num_views: int = 1) -> None:
+        super().__init__()
+        assert num_views in (1, NUM_VIEWS)
+        self.members = nn.ModuleList(members)
+        self.num_views = num_views
+
+    @classmethod
+    def of(cls, classifier: Classifier) -> "ShippedNetwork":
+        """Ship one network that knows of no scope."""
+        return cls([Member(classifier)])
+
+    @property
+    def only(self) -> Member:
+        """The member of a network that has one."""
+        (member,) = self.members
+        assert isinstance(member, Member)
+        return member
+
+    def forward(
+        self, pixels: Tensor, metadata: Tensor | None = None, names: Sequence[str] = ("logits",)
+    ) -> dict[str, Tensor]:
+        """Return what is asked for.
+
+        The logits of several members are the logarithm of their mean probability (Lakshminarayanan
+        et al., "Simple and scalable predictive uncertainty estimation using deep ensembles", 2017,
+        section 2.4).
+
+        Args:
+            pixels: uint8 (N, H, W, 3); square for eight views.
+            metadata: float32 (N, K), for networks that take it.
+            names: some of logits (N, C), member_logits (N, M, C), scope_score (N,), saliency
+                (N, C, h, w) and, of one network alone, features (N, F).
+        """
+        images = to_images(pixels)
+        if self.num_views > 1:
+            images = views_of(images)
+            metadata = None if metadata is None else metadata.repeat(self.num_views, 1)
+        found = [member(images, metadata, names) for member in self.members]
+        return {name: self._pooled(name, found) for name in names}
+
+    def _pooled(self, name: str, found: Sequence[dict[str, Tensor]]) -> Tensor:
+        if len(found) == 1 and self.num_views == 1 and name != "member_logits":
+            return found[0][name]
+        if name in ("logits", "member_logits"):
+            logits = torch.cat([self._views(outputs["logits"]) for outputs in found])  # (M, N, C)
+            if name == "member_logits":
+                return logits.transpose(0, 1)
+            return torch.logsumexp(torch.log_softmax(logits, 2), 0) - math.log(len(logits))
+        parts = [self._views(outputs[name]) for outputs in found]  # each (V, N, ...)
+        if name == "saliency":
+            if self.num_views > 1:
+                parts = [upright(part) for part in parts]
+            size = parts[0].shape[3:]
+            parts = [part if part.shape[3:] == size else _resized(part, size) for part in parts]
+        return torch.cat(parts).mean(0)
+
+    def _views(self, values: Tensor) -> Tensor:
+        """(V N, ...) -> (V, N, ...)."""
+        return values.reshape(self.num_views, -1, *values.shape[1:])
+
+
+def _resized(maps: Tensor, size: torch.Size) -> Tensor:
+    """(V, N, C, h, w) -> (V, N, C, *size)."""
+    flat = nn.functional.interpolate(maps.flatten(0, 1), tuple(size), mode="bilinear")
+    return flat.reshape(*maps.shape[:3], *size)

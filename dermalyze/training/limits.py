@@ -1,0 +1,150 @@
+"""From a trained network to what is shipped: its limits fitted on validation images.
+
+N images of H x W pixels, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dermalyze.data.loader import Rows
+from dermalyze.data.metadata import metadata_of
+from dermalyze.data.prepare import Prepared
+from dermalyze.evaluation.limits import fit_limits
+from dermalyze.evaluation.predictions import predictions_table
+from dermalyze.evaluation.scope import cross_fitted, fit_quality, fit_scope, problems_of
+from dermalyze.evaluation.scored import lesion_numbers, scored_of
+from dermalyze.models.scope import ScopeScore
+from dermalyze.models.shipped import Member, ShippedNetwork
+from dermalyze.training.device import Device
+from dermalyze.training.feed import open_feed
+from dermalyze.training.loop import on_device
+from serving.answering import Outputs
+from serving.quality import Measures, measure
+from serving.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """How to run networks over stored images."""
+
+    prepared: Prepared
+    device: Device
+    batch_size: int
+
+    def outputs(
+        self, network: ShippedNetwork, spec: ModelSpec, rows: Rows, names: Sequence[str], what: str
+    ) -> Outputs:
+        """Run a network over stored images: (N,) rows -> what `ShippedNetwork.forward` gives.
+
+        Args:
+            network: in evaluation mode afterwards, and on the device.
+            spec: its contract.
+            rows: of the store.
+            names: the outputs that are wanted.
+            what: shown beside the progress.
+        """
+        target = self.device.torch_device
+        network.to(target).eval()
+        feed = open_feed(self.prepared.store, target, passes=1)
+        known = None
+        if spec.metadata is not None:
+            known = on_device(metadata_of(self.prepared.manifest, spec.metadata), self.device)
+        found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+        for pixels, numbers in feed.batches(
+            tqdm(self.parts(rows), what, leave=False, disable=None)
+        ):
+            metadata = None if known is None else known.index_select(0, numbers)
+            with torch.inference_mode(), self.device.autocast():
+                outputs = network(pixels, metadata, names)
+            for name, values in outputs.items():
+                found[name].append(values.float().cpu().numpy())
+        return {name: np.concatenate(values) for name, values in found.items()}
+
+    def measures(self, rows: Rows) -> Measures:
+        """Measure the photographs themselves."""
+        parts = [measure(self.prepared.store.batch(part)) for part in self.parts(rows)]
+        return Measures(
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in ("sharpness", "brightness", "color")
+            )
+        )
+
+    def manifest(self, rows: Rows) -> pd.DataFrame:
+        """Return the manifest's rows."""
+        return self.prepared.manifest.iloc[rows]
+
+    def parts(self, rows: Rows) -> list[Rows]:
+        """Cut rows into batches."""
+        return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limited:
+    """A network that knows its limits, and the table that they were fitted on."""
+
+    network: ShippedNetwork
+    spec: ModelSpec
+    validation: pd.DataFrame  # as `predictions_table` makes it
+
+
+def with_limits(network: ShippedNetwork, spec: ModelSpec, runner: Runner, rows: Rows) -> Limited:
+    """Fit scope, photograph checks, temperature, sets and abstention of one network.
+
+    Args:
+        network: of one member, whose scope is replaced.
+        spec: its contract so far.
+        runner: what runs it.
+        rows: of the validation split.
+    """
+    classifier = network.only.classifier
+    outputs = runner.outputs(network, spec, rows, ("logits", "features"), "val")
+    manifest = runner.manifest(rows)
+    lesions = lesion_numbers(manifest)
+    measures = runner.measures(rows)
+    quality = fit_quality(measures, lesions, min(spec.input_size))
+    fit = fit_scope(outputs["features"], lesions)
+    table = predictions_table(
+        manifest,
+        outputs["logits"],
+        spec.class_names,
+        {
+            "scope_score": cross_fitted(outputs["features"], lesions),
+            "photo_problem": problems_of(measures, quality).astype(np.float32),
+        },
+    )
+    scope = ScopeScore(torch.from_numpy(fit.mean), torch.from_numpy(fit.projection))
+    return Limited(
+        network=ShippedNetwork([Member(classifier, scope)]).eval(),
+        spec=replace(limits_in(spec, table, "the validation split"), quality=quality),
+        validation=table,
+    )
+
+
+def limits_in(spec: ModelSpec, validation: pd.DataFrame, source: str) -> ModelSpec:
+    """Fit what follows from a table of predictions, and put it into the spec."""
+    scored = scored_of(validation, spec.class_names)
+    limits = fit_limits(scored)
+    return replace(
+        spec,
+        temperature=limits.temperature,
+        prediction_sets=limits.prediction_sets,
+        abstention=limits.abstention,
+        scope=limits.scope,
+        calibrated_on=f"{source}: {len(scored):,} images of {scored.num_lesions:,} lesions",
+    )
+
+
+def measured_on(
+    limited: Limited, runner: Runner, rows: Rows, outputs: Outputs
+) -> dict[str, NDArray[np.float32]]:
+    """Return what `predictions_table` takes beside the logits of images."""
+    assert limited.spec.quality is not None
+    problems = problems_of(runner.measures(rows), limited.spec.quality)
+    return {"scope_score": outputs["scope_score"], "photo_problem": problems.astype(np.float32)}

@@ -1,0 +1,294 @@
+"""A run that has ended, or several of them, as one ONNX file.
+
+What was calibrated for one network as it was trained is calibrated anew for what answers
+otherwise: an ensemble, eight views, int8.  N images, C classes.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermalyze.config import Config
+from dermalyze.config_file import load_config
+from dermalyze.data.loader import Rows
+from dermalyze.data.metadata import metadata_of
+from dermalyze.data.prepare import Prepared
+from dermalyze.data.splits import Splits
+from dermalyze.evaluation.predictions import MEASURED, predictions_table, read_predictions
+from dermalyze.export.int8 import LabelledImages, describe, export_int8
+from dermalyze.export.onnx import export_onnx
+from dermalyze.models.checkpoint import load_member
+from dermalyze.models.shipped import Member, ShippedNetwork
+from dermalyze.models.views import NUM_VIEWS
+from dermalyze.tracking import children_of, fetched, require_run, tags_of
+from dermalyze.training.device import choose_device, in_full_precision
+from dermalyze.training.ended import data_of_run
+from dermalyze.training.job import (
+    BEST,
+    CONFIG,
+    EVALUATION,
+    FOLD_TAG,
+    FOLDS_TAG,
+    SPLIT_FILES,
+    Say,
+)
+from dermalyze.training.judged import PREDICTIONS, VALIDATION
+from dermalyze.training.limits import Runner, limits_in, with_limits
+from serving.errors import ArtifactError, DataError
+from serving.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """One run: its network and what it keeps."""
+
+    run_id: str
+    params: dict[str, str]
+    member: Member
+    spec: ModelSpec
+    config: Config
+    files: Path
+    validation: pd.DataFrame | None  # its predictions on val, and on test; None: not kept
+    test: pd.DataFrame | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """The images of some runs, and which of them all have learned from, or none has."""
+
+    prepared: Prepared
+    config: Config
+    train: Rows
+    val: Rows
+
+    @property
+    def runner(self) -> Runner:
+        """What runs networks over them."""
+        return Runner(
+            prepared=self.prepared,
+            device=in_full_precision(choose_device(self.config.training)),
+            batch_size=self.config.training.batch_size,
+        )
+
+    def labelled(self, rows: Rows, spec: ModelSpec) -> LabelledImages:
+        """Return some of them as int8 wants them."""
+        manifest = self.prepared.manifest.iloc[rows]
+        return LabelledImages(
+            self.prepared.store,
+            rows,
+            np.array([spec.class_names.index(label) for label in manifest["label"]]),
+            None if spec.metadata is None else metadata_of(manifest, spec.metadata),
+        )
+
+
+def export_runs(
+    run_ids: Sequence[str],
+    output: Path,
+    *,
+    tta: bool,
+    precision: str,
+    data_dir: Path | None,
+    say: Say,
+) -> str:
+    """Write the best epochs of runs as one ONNX file; return what was measured, in words.
+
+    Args:
+        run_ids: one run, or those of an ensemble; a run of folds stands for its folds.
+        output: the file.
+        tta: answer with the mean of eight views.
+        precision: float32 or int8.
+        data_dir: the images; None: where the runs found them.
+        say: shows a line to the user.
+
+    Raises:
+        ArtifactError: the runs cannot be in one file, or the file does not pass its proof.
+        DataError: images are needed and are not those of the runs.
+    """
+    folds = _folds_of(run_ids)
+    with ExitStack() as stack:
+        runs = [_trained(run_id, stack) for run_id in folds or run_ids]
+        spec = _common_spec(runs, num_views=NUM_VIEWS if tta else 1)
+        network = ShippedNetwork([run.member for run in runs], num_views=spec.num_views)
+        images, tables = None, _validation(runs)
+        if precision == "int8":
+            images = _images_of(runs, data_dir)
+            if len(images.val) == 0:
+                raise DataError(
+                    "there is no validation image that none of these runs has learned from, and "
+                    "int8 is proven on those; export one run, or --precision float32"
+                )
+        if folds and not tta:
+            spec = _limits_of_folds(runs, spec)
+        elif len(runs) > 1 or tta:
+            images = images or _images_of(runs, data_dir)
+            spec = _limits_together(runs, network, spec, images)
+        elif spec.scope is None:  # trained before there were limits
+            try:
+                images = images or _images_of(runs, data_dir)
+                limited = with_limits(network, spec, images.runner, images.val)
+                network, spec, tables = limited.network, limited.spec, [limited.validation]
+            except DataError as error:
+                say(f"warning: without prediction sets and decisions: {error}")
+        network.cpu()
+        if precision == "int8":
+            assert images is not None
+            return describe(
+                export_int8(
+                    network,
+                    spec,
+                    output,
+                    training=images.labelled(images.train, spec),
+                    validation=images.labelled(images.val, spec),
+                    respec=lambda logits: _limits_of(tables, spec, images, logits),
+                )
+            )
+        report = export_onnx(network, spec, output)
+    return (
+        f"{_what(spec)}; differs from PyTorch by at most {report.max_difference:.1e} in a "
+        f"probability on {report.num_images} images; no class changed"
+    )
+
+
+def _folds_of(run_ids: Sequence[str]) -> list[str]:
+    """Return the runs of the folds below a run; nothing if these are other runs.
+
+    Raises:
+        ArtifactError: a run of folds is one of several, or not all its folds have ended well.
+    """
+    number = {run_id: tags_of(run_id).get(FOLDS_TAG) for run_id in run_ids}
+    if not any(number.values()):
+        return []
+    if len(run_ids) > 1:
+        raise ArtifactError(
+            "a run of folds is an ensemble of its own; name it alone, or name other runs"
+        )
+    (run_id,) = run_ids
+    children = children_of(run_id, FOLD_TAG)
+    wanted = [str(i + 1) for i in range(int(number[run_id] or 0))]
+    if unfinished := [i for i in wanted if not children.get(i, ("", False))[1]]:
+        raise ArtifactError(
+            f"of run {run_id}, fold {unfinished[0]} has not ended well; "
+            f"go on with `dermalyze train --resume {run_id}`"
+        )
+    return [children[i][0] for i in wanted]
+
+
+def _trained(run_id: str, stack: ExitStack) -> _Trained:
+    names = (BEST, CONFIG, *SPLIT_FILES, EVALUATION)
+    checkpoint, config_file, *_, evaluation = stack.enter_context(fetched(run_id, names))
+    member, spec = load_member(checkpoint)
+    tables = [
+        read_predictions(evaluation / name)[0] if (evaluation / name).exists() else None
+        for name in (VALIDATION, PREDICTIONS)
+    ]
+    return _Trained(
+        run_id=run_id,
+        params=require_run(run_id),
+        member=member,
+        spec=spec,
+        config=load_config(config_file),
+        files=config_file.parent,
+        validation=tables[0],
+        test=tables[1],
+    )
+
+
+def _common_spec(runs: Sequence[_Trained], *, num_views: int) -> ModelSpec:
+    """Return the spec of all runs together, as far as it follows from theirs.
+
+    Raises:
+        ArtifactError: they take different images, or answer with different classes.
+    """
+    first = runs[0].spec
+    if len({run.run_id for run in runs}) < len(runs):
+        raise ArtifactError("a run is named twice; name each run of an ensemble once")
+    for run in runs[1:]:
+        for name in ("class_names", "input_size", "resize_mode", "resize_filter", "metadata"):
+            ours, theirs = getattr(first, name), getattr(run.spec, name)
+            if ours != theirs:
+                raise ArtifactError(
+                    f"runs {runs[0].run_id} and {run.run_id} cannot be in one file: their {name} "
+                    f"is {ours} and {theirs}; name runs that take the same images"
+                )
+    if num_views > 1 and first.input_size[0] != first.input_size[1]:
+        raise ArtifactError("quarter turns need square images; leave out --tta")
+    kinds = {run.spec.saliency for run in runs}
+    return replace(
+        first,
+        num_views=num_views,
+        member_run_ids=tuple(run.run_id for run in runs) if len(runs) > 1 else (),
+        saliency=first.saliency if len(kinds) == 1 else "",
+        scope=first.scope if all(run.spec.scope is not None for run in runs) else None,
+    )
+
+
+def _images_of(runs: Sequence[_Trained], data_dir: Path | None) -> _Images:
+    """Find the images of runs.
+
+    Raises:
+        DataError: the data is not what one of them was trained on.
+    """
+    splits: list[Splits] = []
+    for run in runs:
+        prepared, found = data_of_run(run.run_id, run.params, run.config, data_dir, run.files)
+        splits.append(found)
+    train, val = splits[0].train, splits[0].val
+    for other in splits[1:]:
+        train, val = np.intersect1d(train, other.train), np.intersect1d(val, other.val)
+    return _Images(prepared=prepared, config=runs[0].config, train=train, val=val)
+
+
+def _limits_of_folds(runs: Sequence[_Trained], spec: ModelSpec) -> ModelSpec:
+    """Fit the limits on what each fold's network said of the images that it had not seen."""
+    tables = [run.test for run in runs if run.test is not None]
+    return limits_in(spec, pd.concat(tables, ignore_index=True), "out of fold, one network each")
+
+
+def _limits_together(
+    runs: Sequence[_Trained], network: ShippedNetwork, spec: ModelSpec, images: _Images
+) -> ModelSpec:
+    """Fit the limits on images that are validation images of all runs."""
+    if len(images.val) == 0:
+        raise DataError(
+            "there is no image that is a validation image of all these runs, so that nothing can "
+            "be calibrated; train them with the same training.seed or data.splits"
+        )
+    outputs = images.runner.outputs(network, spec, images.val, ("logits",), "val")
+    return _limits_of(_validation(runs), spec, images, outputs["logits"])
+
+
+def _validation(runs: Sequence[_Trained]) -> list[pd.DataFrame]:
+    return [run.validation for run in runs if run.validation is not None]
+
+
+def _limits_of(
+    tables: Sequence[pd.DataFrame], spec: ModelSpec, images: _Images, logits: NDArray[np.float32]
+) -> ModelSpec:
+    """Fit the limits to logits on the validation images.
+
+    The scope scores are those of each run's own validation, by fits that had not seen the image.
+    """
+    manifest = images.prepared.manifest.iloc[images.val]
+    measured: dict[str, NDArray[np.float64]] = {}
+    if spec.scope is not None:
+        found = [table.set_index("image_id").loc[manifest["image_id"]] for table in tables]
+        measured = {
+            name: np.mean([table[name].to_numpy(np.float64) for table in found], axis=0)
+            for name in MEASURED
+        }
+    table = predictions_table(manifest, logits, spec.class_names, measured)
+    return limits_in(spec, table, "the validation split")
+
+
+def _what(spec: ModelSpec) -> str:
+    """Say what is in a file."""
+    networks = max(1, len(spec.member_run_ids))
+    parts = ["one network" if networks == 1 else f"{networks} networks"]
+    if spec.num_views > 1:
+        parts.append(f"{spec.num_views} views")
+    return " with ".join(parts)

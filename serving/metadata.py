@@ -1,0 +1,152 @@
+"""What is known of a patient and a site beside the image: age, sex, place on the body.
+
+N images, K numbers of each.  Never imports torch or pandas.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import MetadataError
+from serving.limits import SpecPart, is_number, require_part
+
+COLUMNS = ("age", "sex", "localization")  # HAM10000's names
+MAX_AGE = 120  # years
+_MISSING = ("", "unknown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataFields(SpecPart):
+    """How metadata becomes numbers: scaled age and whether it is known, then one column a word."""
+
+    age_mean: float = 52.0  # years; of HAM10000
+    age_std: float = 17.0
+    sexes: tuple[str, ...] = ("female", "male")
+    localizations: tuple[str, ...] = (
+        "abdomen",
+        "acral",
+        "back",
+        "chest",
+        "ear",
+        "face",
+        "foot",
+        "genital",
+        "hand",
+        "lower extremity",
+        "neck",
+        "scalp",
+        "trunk",
+        "upper extremity",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what no predictor could use."""
+        for name in ("age_mean", "age_std"):
+            value = getattr(self, name)
+            require_part(
+                is_number(value) and value > 0, f"metadata.{name}", "a number above 0", value
+            )
+        for name in ("sexes", "localizations"):
+            words = getattr(self, name)
+            require_part(
+                len(words) > 0
+                and all(isinstance(word, str) and word not in _MISSING for word in words)
+                and len(set(words)) == len(words),
+                f"metadata.{name}",
+                "different words",
+                words,
+            )
+
+    @property
+    def width(self) -> int:
+        """K."""
+        return 2 + len(self.sexes) + len(self.localizations)
+
+    @property
+    def parts(self) -> tuple[slice, slice, slice]:
+        """The columns of age, sex and localization."""
+        middle = 2 + len(self.sexes)
+        return slice(0, 2), slice(2, middle), slice(middle, self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What is known of one image; None: not known."""
+
+    age: float | None = None  # years
+    sex: str | None = None
+    localization: str | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Metadata":
+        """Take facts under HAM10000's column names, as JSON, CSV or a data frame hold them.
+
+        Empty text, `unknown`, None and NaN mean that it is not known.
+
+        Raises:
+            MetadataError: a value is of another type, or an age that nobody has.
+        """
+        return cls(
+            age=_age(values.get("age")),
+            sex=_word("sex", values.get("sex")),
+            localization=_word("localization", values.get("localization")),
+        )
+
+
+def encode(items: Sequence[Metadata | None], fields: MetadataFields) -> NDArray[np.float32]:
+    """Turn metadata of N images into float32 (N, K); nothing known is all zeros.
+
+    Raises:
+        MetadataError: a word is not among those of the model.
+    """
+    encoded = np.zeros((len(items), fields.width), np.float32)
+    for row, item in zip(encoded, items, strict=True):
+        if item is None:
+            continue
+        if item.age is not None:
+            row[:2] = (item.age - fields.age_mean) / fields.age_std, 1
+        start = 2
+        for name, words in (("sex", fields.sexes), ("localization", fields.localizations)):
+            word = getattr(item, name)
+            if word is not None:
+                if word not in words:
+                    raise MetadataError(
+                        f"the {name} {word!r} is unknown to this model, expected one of "
+                        f"{', '.join(words)}, or unknown"
+                    )
+                row[start + words.index(word)] = 1
+            start += len(words)
+    return encoded
+
+
+def _age(value: Any) -> float | None:
+    if isinstance(value, str):
+        if value.strip().lower() in _MISSING:
+            return None
+        try:
+            value = float(value)
+        except ValueError:
+            value = None
+            ok = False
+        else:
+            ok = True
+    else:
+        ok = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    if ok and (value is None or math.isnan(value)):
+        return None
+    if not ok or not 0 <= value <= MAX_AGE:
+        raise MetadataError(f"an age must be a number of years from 0 to {MAX_AGE}")
+    return float(value)
+
+
+def _word(name: str, value: Any) -> str | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if not isinstance(value, str):
+        raise MetadataError(f"the {name} must be text, got {type(value).__name__}")
+    word = value.strip().lower()
+    return None if word in _MISSING else word

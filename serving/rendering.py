@@ -1,0 +1,121 @@
+"""Answers -> a table, JSON or CSV.  Never imports torch."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from serving.errors import ImageError
+from serving.files import Answer
+from serving.taxonomy import CLASS_NAMES, DISCLAIMER
+
+
+def render(
+    answers: Iterable[tuple[Path, Answer]],
+    kind: str,
+    class_names: Sequence[str] = CLASS_NAMES,
+    more: Sequence[str] = (),
+) -> Iterator[str]:
+    """Yield lines of text: `kind` is table, json (an object a line) or csv.
+
+    JSON and CSV come line by line; a table waits for its last row, whose width it must know.  The
+    disclaimer is in each: as the last line, a key, a column.
+
+    Args:
+        answers: files and what was answered.
+        kind: the form.
+        class_names: those of the model.
+        more: names of the fields that this model's answers have beyond those of every model; CSV
+            shows them in columns after all others.
+    """
+    if kind == "json":
+        return _json_lines(answers)
+    if kind == "csv":
+        return _csv_lines(answers, class_names, more)
+    return _table_lines(answers)
+
+
+def _json_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
+    for path, answer in answers:
+        values = {"error": str(answer)} if isinstance(answer, ImageError) else answer.to_dict()
+        yield json.dumps({"image": _text(path), **values})
+
+
+def _csv_lines(
+    answers: Iterable[tuple[Path, Answer]], class_names: Sequence[str], more: Sequence[str]
+) -> Iterator[str]:
+    yield _csv_line(
+        "image",
+        "predicted_class",
+        "predicted_class_description",
+        "confidence",
+        *(f"prob_{name}" for name in class_names),
+        "error",
+        "disclaimer",
+        *more,
+    )
+    for path, answer in answers:
+        if isinstance(answer, ImageError):
+            empty = [""] * (3 + len(class_names))
+            yield _csv_line(_text(path), *empty, str(answer), DISCLAIMER, *[""] * len(more))
+        else:
+            yield _csv_line(
+                _text(path),
+                answer.predicted_class,
+                answer.predicted_class_description,
+                answer.confidence,
+                *answer.probabilities.values(),
+                "",
+                answer.disclaimer,
+                *(_cell(getattr(answer, name)) for name in more),
+            )
+
+
+def _cell(value: object) -> object:
+    return "; ".join(value) if isinstance(value, tuple) else value
+
+
+def _csv_line(*values: object) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(values)
+    return text.getvalue()
+
+
+def _table_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
+    disclaimer = DISCLAIMER
+    rows = [["image", "class", "confidence", "decision", "set", "description"]]
+    for path, answer in answers:
+        if isinstance(answer, ImageError):
+            rows.append([_text(path), "error", "", "", "", _text(answer)])
+            continue
+        disclaimer = answer.disclaimer
+        description = answer.predicted_class_description
+        if answer.decision not in (None, "answer"):
+            description += f" ({answer.decision_reason})"
+        rows.append(
+            [
+                _text(path),
+                answer.predicted_class,
+                f"{answer.confidence:.1%}",
+                answer.decision or "",
+                " ".join(answer.prediction_set or ()),
+                description,
+            ]
+        )
+    # A column that the model has nothing for is left out.
+    kept = [i for i in range(6) if i not in (3, 4) or any(row[i] for row in rows[1:])]
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    for row in rows:
+        cells = [f"{row[i]:>{widths[i]}}" if i == 2 else f"{row[i]:<{widths[i]}}" for i in kept]
+        yield "  ".join(cells).rstrip()
+    yield ""
+    yield disclaimer
+
+
+def _text(value: object) -> str:
+    """Show a file name on one line: it may hold control characters, or bytes that are no UTF-8."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in str(value)
+    )
