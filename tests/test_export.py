@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,15 @@ from torch import nn
 from dermalyze.config import ModelConfig
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.classifier import build_classifier
+from dermalyze.models.heads import build_head
 from dermalyze.models.predictor import SkinLesionPredictor
-from dermalyze.models.shipped import ShippedNetwork
+from dermalyze.models.scope import ScopeScore
+from dermalyze.models.shipped import Member, ShippedNetwork
 from serving import Predictor
 from serving.digest import DIGEST_KEY
 from serving.errors import ArtifactError
+from serving.limits import Scope
+from serving.metadata import MetadataFields
 from serving.spec import SPEC_KEY, ModelSpec
 
 pytestmark = pytest.mark.slow  # an export takes seconds
@@ -154,3 +159,73 @@ def test_every_size_with_every_head_agrees_with_pytorch(tmp_path, size, head_typ
     report = export_onnx(ShippedNetwork.of(network), spec, tmp_path / "model.onnx")
     assert report.agrees
     assert report.num_images >= 64
+
+
+SCOPE = Scope(kind="mahalanobis", max_score=2.0, false_alarm_rate=0.05, num_lesions=200)
+
+
+def member_with_scope(seed, head_type, num_metadata):
+    torch.manual_seed(seed)
+    network = tiny_network(seed, head_type)
+    network.head = build_head(head_type, 6, 7, 0.3, num_metadata)
+    spread(network, TINY_SPEC)
+    return Member(network, ScopeScore(torch.rand(6), torch.randn(6, 3))).eval()
+
+
+@pytest.mark.parametrize(
+    ("head_type", "num_networks", "num_views", "with_metadata"),
+    [("simple", 1, 1, True), ("simple", 2, 8, True), ("acrnn", 2, 1, False)],
+)
+def test_all_that_a_network_answers_is_in_the_file_and_as_pytorch_has_it(
+    tmp_path, head_type, num_networks, num_views, with_metadata
+):
+    fields = MetadataFields() if with_metadata else None
+    width = fields.width if fields else 0
+    members = [member_with_scope(seed, head_type, width) for seed in range(num_networks)]
+    network = ShippedNetwork(members, num_views=num_views)
+    spec = replace(
+        TINY_SPEC,
+        scope=SCOPE,
+        metadata=fields,
+        saliency="grad_cam" if head_type == "simple" else "attention_evidence",
+        num_views=num_views,
+        member_run_ids=("a", "b") if num_networks > 1 else (),
+    )
+    path = tmp_path / "model.onnx"
+    report = export_onnx(network, spec, path)
+    assert report.output_differences.keys() == {
+        "scope_score",
+        "saliency",
+        *(["member_logits"] if num_networks * num_views > 1 else []),
+    }
+    # Once more, on other images and with metadata of every kind.
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 256, (7, 16, 16, 3), np.uint8)
+    metadata = rng.standard_normal((7, width)).astype(np.float32) if fields else None
+    names = ["logits", *report.output_differences]
+    ours = SkinLesionPredictor.of(network, spec).run(pixels, names, metadata)
+    theirs = Predictor(path).run(pixels, names, metadata)
+    for name in names:
+        np.testing.assert_allclose(theirs[name], ours[name], atol=1e-5 * np.abs(ours[name]).max())
+    assert theirs["saliency"].shape[:2] == (7, 7)
+    if fields:
+        unknown = Predictor(path).run(pixels, ["logits"])["logits"]
+        assert np.abs(unknown - theirs["logits"]).max() > 0.01
+
+
+def test_a_map_that_differs_from_pytorch_is_found(tmp_path, monkeypatch):
+    network = ShippedNetwork([member_with_scope(0, "simple", 0)])
+    spec = replace(TINY_SPEC, scope=SCOPE, saliency="grad_cam")
+    run = SkinLesionPredictor.run
+
+    def another_map(self, pixels, names, metadata=None):
+        outputs = run(self, pixels, names, metadata)
+        return {k: v * 1.01 if k == "saliency" else v for k, v in outputs.items()}
+
+    monkeypatch.setattr(SkinLesionPredictor, "run", another_map)
+    with pytest.raises(ArtifactError) as caught:
+        export_onnx(network, spec, tmp_path / "model.onnx")
+    assert re.search(
+        r"0 change their class, the saliency by 9\.9e-03 of its largest value; ", str(caught.value)
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dermalyze.export.parity import (
     MAX_DIFFERENCE,
+    MAX_SHARE,
     NamedImage,
     ParityReport,
     check_parity,
@@ -71,12 +72,17 @@ def export_onnx(
             [*parity_images(), *extra_images],
         )
         if not report.agrees:
+            others = "".join(
+                f", the {name} by {share:.1e} of its largest value"
+                for name, share in report.output_differences.items()
+                if not share <= MAX_SHARE
+            )
             raise ArtifactError(
                 f"{output} is not written: in image {report.worst_image} ONNX differs from "
                 f"PyTorch by {report.max_difference:.1e} in a probability, where "
                 f"{MAX_DIFFERENCE:.0e} is allowed, and of {report.num_images} images "
-                f"{len(report.changed_classes)} change their class; if the network was hardly "
-                "trained, train it longer"
+                f"{len(report.changed_classes)} change their class{others}; if the network was "
+                "hardly trained, train it longer"
             )
         partial.replace(output)
     finally:

@@ -4,29 +4,24 @@ The images are drawn here: every kind of JPEG and PNG that people send.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.prediction import ImageInput, Prediction
+from serving.answering import AnyPredictor, output_names
+from serving.metadata import Metadata, MetadataFields
+from serving.prediction import Prediction
 
 MAX_DIFFERENCE = 1e-4  # of a probability; measured: about 1e-6
+MAX_SHARE = 1e-3  # of any other output, in shares of its largest value; measured: about 1e-5
 
 NamedImage = tuple[str, bytes]
 _ORIENTATION = 0x0112  # the EXIF tag
-
-
-class AnyPredictor(Protocol):
-    """What both predictors can do."""
-
-    def predict_batch(
-        self, images: Sequence[ImageInput], *, batch_size: int = ...
-    ) -> list[Prediction]:
-        """Answer for many images, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +32,31 @@ class ParityReport:
     max_difference: float  # of any probability of any image
     worst_image: str  # the name of the image with that difference
     changed_classes: tuple[str, ...]  # names of the images whose predicted class differs
+    output_differences: Mapping[str, float]  # of the other outputs, in shares of the largest value
 
     @property
     def agrees(self) -> bool:
         """Whether the two may stand for each other."""
-        return self.max_difference <= MAX_DIFFERENCE and not self.changed_classes
+        return (
+            self.max_difference <= MAX_DIFFERENCE
+            and not self.changed_classes
+            and all(share <= MAX_SHARE for share in self.output_differences.values())
+        )
 
 
 def check_parity(
     torch_predictor: AnyPredictor, onnx_predictor: AnyPredictor, images: Sequence[NamedImage]
 ) -> ParityReport:
-    """Compare the answers for images given as names and JPEG or PNG bytes."""
+    """Compare the answers for images given as names and JPEG or PNG bytes.
+
+    A model that takes metadata is asked with some of it known and some not.
+    """
+    spec = onnx_predictor.spec
+    metadata = None if spec.metadata is None else _some_metadata(len(images), spec.metadata)
     data = [image for _, image in images]
     # Batches of different sizes: the answers must not depend on those either.
-    expected = torch_predictor.predict_batch(data, batch_size=8)
-    answers = onnx_predictor.predict_batch(data, batch_size=3)
+    expected = torch_predictor.predict_batch(data, metadata=metadata, batch_size=8)
+    answers = onnx_predictor.predict_batch(data, metadata=metadata, batch_size=3)
     differences = np.abs(_probs(expected) - _probs(answers)).max(axis=1)
     worst = int(differences.argmax())
     return ParityReport(
@@ -63,7 +68,40 @@ def check_parity(
             for (name, _), ours, theirs in zip(images, expected, answers, strict=True)
             if ours.predicted_class != theirs.predicted_class
         ),
+        output_differences=_output_differences(torch_predictor, onnx_predictor, data),
     )
+
+
+def _output_differences(
+    torch_predictor: AnyPredictor, onnx_predictor: AnyPredictor, images: Sequence[bytes]
+) -> dict[str, float]:
+    """Compare all that a graph gives beside the logits."""
+    spec = onnx_predictor.spec
+    names = [*output_names(spec)[1:], *(["saliency"] if spec.saliency else [])]
+    differences = dict.fromkeys(names, 0.0)
+    largest = dict.fromkeys(names, 0.0)
+    for image in images if names else ():
+        pixels = onnx_predictor.pixels(image)[None]
+        expected, answers = torch_predictor.run(pixels, names), onnx_predictor.run(pixels, names)
+        for name in names:
+            largest[name] = max(largest[name], float(np.abs(expected[name]).max()))
+            difference = float(np.abs(expected[name] - answers[name]).max())
+            differences[name] = max(differences[name], difference)
+    return {name: differences[name] / (largest[name] or 1.0) for name in names}
+
+
+def _some_metadata(num_images: int, fields: MetadataFields) -> list[Metadata | None]:
+    """Make up metadata: nothing, all, or a part of it, in turn."""
+    sexes, localizations = cycle(fields.sexes), cycle(fields.localizations)
+    made: list[Metadata | None] = []
+    for i in range(num_images):
+        facts = Metadata(
+            age=float(i % 90) if i % 4 < 3 else None,
+            sex=next(sexes) if i % 3 else None,
+            localization=next(localizations),
+        )
+        made.append(facts if i % 5 else None)
+    return made
 
 
 def _probs(predictions: Sequence[Prediction]) -> NDArray[np.float64]:

@@ -98,6 +98,8 @@ class ShippedNetwork(nn.Module):
                 return logits.transpose(0, 1)
             return torch.logsumexp(torch.log_softmax(logits, 2), 0) - math.log(len(logits))
         parts = [self._views(outputs[name]) for outputs in found]  # each (V, N, ...)
+        if name == "scope_score":  # its limit was fitted on images as they are
+            return torch.stack([part[0] for part in parts]).mean(0)
         if name == "saliency":
             if self.num_views > 1:
                 parts = [upright(part) for part in parts]
