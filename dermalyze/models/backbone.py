@@ -1,6 +1,6 @@
 """A timm backbone by name: plug-ins, pretrained weights, and what its features look like.
 
-N images, F features, h x w places of the final feature map.
+N images, F features, h x w places of the final feature map, E early features.
 """
 
 import difflib
@@ -30,6 +30,7 @@ from serving.spec import RESIZE_FILTERS
 
 HUB_TIMEOUT_SECONDS = 5.0
 WEIGHTS_NAME = "model.safetensors"
+_NUM_EARLY = 3  # levels of features: down to an eighth of the image's sides in most networks
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,27 @@ class Backbone(nn.Module):
         features: Tensor = self.network.forward_features(  # type: ignore[operator]
             (images - self.mean) / self.std
         )
+        return self._as_map(features)
+
+    def with_early(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the final feature map, and what the first layers saw: (N, F, h, w), (N, E).
+
+        The latter are the means over all places of the first three of timm's feature levels; of a
+        network that does not give them, those of the final map.
+        """
+        if not hasattr(self.network, "forward_intermediates"):
+            features = self(images)
+            return features, features.mean((2, 3))
+        final, levels = self.network.forward_intermediates(  # type: ignore[operator]
+            (images - self.mean) / self.std,
+            indices=list(range(_NUM_EARLY)),
+            norm=False,
+            output_fmt="NCHW",
+        )
+        return self._as_map(final), torch.cat([level.mean((2, 3)) for level in levels], 1)
+
+    def _as_map(self, features: Tensor) -> Tensor:
+        """Bring what timm calls features into the form (N, F, h, w)."""
         if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
             features = features.permute(0, 3, 1, 2)
         if features.ndim == 3:  # a transformer's tokens: (N, places, F) -> (N, F, h, w)

@@ -15,6 +15,7 @@ import torch
 from dermalyze.config import ModelConfig
 from dermalyze.config_file import config_from
 from dermalyze.models.classifier import Classifier, build_classifier
+from dermalyze.models.heads import AcrnnHead
 from dermalyze.models.scope import ScopeScore
 from dermalyze.models.shipped import Member
 from serving.errors import ArtifactError, ConfigError
@@ -101,8 +102,9 @@ def load_member(path: Path) -> tuple[Member, ModelSpec]:
         raise ArtifactError(
             f"the weights in {path} do not fit the network that it describes; train it again"
         ) from error
+    kind = "attention_evidence" if isinstance(classifier.head, AcrnnHead) else "grad_cam"
     member = Member(classifier, scope)
-    return member.eval(), spec
+    return member.eval(), dataclasses.replace(spec, saliency=kind)
 
 
 def load_classifier(path: Path) -> tuple[Classifier, ModelSpec]:

@@ -1,4 +1,4 @@
-"""The scope score of `evaluation.scope` as a part of the network.  N images, F features."""
+"""The scope score of `evaluation.scope` as a part of the network.  N images, E early features."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 class ScopeScore(nn.Module):
-    """How unlike the known images: (N, F, h, w) -> (N,)."""
+    """How unlike the known images: early features (N, E) -> (N,)."""
 
     mean: Tensor
     projection: Tensor
 
     def __init__(self, mean: Tensor, projection: Tensor) -> None:
-        """Take the arrays of a `ScopeFit`: float32 (F,), (F, D)."""
+        """Take the arrays of a `ScopeFit`: float32 (E,), (E, D)."""
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("projection", projection)
@@ -23,7 +23,7 @@ class ScopeScore(nn.Module):
         """Build it from its own state dict; raises KeyError where something is missing."""
         return cls(state["mean"], state["projection"])
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, early: Tensor) -> Tensor:
         """Return squared Mahalanobis distances, per dimension."""
-        reduced = (features.mean((2, 3)) - self.mean) @ self.projection
+        reduced = (early - self.mean) @ self.projection
         return torch.square(reduced).mean(1)

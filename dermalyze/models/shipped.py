@@ -1,7 +1,8 @@
 """What is shipped: one or several networks with all that they answer, as one module.
 
 PyTorch answers with it and the ONNX graph is made of it, so that both are the same computation.
-N images of H x W pixels, C classes, M members (networks times views), h x w places of a map.
+N images of H x W pixels, C classes, M members (networks times views), h x w places of a map, E
+early features.
 """
 
 import math
@@ -27,20 +28,24 @@ class Member(nn.Module):
     def forward(
         self, images: Tensor, metadata: Tensor | None, names: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Return some of logits (N, C), features (N, F), scope_score (N,), saliency (N, C, h, w).
+        """Return some of logits (N, C), early (N, E), scope_score (N,), saliency (N, C, h, w).
 
         Args:
             images: float32 (N, 3, H, W) in 0..1.
             metadata: float32 (N, K), for a network that takes it.
             names: what is wanted beside the logits.
         """
-        features = self.classifier.backbone(images)
+        early = None
+        if "early" in names or "scope_score" in names:
+            features, early = self.classifier.backbone.with_early(images)
+        else:
+            features = self.classifier.backbone(images)
         outputs = {"logits": self.classifier.head(features, metadata)}
-        if "features" in names:
-            outputs["features"] = features.mean((2, 3))
+        if early is not None:
+            outputs["early"] = early
         if "scope_score" in names:
             assert self.scope is not None
-            outputs["scope_score"] = self.scope(features)
+            outputs["scope_score"] = self.scope(early)
         if "saliency" in names:
             outputs["saliency"] = saliency_of(self.classifier.head, features, metadata)
         return outputs
@@ -80,7 +85,7 @@ class ShippedNetwork(nn.Module):
             pixels: uint8 (N, H, W, 3); square for eight views.
             metadata: float32 (N, K), for networks that take it.
             names: some of logits (N, C), member_logits (N, M, C), scope_score (N,), saliency
-                (N, C, h, w) and, of one network alone, features (N, F).
+                (N, C, h, w) and, of one network alone, early (N, E).
         """
         images = to_images(pixels)
         if self.num_views > 1:

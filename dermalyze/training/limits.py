@@ -104,18 +104,18 @@ def with_limits(network: ShippedNetwork, spec: ModelSpec, runner: Runner, rows: 
         rows: of the validation split.
     """
     classifier = network.only.classifier
-    outputs = runner.outputs(network, spec, rows, ("logits", "features"), "val")
+    outputs = runner.outputs(network, spec, rows, ("logits", "early"), "val")
     manifest = runner.manifest(rows)
     lesions = lesion_numbers(manifest)
     measures = runner.measures(rows)
     quality = fit_quality(measures, lesions, min(spec.input_size))
-    fit = fit_scope(outputs["features"], lesions)
+    fit = fit_scope(outputs["early"], lesions)
     table = predictions_table(
         manifest,
         outputs["logits"],
         spec.class_names,
         {
-            "scope_score": cross_fitted(outputs["features"], lesions),
+            "scope_score": cross_fitted(outputs["early"], lesions),
             "photo_problem": problems_of(measures, quality).astype(np.float32),
         },
     )
