@@ -327,7 +327,7 @@ class TrackingConfig:
     register: bool = True  # false: log the model, leave the registry alone
     champion_metric: str = "test/balanced_accuracy"  # what a champion is judged by; higher wins
     champion_margin: float = 0.02  # how much worse a new one may be, with 95 % confidence
-    champion_calibration_margin: float = 0.02  # likewise of the calibration error (ECE)
+    champion_calibration_margin: float = 0.02  # likewise in the Brier score
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -294,10 +294,10 @@ def test_a_class_of_few_lesions_shows_nothing():
 def test_the_same_model_is_no_worse_than_itself():
     reference = simulate(200, seed=0, shares=THREE)
     found = noninferior(
-        reference, reference, "ece", margin=0.01, higher_is_better=False, replicates=50
+        reference, reference, "brier", margin=0.01, higher_is_better=False, replicates=50
     )
     assert found.holds
-    assert found.sentence == "ece is the same (upper 95% bound 0.000, margin 0.010): no worse"
+    assert found.sentence == "brier is the same (upper 95% bound 0.000, margin 0.010): no worse"
 
 
 def test_the_bound_is_the_one_sided_quantile():

@@ -125,8 +125,8 @@ def open_dataset(data_dir: Path) -> Dataset:
         )
     entries = sorted(p for p in data_dir.iterdir() if not p.name.startswith("."))
     metadata = [p for name in _METADATA for p in entries if p.name.lower() == name and p.is_file()]
-    images = _named(entries, _HAM_IMAGES)
-    isic_images = _named(entries, (_ISIC + "input",))
+    images = named_sources(entries, _HAM_IMAGES)
+    isic_images = named_sources(entries, (_ISIC + "input",))
     if metadata and images:
         rows = _ham_rows(metadata[0])
     elif isic_images:
@@ -139,7 +139,7 @@ def open_dataset(data_dir: Path) -> Dataset:
     files: dict[str, ImageFile] = {}
     rivals: dict[str, ImageFile] = {}
     for source in images:
-        for image_id, file in _files_in(source):
+        for image_id, file in files_in(source):
             first = files.setdefault(image_id, file)
             # Kaggle ships every image twice, in folders that differ by case: copies are no rivals.
             same_content = not (first.member and file.member) or first.stamp == file.stamp
@@ -148,7 +148,7 @@ def open_dataset(data_dir: Path) -> Dataset:
     return Dataset(data_dir, rows, MappingProxyType(files), MappingProxyType(rivals))
 
 
-def _named(entries: list[Path], names: tuple[str, ...]) -> list[Path]:
+def named_sources(entries: list[Path], names: tuple[str, ...]) -> list[Path]:
     """Return the folders and zips of these names, whatever their case."""
     return [
         p
@@ -158,7 +158,7 @@ def _named(entries: list[Path], names: tuple[str, ...]) -> list[Path]:
     ]
 
 
-def _files_in(source: Path) -> Iterator[tuple[str, ImageFile]]:
+def files_in(source: Path) -> Iterator[tuple[str, ImageFile]]:
     """Yield image_id and file of every image in a folder or a zip, at any depth."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
@@ -228,7 +228,7 @@ def _isic_csv(data_dir: Path, entries: list[Path], part: str) -> tuple[Path, byt
     for path in entries:
         if path.is_file() and path.name.lower() == name.lower():
             return path, _read_file(path)
-    for path in _named(entries, ((_ISIC + part).lower(),)):
+    for path in named_sources(entries, ((_ISIC + part).lower(),)):
         if path.is_dir():
             for inner in sorted(path.rglob("*.csv")):
                 if inner.name.lower() == name.lower():

@@ -49,6 +49,7 @@ class Prepared:
     audit: Audit
     fingerprint: str  # sha256 of ids, labels, lesions and file contents, wherever they lie
     files: Mapping[str, ImageFile]  # image_id -> the original file
+    data_dir: Path  # where they were found
 
     def read_image_bytes(self, image_id: str) -> bytes:
         """Return the original file of one image.
@@ -118,7 +119,15 @@ def prepare(
         )
     if manifest.empty:
         raise DataError(f"no image of {data_dir} can be used; {output / AUDIT_TEXT} says why")
-    return Prepared(output, manifest, stored.store, report, fingerprint_of(manifest), dataset.files)
+    return Prepared(
+        output,
+        manifest,
+        stored.store,
+        report,
+        fingerprint_of(manifest),
+        dataset.files,
+        data_dir,
+    )
 
 
 def fingerprint_of(manifest: pd.DataFrame) -> str:

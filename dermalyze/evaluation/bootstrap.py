@@ -5,7 +5,7 @@ image counts as often as its lesion was drawn; every metric is computed for all 
 from these weights.  Davison and Hinkley, "Bootstrap Methods and their Application" (1997), 3.8.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,6 +30,8 @@ CLASS_MEANS = (
     "macro_auc",
     "macro_average_precision",
 )
+# Intervals at 95 % held the truth in 0 to 88 % of studies, the fewer the better calibrated.
+RAISED = "drawing lesions anew raises it, so that bounds would lie too high"
 _CHUNK = 250  # replicates at once; bounds memory
 
 
@@ -66,10 +68,14 @@ def intervals(
     once = replicated(scored, np.ones((1, len(scored))), min_sensitivity)
     weights = lesion_weights(scored.lesions, replicates, seed)
     drawn = replicated(scored, weights, min_sensitivity)
-    return {
+    found = {
         name: interval_of(float(value[0]), drawn[name], rests_on(scored, name))
         for name, value in once.items()
         if np.isfinite(value[0])
+    }
+    return {
+        name: replace(interval, low=None, high=None, reason=RAISED) if name == "ece" else interval
+        for name, interval in found.items()
     }
 
 

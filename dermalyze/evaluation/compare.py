@@ -269,8 +269,6 @@ def _difference(
             reason=f"cannot be had: {basis.in_words()}",
         )
     difference, drawn = estimates[1] - estimates[0], b.drawn[metric] - a.drawn[metric]
-    if metric == "ece":  # resampling raises the smaller error more than the larger
-        drawn = drawn - (drawn.mean() - difference)
     interval = interval_of(difference, drawn, basis, level)
     return Difference(
         metric=metric,

@@ -26,6 +26,9 @@ from dermalyze.evaluation.calibrators import (
     require_lesions,
 )
 from dermalyze.evaluation.clinical import decision_curve, malignant_roc
+from dermalyze.evaluation.explanations import judge_maps
+from dermalyze.evaluation.limits import fit_limits
+from dermalyze.evaluation.limits_judged import judge_limits
 from dermalyze.evaluation.metrics import Counts, Floats
 from dermalyze.evaluation.scored import Scored
 from dermalyze.evaluation.subgroups import judge_subgroups
@@ -49,15 +52,17 @@ def judge(
     *,
     split: str,
     trained_priors: Floats | None = None,
+    explanations: pd.DataFrame | None = None,
 ) -> Judged:
     """Judge predictions; every number with what it rests on.
 
     Args:
         scored: the predictions that are judged.
-        validation: those that a calibrator is fitted on; None: there are none.
+        validation: those that calibrator and limits are fitted on; None: there are none.
         settings: replicates, calibrator, stated prevalence.
         split: what `scored` is called.
         trained_priors: fractions (C,) of the classes that training made the network see.
+        explanations: how maps of evidence did on lesion masks, as `measure_maps` gave it.
 
     Raises:
         DataError: what is judged holds a lesion that the calibrator was fitted on.
@@ -79,6 +84,13 @@ def judge(
         scored, replicates=settings.replicates, min_sensitivity=settings.min_sensitivity
     )
     roc, decision = malignant_roc(scored), decision_curve(calibrated)
+    limits = {}
+    if validation is not None:
+        fitted = fit_limits(validation)
+        limits = {"limits": judge_limits(scored, fitted, replicates=settings.replicates)}
+    maps = {}
+    if explanations is not None:
+        maps = {"explanations": judge_maps(explanations, len(scored), settings.replicates)}
     judgement: dict[str, Any] = {
         "split": split,
         "num_images": len(scored),
@@ -90,6 +102,8 @@ def judge(
         "intervals": {name: asdict(interval) for name, interval in found.items()},
         "subgroups": judge_subgroups(scored, replicates=settings.replicates).to_dict(),
         **calibration,
+        **limits,
+        **maps,
     }
     if roc is not None and decision is not None:
         judgement |= {"malignant_roc": roc.to_dict(), "decision_curve": decision.to_dict()}

@@ -9,7 +9,7 @@ from dermalyze.evaluation.compare import noninferior
 from dermalyze.evaluation.scored import Scored
 from serving.errors import DataError
 
-CALIBRATION = "ece"
+CALIBRATION = "brier"  # a proper score; resampling raises ece, so its bound would be no honest one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Rule:
 
     metric: str  # such as balanced_accuracy; higher is better
     margin: float  # how much worse in it the candidate may be, with 95 % confidence
-    calibration_margin: float  # likewise of the expected calibration error
+    calibration_margin: float  # likewise in the Brier score, of which calibration is a part
     must_be_better: bool  # whether its estimate must also be the higher one
 
 

@@ -15,6 +15,7 @@ from dermalyze.evaluation import report_pictures as pictures
 from dermalyze.evaluation.metrics import Counts, confusion_matrix, normalized_confusion_matrix
 from dermalyze.evaluation.plots import BLUE
 from dermalyze.evaluation.report_figures import data_address
+from dermalyze.evaluation.report_limits import known_limits, known_maps
 from dermalyze.evaluation.scored import Scored
 from dermalyze.evaluation.words import (
     AT_POINTS,
@@ -116,6 +117,8 @@ def _page(inputs: ReportInputs) -> dict[str, Any]:
         "calibration": _calibration(judgement),
         "calibration_figure": pictures.reliability(judgement, scored, inputs.calibrated),
         "decision": pictures.decision(judgement),
+        "known": known_limits(judgement),
+        "maps": known_maps(judgement),
         "groups": _groups(judgement),
         "group_columns": [title_of(name) for name in group_columns(judgement)],
         "gaps": gap_sentences(judgement),

@@ -148,6 +148,25 @@ def decision_curve(
         return _svg(figure)
 
 
+def risk_coverage(
+    coverage: Sequence[float], risk: Sequence[float], stated: float, answered: float
+) -> str:
+    """Draw the share of wrong answers over that of answered lesions, and the model's threshold."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.8, 4.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(coverage, risk, color=BLUE, lw=2, label="the model")
+        axes.axhline(stated, color="black", lw=1.2, ls=":", label="stated risk")
+        if answered > 0:
+            at = float(np.interp(answered, coverage, risk))
+            axes.plot(answered, at, "o", color=VERMILION, ms=8, label="its threshold")
+        axes.set(xlim=(0, 1), ylim=(0, max(*risk, stated) * 1.1))
+        axes.set(xlabel="share of the lesions that are answered", ylabel="share of wrong answers")
+        axes.grid(alpha=0.25)
+        axes.legend(loc="upper left", handlelength=3)
+        return _svg(figure)
+
+
 def ranked(scores: Floats, is_class: NDArray[np.bool_]) -> tuple[Counts, Counts]:
     """Count hits and false alarms above each threshold, from none to all: (N,) -> (M,), (M,)."""
     order = np.argsort(-scores, kind="stable")

@@ -1,4 +1,10 @@
-"""Answering only where the confidence is high enough.  N images, C classes."""
+"""Answering only where the confidence is high enough: what it costs and what it gains.
+
+Every lesion counts once, shared by those of its images that are answered.  N images, C classes, R
+replicates.  Never imports torch.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import beta
@@ -6,33 +12,91 @@ from scipy.stats import beta
 from dermalyze.evaluation.metrics import Counts, Floats
 from serving.limits import Abstention
 
-RISK = 0.1  # stated by default: share of wrong answers among those given
-_CONFIDENCE = 0.95
-_NEVER = 1.01
+RISK = 0.1  # stated: share of wrong answers among those given
+CONFIDENCE = 0.95  # with which the stated risk is shown on validation lesions
+_MIN_LESIONS = 50  # answered; a threshold that leaves fewer is not tried
+_THRESHOLDS = np.round(np.arange(0.99, 0.195, -0.01), 2)
+_NEVER = 1.01  # a confidence that no answer has
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """Risk among the most confident answers, for each share of them."""
+
+    coverage: Floats  # (N,), ascending to 1
+    risk: Floats  # (N,)
 
 
 def fit_abstention(
     probs: Floats, targets: Counts, lesions: Counts, *, risk: float = RISK
 ) -> Abstention:
-    """Find the lowest confidence from which on answers keep to a risk."""
-    counts = np.bincount(lesions)
-    weights = 1 / counts[lesions]
+    """Find the lowest confidence from which on answers keep to a risk.
+
+    Thresholds are tried from high to low until the first at which the exact binomial bound (Clopper
+    & Pearson, 1934) exceeds the risk: fixed-sequence testing, so that the risk is exceeded with a
+    chance of at most 1 - `CONFIDENCE` (Angelopoulos et al., "Learn then test", 2021; the bound is
+    that of Geifman & El-Yaniv, "Selective classification for deep neural networks", 2017).  A
+    lesion's loss is the share of its answered images that are wrong; the binomial is the widest
+    distribution that a sum of such losses can have, so the bound errs on the safe side.
+
+    Args:
+        probs: calibrated, (N, C).
+        targets: (N,).
+        lesions: (N,), numbers from 0.
+        risk: stated, a fraction.
+    """
     confidence = probs.max(axis=1)
-    wrong = probs.argmax(axis=1) != targets
-    found, answered = _NEVER, 0.0
-    for threshold in np.linspace(0.99, 0.2, 80):
+    wrong = (probs.argmax(axis=1) != targets).astype(np.float64)
+    num_lesions = int(lesions.max()) + 1
+    found, answered = _NEVER, 0
+    for threshold in _THRESHOLDS:
         given = confidence >= threshold
-        total, errors = weights[given].sum(), (weights * wrong)[given].sum()
-        if total < 1:
+        images = np.bincount(lesions[given], minlength=num_lesions)
+        num_answered = int((images > 0).sum())
+        if num_answered < _MIN_LESIONS:  # chosen without a look at what is right
             continue
-        if beta.ppf(_CONFIDENCE, errors + 1, max(total - errors, 1e-9)) > risk:
-            if found == _NEVER:
-                continue
+        errors = np.bincount(lesions[given], wrong[given], minlength=num_lesions)
+        loss = float(np.divide(errors, images, out=np.zeros(num_lesions), where=images > 0).sum())
+        if loss < num_answered and beta.ppf(CONFIDENCE, loss + 1, num_answered - loss) <= risk:
+            found, answered = float(threshold), num_answered
+        else:
             break
-        found, answered = float(threshold), float(total)
     return Abstention(
         risk=risk,
         min_confidence=found,
-        coverage=answered / len(counts),
-        num_lesions=len(counts),
+        coverage=answered / num_lesions,
+        num_lesions=num_lesions,
     )
+
+
+def risk_coverage(probs: Floats, targets: Counts, lesions: Counts) -> RiskCoverage:
+    """Return the curve of El-Yaniv & Wiener, "On the foundations of noise-free selective
+    classification" (2010), section 2, each lesion with weight 1.
+    """
+    order, wrong = _ordered(probs, targets)
+    weights = (1 / np.bincount(lesions)[lesions])[order]
+    total = np.cumsum(weights)
+    return RiskCoverage(total / total[-1], np.cumsum(weights * wrong) / total)
+
+
+def area_under(probs: Floats, targets: Counts, weights: Floats) -> Floats:
+    """Return the area under risk over coverage, weights (R, N) of the images: (R,).
+
+    The mean risk over all coverages (Geifman et al., "Bias-reduced uncertainty estimation for deep
+    neural classifiers", 2019, section 2); of an oracle it is the lowest that the accuracy allows.
+    """
+    order, wrong = _ordered(probs, targets)
+    areas = []
+    for row in weights:  # a replicate at a time: (R, N) twice over would be large
+        own = row[order]
+        total = np.cumsum(own)
+        risk = np.divide(np.cumsum(own * wrong), total, out=np.zeros(len(own)), where=total > 0)
+        areas.append(float((own * risk).sum() / total[-1]))
+    return np.array(areas)
+
+
+def _ordered(probs: Floats, targets: Counts) -> tuple[Counts, Floats]:
+    """Return the images from the most to the least confident, and which of them are wrong."""
+    order = np.argsort(-probs.max(axis=1), kind="stable")
+    wrong = (probs.argmax(axis=1) != targets)[order].astype(np.float64)
+    return order.astype(np.int64), wrong

@@ -17,6 +17,7 @@ from dermalyze.data.ham10000 import open_dataset, read_image_bytes
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits, read_splits
 from dermalyze.evaluation.compare import Comparison, compare
+from dermalyze.evaluation.explanations import EXPLANATIONS, write_explanations
 from dermalyze.evaluation.fit import FitVerdict, judge_fit
 from dermalyze.evaluation.folder import write_evaluation
 from dermalyze.evaluation.forest import save_forest
@@ -101,6 +102,7 @@ def evaluate_run(run_id: str, split: str, *, data_dir: Path | None, output: Path
             context={"run_id": run_id, "data_fingerprint": prepared.fingerprint},
             measured=measured_on(limited, runner, rows, outputs),
         )
+        write_explanations(output, runner.explanations(limited.network, limited.spec, rows))
         (output / VALIDATION).unlink(missing_ok=True)
         if split == "test":
             write_predictions(output / VALIDATION, limited.validation)
@@ -151,7 +153,8 @@ def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) ->
         split="images",
         context={"run_id": run_id, "labels": labels.name},
     )
-    (output / VALIDATION).unlink(missing_ok=True)
+    for name in (VALIDATION, EXPLANATIONS):
+        (output / name).unlink(missing_ok=True)
     facts = RunFacts(run_id=run_id, params=require_run(run_id), tags=tags_of(run_id))
     judgement = write_judged(
         output,
@@ -176,7 +179,7 @@ def report_run(run_id: str, *, data_dir: Path | None, output: Path) -> Judgement
         for name in (HISTORY, AUDIT, *SPLIT_FILES):
             with contextlib.suppress(TrackingError):  # folds have none, old runs not all
                 fetch(run_id, name, files)
-        for name in (PREDICTIONS, VALIDATION):
+        for name in (PREDICTIONS, VALIDATION, EXPLANATIONS):
             (output / name).unlink(missing_ok=True)
             if (evaluation / name).exists():
                 shutil.copyfile(evaluation / name, output / name)
@@ -195,6 +198,7 @@ def report_predictions(
 ) -> Judgement:
     """Make a report of anybody's predictions in the form of `predictions.csv`."""
     output.mkdir(parents=True, exist_ok=True)
+    (output / EXPLANATIONS).unlink(missing_ok=True)
     for name, path in ((PREDICTIONS, predictions), (VALIDATION, validation)):
         target = output / name
         if path is None:

@@ -17,6 +17,7 @@ from PIL import Image
 from dermalyze.config import Config, EvaluationConfig, TrainingConfig
 from dermalyze.config_file import load_config
 from dermalyze.evaluation.cards import CardInputs, data_card, model_card
+from dermalyze.evaluation.explanations import read_explanations
 from dermalyze.evaluation.judge import judge, seen_priors, write_judgement
 from dermalyze.evaluation.predictions import targets_of
 from dermalyze.evaluation.report import (
@@ -87,8 +88,9 @@ def write_judged(
 ) -> Judgement:
     """Judge `predictions.csv` in `folder`; write judgement.json, report.html and the cards there.
 
-    Beside it `val_predictions.csv`, where there is one, is what the calibrator is fitted on.  The
-    cards are written if the run's files are all there.
+    Beside it `val_predictions.csv`, where there is one, is what calibrator and limits are fitted
+    on, and `explanations.csv` says how maps of evidence did on lesion masks.  The cards are written
+    if the run's files are all there.
 
     Args:
         folder: holds the predictions and gets what is written.
@@ -114,6 +116,7 @@ def write_judged(
         settings,
         split=split,
         trained_priors=None if config is None else _priors(config, splits, scored),
+        explanations=read_explanations(folder),
     )
     write_judgement(folder, judged.judgement)
     history = json.loads(facts.text(HISTORY) or "[]")

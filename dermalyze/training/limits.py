@@ -12,9 +12,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dermalyze.data.ham10000 import ImageFile, ImageReader
 from dermalyze.data.loader import Rows
+from dermalyze.data.masks import find_masks, read_mask
 from dermalyze.data.metadata import metadata_of
 from dermalyze.data.prepare import Prepared
+from dermalyze.evaluation.explanations import measure_maps
 from dermalyze.evaluation.limits import fit_limits
 from dermalyze.evaluation.predictions import predictions_table
 from dermalyze.evaluation.scope import cross_fitted, fit_quality, fit_scope, problems_of
@@ -25,6 +28,7 @@ from dermalyze.training.device import Device
 from dermalyze.training.feed import open_feed
 from dermalyze.training.loop import on_device
 from serving.answering import Outputs
+from serving.errors import ImageError
 from serving.quality import Measures, measure
 from serving.spec import ModelSpec
 
@@ -76,6 +80,28 @@ class Runner:
             )
         )
 
+    def explanations(self, network: ShippedNetwork, spec: ModelSpec, rows: Rows) -> pd.DataFrame:
+        """Measure the map of each image's predicted class on its lesion mask.
+
+        Images without a mask are left out; without any the table is empty.
+        """
+        masks = find_masks(self.prepared.data_dir)
+        ids = self.prepared.manifest["image_id"].to_numpy()
+        rows = rows[[ids[row] in masks for row in rows]]
+        if len(rows) == 0 or not spec.saliency:
+            return measure_maps([], [], np.zeros((0, 1, 1), np.float32), [])
+        outputs = self.outputs(network, spec, rows, ("logits", "saliency"), "maps")
+        predicted = outputs["logits"].argmax(axis=1)
+        with ImageReader() as reader:
+            drawn = [_mask(reader, masks[ids[row]], spec) for row in rows]
+        manifest = self.manifest(rows)
+        return measure_maps(
+            manifest["image_id"].tolist(),
+            manifest["lesion_id"].tolist(),
+            outputs["saliency"][np.arange(len(rows)), predicted],
+            drawn,
+        )
+
     def manifest(self, rows: Rows) -> pd.DataFrame:
         """Return the manifest's rows."""
         return self.prepared.manifest.iloc[rows]
@@ -92,6 +118,14 @@ class Limited:
     network: ShippedNetwork
     spec: ModelSpec
     validation: pd.DataFrame  # as `predictions_table` makes it
+
+
+def _mask(reader: ImageReader, file: ImageFile, spec: ModelSpec) -> NDArray[np.bool_]:
+    """Read a lesion mask; a damaged one is empty, and so is not measured."""
+    try:
+        return read_mask(reader.read(file), spec.input_size, mode=spec.resize_mode)
+    except ImageError:
+        return np.zeros(spec.input_size, np.bool_)
 
 
 def with_limits(network: ShippedNetwork, spec: ModelSpec, runner: Runner, rows: Rows) -> Limited:

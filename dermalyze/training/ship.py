@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dermalyze.data.splits import split_digest
+from dermalyze.evaluation.explanations import write_explanations
 from dermalyze.evaluation.folder import write_evaluation
 from dermalyze.evaluation.plots import save_training_curves
 from dermalyze.evaluation.predictions import write_predictions
@@ -117,6 +118,8 @@ def _score(job: Job, state: TrainingState) -> dict[str, float]:
         measured=measured_on(limited, runner, job.splits.test, outputs),
     )
     write_predictions(folder / VALIDATION, limited.validation)
+    maps = runner.explanations(limited.network, limited.spec, job.splits.test)
+    write_explanations(folder, maps)
     job.run.log_metrics({**metrics, "best_epoch": state.best_epoch})
     save_training_curves(job.folder / CURVES, state.history, best_epoch=state.best_epoch)
     job.run.log_file(job.folder / CURVES)

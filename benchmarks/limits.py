@@ -1,0 +1,114 @@
+"""Do prediction sets and abstention keep what they promise on a real run?
+
+Over 500 random halvings of its validation and test lesions: coverage of each class beside the
+beta-binomial bounds of that many lesions.  Then once as it is shipped: fitted on val, judged on
+test.
+
+    python -m benchmarks.limits RUN_ID DATA_DIR
+"""
+
+import argparse
+import json
+
+import numpy as np
+import pandas as pd
+from scipy.stats import betabinom
+
+from benchmarks.report import Figure, publish
+from benchmarks.trained import trained
+from dermalyze.evaluation.calibrators import fit_calibrator
+from dermalyze.evaluation.conformal import fit_sets
+from dermalyze.evaluation.limits import fit_limits
+from dermalyze.evaluation.limits_judged import judge_limits
+from dermalyze.evaluation.scored import Scored, scored_of
+from serving.prediction import softmax
+
+RESPLITS = 500
+LEVELS = (0.8, 0.9, 0.95, 0.99)
+
+
+def halves(scored: Scored, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Deal whole lesions into two halves: masks (N,)."""
+    first = np.zeros(scored.num_lesions, bool)
+    first[rng.permutation(scored.num_lesions)[: scored.num_lesions // 2]] = True
+    return first[scored.lesions], ~first[scored.lesions]
+
+
+def coverage_of(held: np.ndarray, lesions: np.ndarray) -> float:
+    """Mean over lesions of the share of their images that are held."""
+    counts = np.bincount(lesions)
+    return float((np.bincount(lesions, held)[counts > 0] / counts[counts > 0]).mean())
+
+
+def resplit(scored: Scored, probs: np.ndarray) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(RESPLITS):
+        fit, rest = halves(scored, rng)
+        _, lesions = np.unique(scored.lesions[fit], return_inverse=True)
+        sets = fit_sets(probs[fit], scored.targets[fit], lesions)
+        for target, name in enumerate(scored.class_names):
+            own = rest & (scored.targets == target)
+            num_judged = len(np.unique(scored.lesions[own]))
+            for level in LEVELS:
+                members = sets.members(probs[own], level)
+                supported = not sets.unsupported(level)[target]
+                n, k = (
+                    sets.num_lesions[target],
+                    int(np.ceil((sets.num_lesions[target] + 1) * level)),
+                )
+                low, high = (
+                    betabinom.ppf([0.025, 0.975], num_judged, k, n + 1 - k) / num_judged
+                    if supported
+                    else (1.0, 1.0)
+                )
+                found = coverage_of(members[:, target].astype(float), scored.lesions[own])
+                rows.append(
+                    {
+                        "class": name,
+                        "level": level,
+                        "calibration": n,
+                        "judged": num_judged,
+                        "supported": supported,
+                        "coverage": found,
+                        "low": low,
+                        "not_below": found >= low,
+                        "inside": low <= found <= high,
+                        "size": float(members.sum(axis=1).mean()),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run_id")
+    parser.add_argument("data_dir")
+    arguments = parser.parse_args()
+    with trained(arguments.run_id, arguments.data_dir) as run:
+        both = scored_of(pd.concat([run.validation.table, run.test.table], ignore_index=True))
+        test, validation = run.test, run.validation
+    temperature = 1 / fit_calibrator("temperature", validation).weight[0, 0]
+    table = resplit(both, softmax(both.logits, float(temperature)))
+    means = table.groupby(["level", "class"]).mean(numeric_only=True)
+    print(means.round(3).to_string())
+    judged = judge_limits(test, fit_limits(validation), replicates=2000)
+    judged["abstention"].pop("curve")
+    print(json.dumps(judged, indent=1))
+    figures = [
+        Figure(
+            what=f"coverage of {name}, level {level:g}",
+            ours=float(row["coverage"]),
+            baseline=level,
+            unit="fraction",
+            against=f"promised; {row['calibration']:.0f} lesions, mean of {RESPLITS} resplits",
+            ratio=float(row["coverage"]) / level,
+            goal=">= 0.99",
+        )
+        for (level, name), row in means.iterrows()
+    ]
+    publish("limits", figures, shipped=judged, inside_bounds=means["not_below"].to_dict().__str__())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Lesion masks beside the images, where a data folder has them.  H x W pixels.
+
+Those of Tschandl et al., "Human-computer collaboration for skin cancer recognition", Nature
+Medicine 26 (2020): one grey PNG an image, white inside the lesion.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dermalyze.data.ham10000 import ImageFile, files_in, named_sources
+from serving.errors import ImageError
+from serving.preprocess import resize
+
+_SOURCES = ("ham10000_segmentations_lesion_tschandl",)
+_SUFFIX = "_segmentation"
+_INSIDE = 128  # level from which a pixel is inside
+
+
+def find_masks(data_dir: Path) -> dict[str, ImageFile]:
+    """List masks in a zip or folder of their usual name: image_id -> file; none is no error."""
+    if not data_dir.is_dir():
+        return {}
+    return {
+        name.removesuffix(_SUFFIX): file
+        for source in named_sources(sorted(data_dir.iterdir()), _SOURCES)
+        for name, file in files_in(source)
+        if name.endswith(_SUFFIX)
+    }
+
+
+def read_mask(data: bytes, size: tuple[int, int], *, mode: str) -> NDArray[np.bool_]:
+    """Decode a mask and bring it to what the network sees of its image: bool (H, W).
+
+    Args:
+        data: the file.
+        size: H, W.
+        mode: one of `serving.spec.RESIZE_MODES`.
+
+    Raises:
+        ImageError: it is no image.
+    """
+    try:
+        mask = Image.open(io.BytesIO(data)).convert("L")
+    except Exception as error:  # damaged files make Pillow raise at least five types
+        raise ImageError("a lesion mask is damaged or no image") from error
+    inside = np.asarray(mask) >= _INSIDE
+    painted = Image.fromarray(inside.astype(np.uint8) * 255).convert("RGB")
+    return resize(painted, size, mode=mode, filter_name="bilinear")[..., 0] >= _INSIDE

@@ -1,0 +1,132 @@
+"""Do maps of evidence point at the lesion?  Measured on lesion masks, against two baselines.
+
+N images, H x W pixels of a mask, h x w places of a map, R replicates.  Never imports torch.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from dermalyze.evaluation.bootstrap import Basis, Interval, interval_of, lesion_weights
+from dermalyze.evaluation.metrics import Floats
+from dermalyze.evaluation.scope import lesion_shares
+from dermalyze.evaluation.scored import lesion_numbers
+
+EXPLANATIONS = "explanations.csv"
+CENTER_SIGMA = 0.25  # of the baseline "center Gaussian", a share of each side
+MEASURES = ("mass", "pointing")
+BASELINES = ("uniform", "center")
+
+
+def measure_maps(
+    image_ids: list[str],
+    lesion_ids: list[str],
+    maps: NDArray[np.float32],
+    masks: list[NDArray[np.bool_]],
+) -> pd.DataFrame:
+    """Measure each map against its mask: a row an image that can be measured.
+
+    `mass` is the share of the map's sum that lies inside the lesion; `pointing` whether its
+    maximum does (Zhang et al., "Top-down neural attention by excitation backprop", 2018, section
+    4.2).  `mass_center` and so on are those of a Gaussian around the middle of the image, of
+    `uniform` those of a map that is the same everywhere: the lesion's share of the image.  An
+    image without lesion, or with nothing else, and an empty map cannot be measured.
+
+    Args:
+        image_ids: of the N images.
+        lesion_ids: likewise.
+        maps: (N, h, w), at least 0.
+        masks: N of (H, W).
+    """
+    rows = []
+    for image_id, lesion_id, small, mask in zip(image_ids, lesion_ids, maps, masks, strict=True):
+        if mask.all() or not mask.any() or small.max() <= 0:
+            continue
+        shown = enlarged(small, mask.shape)
+        center = center_gaussian(mask.shape)
+        rows.append(
+            {
+                "image_id": image_id,
+                "lesion_id": lesion_id,
+                "mass": float(shown[mask].sum() / shown.sum()),
+                "mass_uniform": float(mask.mean()),
+                "mass_center": float(center[mask].sum() / center.sum()),
+                "pointing": float(mask.flat[shown.argmax()]),
+                "pointing_uniform": float(mask.mean()),
+                "pointing_center": float(mask[mask.shape[0] // 2, mask.shape[1] // 2]),
+            }
+        )
+    columns = ["image_id", "lesion_id"]
+    columns += [f"{name}{end}" for name in MEASURES for end in ("", "_uniform", "_center")]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def judge_maps(table: pd.DataFrame, num_images: int, replicates: int) -> dict[str, Any]:
+    """Summarize what `measure_maps` gave, each lesion once: the form of judgement.json.
+
+    `over_center` is the paired difference to that baseline.
+    """
+    judged: dict[str, Any] = {
+        "num_images": len(table),
+        "num_left_out": num_images - len(table),
+        "center_sigma": CENTER_SIGMA,
+    }
+    if table.empty:
+        return judged
+    lesions = lesion_numbers(table)
+    shares = lesion_shares(lesions)
+    drawn = lesion_weights(lesions, replicates, 0) * shares
+    basis = Basis(num_lesions=int(lesions.max()) + 1)
+
+    def mean(values: Floats) -> dict[str, Any]:
+        means = drawn @ values / drawn.sum(axis=1)
+        interval: Interval = interval_of(float(shares @ values), means, basis)
+        return asdict(interval)
+
+    for name in MEASURES:
+        values = table[name].to_numpy(np.float64)
+        judged[name] = {"map": mean(values)}
+        for baseline in BASELINES:
+            theirs = table[f"{name}_{baseline}"].to_numpy(np.float64)
+            judged[name] |= {baseline: mean(theirs), f"over_{baseline}": mean(values - theirs)}
+    return judged
+
+
+def write_explanations(folder: Path, table: pd.DataFrame) -> None:
+    """Write what `measure_maps` gave into an evaluation folder, or remove it if it is empty."""
+    path = folder / EXPLANATIONS
+    if table.empty:
+        path.unlink(missing_ok=True)
+        return
+    partial = path.with_name(path.name + ".partial")
+    table.to_csv(partial, index=False, lineterminator="\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_explanations(folder: Path) -> pd.DataFrame | None:
+    """Read what `measure_maps` gave from an evaluation folder; None: it is not there."""
+    path = folder / EXPLANATIONS
+    if not path.exists():
+        return None
+    return pd.read_csv(path, dtype={"image_id": str, "lesion_id": str}, keep_default_na=False)
+
+
+def enlarged(small: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Enlarge a map smoothly: (h, w) -> (H, W), at least 0."""
+    image = Image.fromarray((small / small.max()).astype(np.float32))
+    large = image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(large, np.float64).clip(0)
+
+
+def center_gaussian(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return the baseline that knows only where photographers put a lesion: (H, W)."""
+    rows, columns = (
+        np.exp(-((((np.arange(side) + 0.5) / side - 0.5) / CENTER_SIGMA) ** 2) / 2)
+        for side in shape
+    )
+    return np.asarray(rows[:, None] * columns)

@@ -1,0 +1,136 @@
+"""Age, sex and site as numbers; what is not known is all zeros."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dermalyze.data.metadata import metadata_of
+from dermalyze.models.heads import build_head
+from dermalyze.training.loop import without_some
+from serving.errors import ArtifactError, MetadataError
+from serving.metadata import Metadata, MetadataFields, encode
+
+FIELDS = MetadataFields(
+    age_mean=50.0, age_std=20.0, sexes=("female", "male"), localizations=("back", "face", "foot")
+)
+
+
+def test_an_encoding_done_by_hand():
+    found = encode(
+        [Metadata(age=70.0, sex="male", localization="face"), Metadata(age=40.0), None], FIELDS
+    )
+    assert found.dtype == np.float32
+    assert found.tolist() == [[1, 1, 0, 1, 0, 1, 0], [-0.5, 1, 0, 0, 0, 0, 0], [0] * 7]
+
+
+def test_an_age_at_the_mean_is_not_the_same_as_no_age():
+    known, unknown = encode([Metadata(age=50.0), Metadata()], FIELDS)
+    assert known.tolist() != unknown.tolist()
+
+
+@pytest.mark.parametrize("missing", [None, "", " ", "unknown", "Unknown", math.nan])
+def test_what_is_missing_is_none(missing):
+    values = dict.fromkeys(("age", "sex", "localization"), missing)
+    assert Metadata.of(values) == Metadata() == Metadata.of({})
+
+
+def test_csv_text_and_json_numbers_mean_the_same():
+    text = Metadata.of({"age": "45.0", "sex": " Male", "localization": "Back "})
+    assert text == Metadata.of({"age": 45, "sex": "male", "localization": "back"})
+    assert text == Metadata(age=45.0, sex="male", localization="back")
+
+
+@pytest.mark.parametrize("age", [-1, 121, "old", True, math.inf, [], "1e9"])
+def test_an_age_that_nobody_has_is_refused(age):
+    with pytest.raises(MetadataError) as caught:
+        Metadata.of({"age": age})
+    assert str(caught.value) == "an age must be a number of years from 0 to 120"
+
+
+def test_a_word_that_the_model_does_not_know_is_refused_with_those_that_it_knows():
+    with pytest.raises(MetadataError) as caught:
+        encode([Metadata(localization="toe")], FIELDS)
+    assert str(caught.value) == (
+        "the localization 'toe' is unknown to this model, expected one of back, face, foot, or "
+        "unknown"
+    )
+    with pytest.raises(MetadataError) as caught:
+        Metadata.of({"sex": 1})
+    assert str(caught.value) == "the sex must be text, got int"
+
+
+@given(
+    age=st.none() | st.floats(0, 120),
+    sex=st.sampled_from([None, *FIELDS.sexes]),
+    localization=st.sampled_from([None, *FIELDS.localizations]),
+)
+def test_every_field_has_columns_of_its_own(age, sex, localization):
+    row = encode([Metadata(age=age, sex=sex, localization=localization)], FIELDS)[0]
+    of_age, of_sex, of_localization = (row[part] for part in FIELDS.parts)
+    assert of_age[1] == (age is not None)
+    assert of_sex.sum() == (sex is not None)
+    assert of_localization.sum() == (localization is not None)
+    assert sum(len(row[part]) for part in FIELDS.parts) == FIELDS.width == len(row)
+
+
+def test_the_manifest_is_encoded_and_its_unknowns_are_missing():
+    manifest = pd.DataFrame(
+        {
+            "age": [70.0, np.nan],
+            "sex": ["female", "unknown"],
+            "localization": ["foot", "somewhere new"],
+        }
+    )
+    assert metadata_of(manifest, FIELDS).tolist() == [[1, 1, 1, 0, 0, 0, 1], [0] * 7]
+
+
+def test_fields_that_no_predictor_could_use_are_refused():
+    with pytest.raises(ArtifactError) as caught:
+        MetadataFields(sexes=("female", "female"))
+    assert str(caught.value) == (
+        "the model's spec has metadata.sexes ('female', 'female'), expected different words; "
+        "export the model again"
+    )
+
+
+@pytest.mark.parametrize("kind", ["simple", "acrnn"])
+def test_a_head_that_takes_metadata_answers_otherwise_for_other_metadata(kind):
+    torch.manual_seed(0)
+    head = build_head(kind, 6, 7, 0.3, 4).eval()
+    features = torch.randn(3, 6, 2, 2)
+    known = head(features, torch.randn(3, 4))
+    unknown = head(features, None)
+    assert (known - unknown).abs().min() > 1e-6
+    torch.testing.assert_close(unknown, head(features, torch.zeros(3, 4)))
+
+
+@pytest.mark.parametrize("kind", ["simple", "acrnn"])
+def test_a_head_without_metadata_has_the_weights_that_it_always_had(kind):
+    torch.manual_seed(0)
+    plain = build_head(kind, 6, 7, 0.3)
+    torch.manual_seed(0)
+    also = build_head(kind, 6, 7, 0.3, 0)
+    for one, other in zip(plain.parameters(), also.parameters(), strict=True):
+        assert torch.equal(one, other)
+    first = {"simple": "layers.1.weight", "acrnn": "classifier.weight"}[kind]
+    assert plain.state_dict()[first].shape[1] == {"simple": 6, "acrnn": 64}[kind]
+
+
+def test_left_out_metadata_is_left_out_field_by_field_and_altogether():
+    fields = MetadataFields()
+    metadata = torch.ones(4000, fields.width)
+    found = without_some(metadata, 0.3, torch.Generator().manual_seed(0))
+    kept = torch.stack([found[:, part].mean(1) for part in fields.parts], 1)  # 0 or 1 each
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    # Kept if neither the field (0.7) nor all of them (0.7) are left out.
+    np.testing.assert_allclose(kept.mean(0), [0.49] * 3, atol=0.03)
+    # Nothing is left with 0.3 + 0.7 * 0.3 ** 3.
+    assert float((kept.sum(1) == 0).float().mean()) == pytest.approx(0.3189, abs=0.03)
+    again = without_some(metadata, 0.3, torch.Generator().manual_seed(0))
+    assert torch.equal(found, again)
+    assert torch.equal(without_some(metadata, 0.0, torch.Generator().manual_seed(0)), metadata)
