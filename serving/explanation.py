@@ -23,6 +23,7 @@ MAP_IN_WORDS = {
 _STRENGTH = 0.65  # opacity of the strongest evidence
 _SHOWN_SIDE = 360  # pixels, the longer side of each of the two pictures
 _MARGIN = 16
+_MIN_TEXT_WIDTH = 560  # pixels; a narrow photograph must not squeeze the words
 # Anchors of a scale that darkens evenly and that the color-blind can read: dark blue to yellow.
 _ANCHORS = np.array(
     [(12, 12, 60), (60, 30, 130), (150, 40, 120), (220, 80, 70), (250, 160, 40), (252, 250, 160)],
@@ -74,7 +75,7 @@ class Explanation:
     def page(self) -> Image.Image:
         """Draw a page: the photograph, the map over it, what both mean, and the disclaimer."""
         photograph, overlay = _fitted(self.image), self.overlay()
-        text_width = 2 * photograph.width + _MARGIN
+        text_width = max(2 * photograph.width + _MARGIN, _MIN_TEXT_WIDTH)
         lines = [(line, 18, "black") for line in self._headline()]
         if float(self.saliency.max()) <= 0:
             said = "There is no evidence for this class anywhere in the image; the map is empty."
@@ -118,13 +119,18 @@ class Explanation:
         return said
 
     def _legend(self, page: Image.Image, corner: tuple[int, int], width: int) -> None:
-        ramp = np.broadcast_to(np.linspace(0, 1, width - 150, dtype=np.float32), (10, width - 150))
-        page.paste(
-            Image.fromarray(_colored(ramp).astype(np.uint8)), (corner[0] + 68, corner[1] + 3)
-        )
-        draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
-        draw.text(corner, "no evidence", fill="#333333", font=font)
-        draw.text((corner[0] + width - 76, corner[1]), "most evidence", fill="#333333", font=font)
+        """Draw the scale of colors between its two ends in words."""
+        draw, font, (left, top) = ImageDraw.Draw(page), ImageFont.load_default(12), corner
+        low, high = "no evidence", "most evidence"
+        start = left + round(draw.textlength(low, font)) + 8
+        end = left + width - round(draw.textlength(high, font)) - 8
+        draw.text(corner, low, fill="#333333", font=font)
+        draw.text((end + 8, top), high, fill="#333333", font=font)
+        if end > start:  # a narrow photograph has room for the words alone
+            ramp = np.broadcast_to(
+                np.linspace(0, 1, end - start, dtype=np.float32), (10, end - start)
+            )
+            page.paste(Image.fromarray(_colored(ramp).astype(np.uint8)), (start, top + 3))
 
 
 def _colored(values: NDArray[np.float32]) -> NDArray[np.float32]:

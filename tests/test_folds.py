@@ -14,9 +14,12 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from dermalyze.config import Config, DataConfig, ModelConfig, TrackingConfig, TrainingConfig
 from dermalyze.data.demo import make_demo_data
 from dermalyze.tracking import children_of, open_run, tags_of
-from dermalyze.training.folds import FOLD_TAG, out_of_fold, resume_folds, train_folds
+from dermalyze.training.folds import out_of_fold, resume_folds, train_folds
+from dermalyze.training.job import FOLD_TAG
 from dermalyze.training.run import TrainingInterruptedError
-from serving.errors import ConfigError, DataError, TrackingError, TrainingError
+from dermalyze.training.shipping import export_runs
+from serving import Predictor
+from serving.errors import ArtifactError, ConfigError, DataError, TrackingError, TrainingError
 from serving.taxonomy import CLASS_NAMES
 
 CONFIG = Config(
@@ -224,9 +227,9 @@ def table_of(*image_ids):
 
 def test_answers_of_folds_are_put_together_by_image():
     manifest = pd.DataFrame({"image_id": ["i2", "i0", "i1"]})
-    logits = out_of_fold(manifest, [table_of("i0"), table_of("i1", "i2")])
-    assert logits.shape == (3, 7)
-    assert logits[:, 0].tolist() == [200.0, 0.0, 100.0]
+    table = out_of_fold(manifest, [table_of("i0"), table_of("i1", "i2")])
+    assert table["image_id"].tolist() == ["i2", "i0", "i1"]
+    assert table["logit_akiec"].tolist() == [200.0, 0.0, 100.0]
 
 
 @pytest.mark.parametrize(
@@ -239,4 +242,42 @@ def test_an_image_without_an_answer_or_with_two_is_refused(second, numbers):
         out_of_fold(manifest, [table_of("i0"), table_of(*second)])
     assert str(caught.value) == (
         f"the folds judged {numbers}, expected one answer for each of 3; train the folds anew"
+    )
+
+
+@pytest.mark.slow
+def test_a_run_of_folds_becomes_one_file_that_was_calibrated_out_of_fold(whole, tmp_path):
+    path = tmp_path / "folds.onnx"
+    said = export_runs(
+        [whole.run_id], path, tta=False, precision="float32", data_dir=None, say=[].append
+    )
+    assert said.startswith("2 networks; differs from PyTorch by at most ")
+    spec = Predictor(path).spec
+    assert spec.member_run_ids == whole.fold_run_ids
+    assert spec.calibrated_on.startswith("out of fold, one network each: 70 images of ")
+    lesions = predictions(whole.run_id).groupby("label")["lesion_id"].nunique()
+    assert spec.prediction_sets.num_lesions == tuple(lesions[list(CLASS_NAMES)])
+
+
+@pytest.mark.slow
+def test_folds_and_another_run_are_no_ensemble(whole, tmp_path):
+    ids = [whole.run_id, whole.fold_run_ids[0]]
+    with pytest.raises(ArtifactError) as caught:
+        export_runs(
+            ids, tmp_path / "m.onnx", tta=False, precision="float32", data_dir=None, say=print
+        )
+    assert str(caught.value) == (
+        "a run of folds is an ensemble of its own; name it alone, or name other runs"
+    )
+
+
+@pytest.mark.slow
+def test_folds_have_no_image_to_prove_int8_on(whole, demo, tmp_path):
+    with pytest.raises(DataError) as caught:
+        export_runs(
+            [whole.run_id], tmp_path / "m.onnx", tta=False, precision="int8", data_dir=demo,
+            say=print,
+        )  # fmt: skip
+    assert str(caught.value).startswith(
+        "there is no validation image that none of these runs has learned from"
     )

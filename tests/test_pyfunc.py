@@ -98,6 +98,10 @@ BAD_REQUESTS = {
     "no row": ({"dataframe_records": []}, f"no column image; {HOW}"),
     "empty list": ({"inputs": []}, "a request holds from 1 to 32 images, got 0"),
     "too many": ({"inputs": [ONE] * 33}, "a request holds from 1 to 32 images, got 33"),
+    "no map": (
+        {"inputs": [ONE], "params": {"explain": True}},
+        "image 1 of 1: this model has no map; export the run again with this version of dermalyze",
+    ),
     "too long": (
         {"inputs": ["A" * 14_000_001]},
         "image 1 of 1: its base64 has 14,000,001 characters; the limit is 14,000,000",
@@ -188,6 +192,17 @@ def test_a_program_may_give_a_mapping_of_lists(model, expected):
     assert model.predict({"image": [ONE, TWO]}) == expected
 
 
+def test_all_images_of_a_request_may_show_one_lesion(client):
+    body = {"inputs": [ONE, TWO], "params": {"one_lesion": True}}
+    (answer,) = client.post("/invocations", json=body).json()["predictions"]
+    images = [base64.b64decode(image) for image in (ONE, TWO)]
+    assert answer == Predictor(TINY_ONNX).predict_lesion(images).to_dict()
+    body["inputs"] = [ONE, "AAAA"]
+    assert client.post("/invocations", json=body).json()["message"] == (
+        "image 2 of 2: not a JPEG or PNG image (3 bytes)"
+    )
+
+
 def test_the_example_is_synthetic_small_and_answered(model):
     assert len(input_example()["image"][0]) < 2000
     assert list(model.predict(input_example())[0]) == [
@@ -195,6 +210,7 @@ def test_the_example_is_synthetic_small_and_answered(model):
         "predicted_class_description",
         "confidence",
         "probabilities",
+        "logits",
         "disclaimer",
     ]
 

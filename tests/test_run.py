@@ -293,6 +293,157 @@ def test_evaluating_other_images_gives_what_predict_answers(place, trained):
     assert [line.split(",")[column] for line in table[1:]] == predicted
 
 
+@pytest.fixture(scope="module")
+def pictures(place):
+    """Three photographs: skin-like ones and a checkerboard."""
+    from PIL import Image
+
+    folder = place / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for name in ("one", "two"):
+        pixels = np.array([205, 150, 140]) + rng.normal(0, 9, (60, 80, 3))
+        pixels[20:40, 30:55] *= 0.6
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{name}.png")
+    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(np.stack([board] * 3, axis=-1)).save(folder / "board.png")
+    return folder
+
+
+def answers_of(place, model, folder, *more):
+    done = dermalyze(place, "predict", "--model", model, folder, "--format", "json", *more)
+    return {Path(line["image"]).stem: line for line in map(json.loads, done.stdout.splitlines())}
+
+
+def test_predictor_mlflow_and_pytorch_give_the_same_answers(place, trained, pictures):
+    """All that a model knows of its limits, from the file, the registry and the checkpoint."""
+    import base64
+
+    import mlflow
+
+    from dermalyze.models.predictor import SkinLesionPredictor
+    from serving import Predictor
+
+    run_id = run_id_of(trained.stdout)
+    dermalyze(place, "export-onnx", "--run-id", run_id, "--output", "known.onnx")
+    onnx = Predictor(place / "known.onnx")
+    torch_predictor = SkinLesionPredictor(artifact(place, run_id, "checkpoint_best.pt"))
+    assert onnx.spec == torch_predictor.spec
+    (logged,) = client(place).get_run(run_id).outputs.model_outputs
+    mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
+    served = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
+    paths = sorted(pictures.iterdir())
+    encoded = [base64.b64encode(path.read_bytes()).decode() for path in paths]
+    over_http = served.predict({"image": encoded}, params={"level": 0.8, "explain": True})
+    for path, told in zip(paths, over_http, strict=True):
+        expected = torch_predictor.predict(path, level=0.8).to_dict()
+        found = onnx.predict(path, level=0.8).to_dict()
+        saliency = np.array(told.pop("saliency"))
+        for other in (found, told):
+            assert other.keys() == expected.keys()
+            for key in ("prediction_set", "decision", "quality", "set_size", "set_level"):
+                assert other[key] == expected[key], key
+            for key in ("probabilities", "logits"):
+                assert other[key] == pytest.approx(expected[key], abs=1e-4)
+            assert other["scope_score"] == pytest.approx(expected["scope_score"], rel=1e-3)
+        mine = torch_predictor.explain(path).saliency
+        np.testing.assert_allclose(onnx.explain(path).saliency, mine, atol=1e-5)
+        np.testing.assert_allclose(saliency, mine, atol=1e-5)
+    lesion = served.predict({"image": encoded}, params={"one_lesion": True})
+    assert lesion[0]["num_images"] == 3
+    assert lesion[0]["probabilities"] == pytest.approx(
+        torch_predictor.predict_lesion(paths).probabilities, abs=1e-4
+    )
+
+
+def test_limits_were_fitted_on_validation_lesions_and_judged_on_the_test_split(place, trained):
+    from serving import Predictor
+
+    run_id = run_id_of(trained.stdout)
+    dermalyze(place, "export-onnx", "--run-id", run_id, "--output", "known.onnx")
+    spec = Predictor(place / "known.onnx").spec
+    folder = artifact(place, run_id, "")
+    rows = (folder / "val_split.csv").read_text().splitlines()
+    column = rows[0].split(",").index("lesion_id")
+    lesions = {row.split(",")[column] for row in rows[1:]}
+    assert spec.calibrated_on == (
+        f"the validation split: {len(rows) - 1} images of {len(lesions)} lesions"
+    )
+    assert sum(spec.prediction_sets.num_lesions) == len(lesions)
+    judged = json.loads((folder / "evaluation" / "judgement.json").read_text())
+    assert judged["limits"]["temperature"] == spec.temperature
+    assert judged["limits"]["scope"]["max_score"] == spec.scope.max_score
+    assert judged["calibration"]["calibrator"]["parameters"]["temperature"] == spec.temperature
+    assert "Sets, decisions and scope" in (folder / "evaluation" / "report.html").read_text()
+
+
+def test_what_is_no_lesion_is_out_of_scope(place, trained, pictures):
+    run_id = run_id_of(trained.stdout)
+    dermalyze(place, "export-onnx", "--run-id", run_id, "--output", "known.onnx")
+    answers = answers_of(place, "known.onnx", pictures)
+    assert answers["board"]["decision"] == "out_of_scope"
+
+
+def test_predict_draws_where_the_evidence_lies(place, trained, pictures):
+    from PIL import Image
+
+    run_id = run_id_of(trained.stdout)
+    dermalyze(place, "export-onnx", "--run-id", run_id, "--output", "known.onnx")
+    done = dermalyze(
+        place, "predict", "--model", "known.onnx", pictures, "--explain", "why", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    drawn = sorted((place / "why").iterdir())
+    assert [path.name for path in drawn] == ["board.png", "one.png", "two.png"]
+    with Image.open(drawn[1]) as page:
+        assert page.width > 600
+        assert len(page.convert("RGB").getcolors(2**20)) > 1000
+
+
+def test_views_and_networks_go_into_one_file(place, demo, trained, pictures):
+    first = run_id_of(trained.stdout)
+    second = run_id_of(
+        dermalyze(
+            place, *train_words(demo, "--epochs", "1", "--set", "training.seed=3",
+                                "--set", f"data.splits={artifact(place, first, '')}",
+                                "--set", "tracking.register=false"),
+        ).stdout
+    )  # fmt: skip
+    alone = dermalyze(place, "export-onnx", "--run-id", first, "--tta", "--output", "views.onnx")
+    assert "one network with 8 views" in alone.stdout
+    both = dermalyze(
+        place, "export-onnx", "--run-id", first, "--run-id", second, "--output", "both.onnx"
+    )
+    assert "2 networks; " in both.stdout
+    answers = answers_of(place, "both.onnx", pictures)
+    dermalyze(place, "export-onnx", "--run-id", first, "--output", "known.onnx")
+    one = answers_of(place, "known.onnx", pictures)["one"]
+    assert "spread" not in one
+    assert 0 < answers["one"]["spread"] < 0.5
+    twice = dermalyze(place, "export-onnx", "--run-id", first, "--run-id", first, check=False)
+    assert "a run is named twice" in twice.stderr
+
+
+def test_metadata_is_learned_from_and_may_be_missing(place, demo, pictures):
+    done = dermalyze(
+        place, *train_words(demo, "--epochs", "1", "--set", "model.use_metadata=true",
+                            "--set", "tracking.register=false"),
+    )  # fmt: skip
+    dermalyze(place, "export-onnx", "--run-id", run_id_of(done.stdout), "--output", "meta.onnx")
+    (place / "facts.csv").write_text("image_id,age,sex\none,70,male\n")
+    without = answers_of(place, "meta.onnx", pictures)
+    known = answers_of(place, "meta.onnx", pictures, "--metadata", "facts.csv")
+    assert known["one"]["probabilities"] != without["one"]["probabilities"]
+    assert known["two"]["probabilities"] == pytest.approx(without["two"]["probabilities"])
+    (place / "facts.csv").write_text("image_id,age\none,old\n")
+    refused = dermalyze(
+        place, "predict", "--model", "meta.onnx", pictures, "--metadata", "facts.csv", check=False
+    )
+    assert refused.stderr == (
+        "Error: facts.csv, image one: an age must be a number of years from 0 to 120\n"
+    )
+
+
 def test_the_fit_is_judged_and_the_curves_are_drawn(place, trained):
     run_id = run_id_of(trained.stdout)
     assert dermalyze(place, "check-fit", "--run-id", run_id).stdout.strip()

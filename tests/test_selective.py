@@ -55,7 +55,7 @@ def test_a_replicate_that_draws_a_lesion_twice_counts_it_twice():
 def test_the_stated_risk_is_kept_in_19_of_20_studies():
     # Calibrated answers at or above t are wrong with (1 - t) / 2 on average: 10 % at 0.8.
     thresholds = [
-        fit_abstention(*calibrated(600, seed), np.arange(600), risk=0.1).min_confidence
+        fit_abstention(*calibrated(1500, seed), np.arange(1500), risk=0.1).min_confidence
         for seed in range(400)
     ]
     exceeded = np.mean((1 - np.array(thresholds)) / 2 > 0.1 + 1e-9)

@@ -29,6 +29,7 @@ Inputs = Mapping[str, NDArray[Any]]  # image uint8 (N, H, W, 3); metadata float3
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")  # what opens a layer
 _KINDS = [*_WEIGHTED, "Add", "Mul", "Sigmoid", "Relu", "Clip", "GlobalAveragePool"]
+_DEQUANTIZED = "_DequantizeLinear_Output"  # what the quantizer puts behind the name of a value
 _BATCH = 2  # images that run at once; bounds memory
 _GROUP = 8  # images whose extremes make one range; more are coarser, fewer cut off more
 MAX_GROUPS = 32  # what is ranked at most: each costs a graph, a session and a run
@@ -88,6 +89,7 @@ def quantize(calibrated: Calibrated, layers: Sequence[Layer]) -> ModelProto:
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     model: ModelProto = quantizer.model.model
+    _share_weights(model)
     del model.graph.value_info[:]
     return model
 
@@ -125,6 +127,27 @@ def _session(model: ModelProto) -> Any:
 def _batches(inputs: Inputs) -> Iterator[dict[str, NDArray[Any]]]:
     for start in range(0, len(inputs["image"]), _BATCH):
         yield {name: values[start : start + _BATCH] for name, values in inputs.items()}
+
+
+def _share_weights(model: ModelProto) -> None:
+    """Let what uses a weight beside its layer use the int8 one too, not a copy in float32.
+
+    The map of evidence is made of the weights of the head.
+    """
+    dequantized = {
+        node.output[0].removesuffix(_DEQUANTIZED): node.output[0]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.output[0].endswith(_DEQUANTIZED)
+    }
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name in weights and name in dequantized:
+                node.input[i] = dequantized[name]
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 def _pool_globally(model: ModelProto) -> None:

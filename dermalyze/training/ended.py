@@ -14,6 +14,7 @@ import pandas as pd
 from dermalyze.config import Config, EvaluationConfig, TrainingConfig
 from dermalyze.config_file import load_config
 from dermalyze.data.ham10000 import open_dataset, read_image_bytes
+from dermalyze.data.metadata import metadata_of
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits, read_splits
 from dermalyze.evaluation.compare import Comparison, compare
@@ -139,13 +140,16 @@ def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) ->
         )
     with fetched(run_id, (BEST,)) as (checkpoint,):
         predictor = SkinLesionPredictor(checkpoint)
+    fields = predictor.spec.metadata
+    metadata = None if fields is None else metadata_of(manifest, fields)
     parts = []
-    for name in manifest["image_id"]:
+    for i, name in enumerate(manifest["image_id"]):
         try:
             pixels = predictor.pixels(read_bytes(files[name]))
         except ImageError as error:
             raise DataError(f"{files[name]}: {error}") from error
-        parts.append(predictor.logits(pixels[None]))
+        known = None if metadata is None else metadata[i : i + 1]
+        parts.append(predictor.run(pixels[None], ["logits"], known)["logits"])
     metrics = write_evaluation(
         output,
         manifest,

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from dermalyze.config import Config, require
 from dermalyze.config_file import flatten, load_config, to_yaml
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits, fold_splits
 from dermalyze.evaluation.folder import write_evaluation
-from dermalyze.evaluation.predictions import logits_of, read_predictions
+from dermalyze.evaluation.predictions import MEASURED, logits_of, read_predictions
 from dermalyze.tracking import (
     TrackedRun,
     children_of,
@@ -133,8 +131,8 @@ def resume_folds(run_id: str, data_dir: Path | None, *, say: Say) -> FoldsResult
         return _finish(run, plan, say)
 
 
-def out_of_fold(manifest: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> NDArray[np.float32]:
-    """Put the folds' tables of predictions together: logits (N, C), in the manifest's order.
+def out_of_fold(manifest: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Put the folds' tables of predictions together, in the manifest's order.
 
     Raises:
         TrainingError: an image was judged in no fold or in several.
@@ -145,7 +143,7 @@ def out_of_fold(manifest: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> NDArr
             f"the folds judged {table['image_id'].nunique()} images in {len(table)} answers, "
             f"expected one answer for each of {len(manifest)}; train the folds anew"
         )
-    return logits_of(table.set_index("image_id").loc[manifest["image_id"]], CLASS_NAMES)
+    return table.set_index("image_id").loc[manifest["image_id"]].reset_index()
 
 
 def _plan(
@@ -230,10 +228,11 @@ def _judge(
         with fetched(run_id, (PREDICTIONS,)) as (path,):
             tables.append(read_predictions(path)[0])
     manifest = plan.prepared.manifest
+    table = out_of_fold(manifest, tables)
     metrics = write_evaluation(
         folder,
         manifest,
-        out_of_fold(manifest, tables),
+        logits_of(table, CLASS_NAMES),
         split="test",
         context={
             "run_id": run.run_id,
@@ -242,6 +241,7 @@ def _judge(
             "fold_run_ids": list(run_ids),
             "caveat": _caveat(len(run_ids)),
         },
+        measured={name: table[name].to_numpy() for name in MEASURED if name in table},
     )
     judgement = write_judged(
         folder,
