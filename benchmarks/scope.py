@@ -2,7 +2,8 @@
 
 Scores are fitted on a run's validation images, their thresholds set to 5 % false alarms there by
 fits that had not seen the image, and then shown corrupted test images, pictures that are no skin,
-and clinical views.  `shipped` is what the model file answers, photograph checks included.
+and clinical views.  `shipped` is what the model file answers, photograph checks included.  Needs
+scikit-image for its sample images.
 
     python -m benchmarks.scope RUN_ID DATA_DIR
 """

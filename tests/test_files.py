@@ -3,6 +3,7 @@
 import csv
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,16 @@ from PIL import Image
 from tiny_model import TINY_ONNX
 
 from serving import Predictor
-from serving.errors import ArtifactError, ImageError
-from serving.files import find_images, predict_files
+from serving.errors import ArtifactError, ConfigError, ImageError, MetadataError
+from serving.explanation import Explanation
+from serving.files import (
+    Request,
+    find_images,
+    predict_files,
+    predict_one_lesion,
+    read_metadata,
+)
+from serving.metadata import Metadata
 from serving.rendering import render
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
 
@@ -209,3 +218,124 @@ def test_a_csv_has_the_classes_of_the_model_even_if_its_first_image_is_broken():
     (row,) = csv.DictReader(render(broken, "csv", ("x", "y")))
     assert list(row)[4:] == ["prob_x", "prob_y", "error", "disclaimer"]
     assert row["error"] == "damaged"
+
+
+def limited(path, **values):
+    """An answer of a model that knows its limits."""
+    answer = Predictor(TINY_ONNX).predict(draw(path))
+    return path, replace(
+        answer,
+        prediction_set=("bcc", "nv"),
+        set_size=2,
+        set_level=0.9,
+        decision="uncertain",
+        decision_reason="the confidence is low",
+        quality=("it is dark", "it is blurred"),
+        **values,
+    )
+
+
+def test_a_csv_gets_the_fields_of_a_model_that_knows_its_limits_behind_the_others(tmp_path):
+    answers = [limited(tmp_path / "a.png"), (Path("b.png"), ImageError("damaged"))]
+    more = ("prediction_set", "set_size", "decision", "quality")
+    first, second = csv.DictReader(render(answers, "csv", CLASS_NAMES, more))
+    assert list(first)[-5:] == ["disclaimer", *more]
+    assert first["prediction_set"] == "bcc; nv"
+    assert first["set_size"] == "2"
+    assert first["quality"] == "it is dark; it is blurred"
+    assert [second[name] for name in more] == [""] * 4
+    assert second["disclaimer"] == DISCLAIMER
+
+
+def test_a_table_shows_decision_and_set_and_why_an_answer_is_doubtful(tmp_path):
+    path, answer = limited(tmp_path / "a.png")
+    lines = list(render([(path, answer)], "table"))
+    assert lines[0].split() == ["image", "class", "confidence", "decision", "set", "description"]
+    assert "uncertain  bcc nv" in lines[1]
+    assert lines[1].endswith(f"{answer.predicted_class_description} (the confidence is low)")
+
+
+def test_json_has_lists_where_there_are_several(tmp_path):
+    (line,) = render([limited(tmp_path / "a.png")], "json")
+    values = json.loads(line)
+    assert values["prediction_set"] == ["bcc", "nv"]
+    assert "spread" not in values
+
+
+def test_metadata_is_read_from_a_csv(tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text("image_id,sex,age,more\na,male,45,x\nb,,unknown,\n", encoding="utf-8-sig")
+    assert read_metadata(path) == {"a": Metadata(age=45.0, sex="male"), "b": Metadata()}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("age\n40\n", "{path} has no column image_id; expected one row an image"),
+        (
+            "image_id,age\na,old\n",
+            "{path}, image a: an age must be a number of years from 0 to 120",
+        ),
+        (
+            None,
+            "cannot read {path}; expected a CSV with image_id and any of age, sex, localization",
+        ),
+    ],
+)
+def test_metadata_that_cannot_be_read_is_refused(tmp_path, text, message):
+    path = tmp_path / "facts.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(MetadataError) as caught:
+        read_metadata(path)
+    assert str(caught.value) == message.format(path=path)
+
+
+class Mapped(Predictor):
+    """The tiny model, as if it had a map."""
+
+    def explain(self, image, *, class_name="", metadata=None):
+        spec = replace(self.spec, saliency="grad_cam")
+        return Explanation(
+            image=Image.open(image).convert("RGB"),
+            prediction=self.predict(image),
+            class_name="nv",
+            saliency=np.ones((2, 2), np.float32),
+            spec=spec,
+        )
+
+
+def test_each_file_gets_a_picture_and_files_of_one_name_get_a_number(tmp_path):
+    paths = [tmp_path / "x" / "a.png", tmp_path / "y" / "a.png", tmp_path / "y" / "broken.png"]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+    for path in paths[:2]:
+        draw(path)
+    paths[2].write_bytes(b"none")
+    request = Request(pictures=tmp_path / "why")
+    answers = list(predict_files(Mapped(TINY_ONNX), paths, workers=2, request=request))
+    assert [type(answer).__name__ for _, answer in answers] == [
+        "Prediction",
+        "Prediction",
+        "ImageError",
+    ]
+    assert sorted(path.name for path in (tmp_path / "why").iterdir()) == ["a-2.png", "a.png"]
+
+
+def test_pictures_that_cannot_be_written_are_said(tmp_path):
+    (tmp_path / "why").write_text("a file")
+    request = Request(pictures=tmp_path / "why")
+    with pytest.raises(ConfigError) as caught:
+        list(predict_files(Mapped(TINY_ONNX), [draw(tmp_path / "a.png")], request=request))
+    assert str(caught.value) == (
+        f"cannot write {tmp_path / 'why' / 'a.png'}: File exists; choose another folder"
+    )
+
+
+def test_photographs_of_one_lesion_get_one_answer(tmp_path):
+    paths = [draw(tmp_path / "a.png"), draw(tmp_path / "b.png")]
+    predictor = Predictor(TINY_ONNX)
+    path, answer = predict_one_lesion(predictor, paths, Request())
+    assert path == paths[0]
+    assert answer == predictor.predict_lesion(paths)
+    assert answer.num_images == 2
