@@ -95,9 +95,10 @@ def noise(num_images, side, rng):
 
 
 def clinical_views(pixels, rng):
-    """Show lesions as a camera from afar would: small, off the middle, on a field of skin.
+    """Show lesions as a camera from afar would: small, off the middle, tilted, on a field of skin.
 
-    The skin is made from the corners of each dermoscopic image, with light from one side.
+    The field is a corner of the image itself, mirrored on and on; light falls from one side, and
+    beside some lesions there is a ruler or a finger.
 
     Args:
         pixels: uint8 (n, side, side, 3).
@@ -106,27 +107,52 @@ def clinical_views(pixels, rng):
     views = []
     for image in pixels:
         side = len(image)
-        corners = np.concatenate([image[:12, :12].reshape(-1, 3), image[-12:, -12:].reshape(-1, 3)])
-        grain = rng.normal(0, 4, (side, side, 1))
-        field = np.clip(np.median(corners, axis=0) + grain, 0, 255).astype(np.uint8)
+        view = Image.fromarray(_field(image, side // 5))
         small = int(side * rng.uniform(0.15, 0.35))
         lesion = Image.fromarray(image).resize((small, small), Image.Resampling.LANCZOS)
         mask = Image.new("L", (small, small), 0)
         ImageDraw.Draw(mask).ellipse((2, 2, small - 3, small - 3), fill=255)
-        view = Image.fromarray(field)
-        place = tuple(int(v) for v in rng.integers(0, side - small, 2))
+        place = tuple(int(v) for v in rng.integers(side // 8, side - side // 8 - small, 2))
         view.paste(lesion, place, mask.filter(ImageFilter.GaussianBlur(2)))
+        beside = rng.random()
+        if beside < 0.3:
+            _draw_ruler(view)
+        elif beside < 0.6:
+            _draw_finger(view, rng)
+        inward = rng.uniform(0, side / 8, 8) * (1, 1, 1, -1, -1, -1, -1, 1)
+        corners = inward + np.array((0, 0, 0, side, side, side, side, 0))
+        view = view.transform((side, side), Image.Transform.QUAD, corners, Image.Resampling.BICUBIC)
         light = np.linspace(rng.uniform(0.55, 0.8), 1.1, side)
         light = np.broadcast_to(light[None, :, None], (side, side, 1))
         lit = np.rot90(light, int(rng.integers(4))) * np.asarray(view)
-        view = Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8))
-        if rng.random() < 0.4:  # a ruler beside it
-            draw = ImageDraw.Draw(view)
-            draw.rectangle((0, side - 14, side, side), fill=(235, 235, 230))
-            for mark in range(0, side, 6):
-                draw.line((mark, side - 14, mark, side - (8 if mark % 30 else 4)), fill="black")
-        views.append(np.asarray(view))
+        views.append(np.clip(lit, 0, 255).astype(np.uint8))
     return np.stack(views)
+
+
+def _field(image, length):
+    """Mirror the brightest corner, which has least of lesion and vignette, over the whole."""
+    side = len(image)
+    corners = [np.rot90(image, turns)[:length, :length] for turns in range(4)]
+    patch = max(corners, key=lambda corner: corner.mean())
+    rest = side - length
+    return np.pad(patch, ((0, rest), (0, rest), (0, 0)), mode="symmetric")
+
+
+def _draw_ruler(view):
+    draw, side = ImageDraw.Draw(view), view.width
+    draw.rectangle((0, side - 24, side, side), fill=(235, 235, 230))
+    for mark in range(0, side, 6):
+        draw.line((mark, side - 24, mark, side - (18 if mark % 30 else 14)), fill="black")
+
+
+def _draw_finger(view, rng):
+    draw, side = ImageDraw.Draw(view), view.width
+    skin = np.asarray(view).reshape(-1, 3).mean(axis=0) * rng.uniform(0.75, 0.95)
+    left, tip = int(rng.integers(0, side)), int(rng.integers(side // 2, 3 * side // 4))
+    for inset in range(6):  # darker towards its edges
+        shade = tuple(int(level) for level in skin * (0.7 + 0.05 * inset))
+        box = (left + inset, tip + inset, left + side // 4 - inset, side + side // 4)
+        draw.rounded_rectangle(box, radius=side // 9, fill=shade)
 
 
 def _small(image, side):

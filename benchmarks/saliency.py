@@ -30,6 +30,7 @@ from dermalyze.models.classifier import build_classifier
 from dermalyze.models.shipped import ShippedNetwork
 from serving import Predictor
 from serving.spec import ModelSpec
+from tests.tiny_network import spread
 
 REPLICATES = 2000
 NUM_RANDOMIZED = 200  # images
@@ -119,7 +120,8 @@ def main() -> None:
                     (ShippedNetwork([run.member]), run.spec)}  # fmt: skip
     torch.manual_seed(0)
     large, _ = build_classifier(ModelConfig(size="small", pretrained=False), 224)
-    networks["EfficientNetV2-S, 224"] = ShippedNetwork.of(large), ModelSpec(input_size=(224, 224))
+    spec = ModelSpec(input_size=(224, 224))
+    networks["EfficientNetV2-S, 224"] = ShippedNetwork.of(spread(large, spec)), spec
     figures = []
     for what, judged in masks.items():
         for measure in ("mass", "pointing"):

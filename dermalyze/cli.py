@@ -281,13 +281,13 @@ def predict(
     if one_lesion and explain:
         raise click.UsageError("--explain shows one image at a time; leave out --one-lesion")
     paths = find_images(images)
-    workers, num_threads = share_cores(len(paths), threads)
-    predictor = Predictor(model, num_threads=num_threads, provider=provider)
     request = Request(
         level=level,
         metadata=read_metadata(metadata) if metadata else {},
         pictures=explain,
     )
+    workers, num_threads = share_cores(len(paths), threads)
+    predictor = Predictor(model, num_threads=num_threads, provider=provider)
     failed = 0
 
     def answers() -> Iterator[tuple[Path, Any]]:

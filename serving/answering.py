@@ -157,7 +157,13 @@ class AnyPredictor(ABC):
             ImageError: an image cannot be used, or there is none.
             ConfigError: as `predict`.
         """
-        cases = [self.read(image, metadata) for image in images]
+        cases, photographs = [], list(images)
+        for i, image in enumerate(photographs):
+            try:
+                cases.append(self.read(image, metadata))
+            except ImageError as error:
+                where = f"image {i + 1} of {len(photographs)}"
+                raise ImageError(f"{where}: {error}") from error
         if not cases:
             raise ImageError("a lesion needs at least one image, got none")
         answers = []

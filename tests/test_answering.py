@@ -266,3 +266,9 @@ def test_a_map_is_computed_only_where_it_is_asked_for():
     told = Told(replace(SPEC, saliency="grad_cam"), logits=[TENTHS])
     told.predict(GREY)
     assert told.asked[0][1] == ["logits"]
+
+
+def test_a_broken_photograph_of_a_lesion_is_named_by_its_place():
+    with pytest.raises(ImageError) as caught:
+        Told(SPEC, logits=[]).predict_lesion([GREY, b"junk"])
+    assert str(caught.value) == "image 2 of 2: not a JPEG or PNG image (4 bytes)"

@@ -1,12 +1,20 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dermalyze.config import ModelConfig
-from dermalyze.models.checkpoint import load_checkpoint, load_classifier, save_checkpoint
+from dermalyze.models.checkpoint import (
+    load_checkpoint,
+    load_classifier,
+    load_member,
+    save_checkpoint,
+)
 from dermalyze.models.classifier import build_classifier
+from dermalyze.models.scope import ScopeScore
 from serving.errors import ArtifactError
+from serving.limits import Scope
 from serving.spec import ModelSpec
 
 CONFIG = ModelConfig(name="test_efficientnet", pretrained=False)
@@ -24,7 +32,7 @@ def test_a_checkpoint_gives_back_the_same_network_and_spec(tmp_path, classifier)
     loaded, spec = load_classifier(path)
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded(images), classifier.eval()(images))
-    assert spec == SPEC
+    assert spec == replace(SPEC, saliency="grad_cam")  # which any checkpoint can give
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -88,3 +96,23 @@ def test_weights_of_another_network_are_refused(tmp_path):
     assert str(caught.value) == (
         f"the weights in {path} do not fit the network that it describes; train it again"
     )
+
+
+def test_a_checkpoint_keeps_what_was_fitted_on_validation_images(tmp_path, classifier):
+    scope = ScopeScore(torch.rand(6), torch.rand(6, 2))
+    limits = Scope(kind="x", max_score=2.0, false_alarm_rate=0.05, num_lesions=30)
+    spec = replace(SPEC, scope=limits, temperature=1.5)
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, classifier.state_dict(), CONFIG, spec, scope=scope.state_dict())
+    member, found = load_member(path)
+    assert found == replace(spec, saliency="grad_cam")
+    early = torch.rand(3, 6)
+    torch.testing.assert_close(member.scope(early), scope(early))
+
+
+def test_a_checkpoint_that_lacks_the_scope_of_its_spec_is_refused(tmp_path, classifier):
+    limits = Scope(kind="x", max_score=2.0, false_alarm_rate=0.05, num_lesions=30)
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, classifier.state_dict(), CONFIG, replace(SPEC, scope=limits))
+    with pytest.raises(ArtifactError, match="do not fit the network that it describes"):
+        load_member(path)

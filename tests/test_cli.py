@@ -74,8 +74,10 @@ def call(tmp_path, monkeypatch):
         (["export-onnx", "--run-id", "r", "--precision", "int4"], 2, "Invalid value for "
          "'--precision': 'int4' is not one of 'float32', 'int8'. (see `dermalyze export-onnx "
          "--help`)"),
-        (["export-onnx", "--run-id", "r", "--data-dir", "d"], 2, "--data-dir has no effect without "
-         "--precision int8; leave it out (see `dermalyze export-onnx --help`)"),
+        (["predict", "--model", "m", "--one-lesion", "--explain", "d", "a"], 2, "--explain shows "
+         "one image at a time; leave out --one-lesion (see `dermalyze predict --help`)"),
+        (["predict", "--model", "m", "--metadata", "no.csv", __file__], 1, "cannot read no.csv; "
+         "expected a CSV with image_id and any of age, sex, localization"),
         (["predict", "--model", "no.onnx", __file__], 1, "no model at no.onnx; create one with "
          "`dermalyze export-onnx`"),
         (["predict", "--model", "no.onnx", "a.jpg"], 1, "no image at a.jpg; expected a file or a "

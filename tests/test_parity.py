@@ -1,13 +1,20 @@
 """The check that two predictors agree: it must be able to fail, and must ask about every kind."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_network import TINY_SPEC, tiny_network
 
-from dermalyze.export.parity import MAX_DIFFERENCE, ParityReport, check_parity, parity_images
+from dermalyze.export.parity import (
+    MAX_DIFFERENCE,
+    MAX_SHARE,
+    ParityReport,
+    check_parity,
+    parity_images,
+)
 from dermalyze.models.predictor import SkinLesionPredictor
 from dermalyze.models.shipped import ShippedNetwork
 from serving.preprocess import decode_image
@@ -81,20 +88,26 @@ def test_parity_check_can_fail(images):
 
 
 @pytest.mark.parametrize(
-    ("difference", "changed", "agrees"),
+    ("difference", "changed", "share", "agrees"),
     [
-        (0.0, (), True),
-        (MAX_DIFFERENCE, (), True),
-        (MAX_DIFFERENCE * 1.01, (), False),
-        (float("nan"), (), False),
-        (0.0, ("a",), False),
+        (0.0, (), 0.0, True),
+        (MAX_DIFFERENCE, (), MAX_SHARE, True),
+        (MAX_DIFFERENCE * 1.01, (), 0.0, False),
+        (float("nan"), (), 0.0, False),
+        (0.0, ("a",), 0.0, False),
+        (0.0, (), MAX_SHARE * 1.01, False),
+        (0.0, (), float("nan"), False),
     ],
 )
 def test_a_report_agrees_within_the_tolerance_and_with_no_changed_class(
-    difference, changed, agrees
+    difference, changed, share, agrees
 ):
     report = ParityReport(
-        num_images=1, max_difference=difference, worst_image="a", changed_classes=changed
+        num_images=1,
+        max_difference=difference,
+        worst_image="a",
+        changed_classes=changed,
+        output_differences={"saliency": share},
     )
     assert report.agrees is agrees
 
@@ -107,3 +120,26 @@ def test_the_images_show_different_things_to_the_network(images):
     assert np.ptp(probs, axis=0).max() > 0.1
     assert len({answer.predicted_class for answer in answers}) > 1
     assert all(decode_image(data).mode == "RGB" for data in chosen)
+
+
+class Mapped(SkinLesionPredictor):
+    """Answers with a map that is wrong for some of the images, counted by `wrong`."""
+
+    def __init__(self, wrong):
+        self._use(ShippedNetwork.of(tiny_network()), replace(TINY_SPEC, saliency="grad_cam"))
+        self.wrong = wrong
+        self.asked = 0
+
+    def run(self, pixels, names, metadata=None):
+        outputs = super().run(pixels, names, metadata)
+        if "saliency" in names:
+            self.asked += 1
+            if self.asked <= self.wrong:
+                outputs["saliency"] = outputs["saliency"][:, :, ::-1] + 0.5
+        return outputs
+
+
+@pytest.mark.parametrize(("wrong", "agrees"), [(0, True), (2, True), (3, False), (20, False)])
+def test_a_map_may_jump_in_one_image_of_ten_and_no_more(images, wrong, agrees):
+    report = check_parity(Mapped(0), Mapped(wrong), images[:20])
+    assert report.agrees is agrees

@@ -199,7 +199,7 @@ def test_all_images_of_a_request_may_show_one_lesion(client):
     assert answer == Predictor(TINY_ONNX).predict_lesion(images).to_dict()
     body["inputs"] = [ONE, "AAAA"]
     assert client.post("/invocations", json=body).json()["message"] == (
-        "image 2 of 2: not a JPEG or PNG image (3 bytes)"
+        "2 images of one lesion: image 2 of 2: not a JPEG or PNG image (3 bytes)"
     )
 
 

@@ -60,13 +60,18 @@ def fit_scope(features: NDArray[np.floating], lesions: Counts) -> ScopeFit:
 def cross_fitted(features: NDArray[np.floating], lesions: Counts) -> Floats:
     """Score each image by a fit that has not seen its lesion: (N, E), (N,) -> (N,)."""
     scores = np.empty(len(features))
-    order = np.random.default_rng(0).permutation(lesions.max() + 1)
-    fold = order[lesions] % min(_FOLDS, lesions.max() + 1)
-    for number in np.unique(fold):
-        held_out = fold == number
+    folds = lesion_folds(lesions)
+    for fold in np.unique(folds):
+        held_out = folds == fold
         _, rest = np.unique(lesions[~held_out], return_inverse=True)
         scores[held_out] = fit_scope(features[~held_out], rest).scores(features[held_out])
     return scores
+
+
+def lesion_folds(lesions: Counts) -> Counts:
+    """Deal whole lesions into five folds, always alike: (N,) -> int64 (N,)."""
+    order = np.random.default_rng(0).permutation(lesions.max() + 1)
+    return np.asarray(order[lesions] % min(_FOLDS, lesions.max() + 1), np.int64)
 
 
 def fit_max_score(scores: Floats, problems: NDArray[np.bool_], lesions: Counts) -> Scope:

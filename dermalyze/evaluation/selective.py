@@ -5,6 +5,7 @@ replicates.  Never imports torch.
 """
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from scipy.stats import beta
@@ -14,9 +15,38 @@ from serving.limits import Abstention
 
 RISK = 0.1  # stated: share of wrong answers among those given
 CONFIDENCE = 0.95  # with which the stated risk is shown on validation lesions
-_MIN_LESIONS = 50  # answered; a threshold that leaves fewer is not tried
+_STARTS = (0.2, 0.4, 0.6, 0.8)  # shares of the lesions that are answered
+_MIN_LESIONS = 50  # answered; a threshold that leaves fewer is no start
 _THRESHOLDS = np.round(np.arange(0.99, 0.195, -0.01), 2)
 _NEVER = 1.01  # a confidence that no answer has
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What answering from a threshold on comes to."""
+
+    threshold: float
+    answered: int  # lesions
+    loss: float  # their summed shares of wrong answers
+
+    @classmethod
+    def of(cls, threshold: float, probs: Floats, targets: Counts, lesions: Counts) -> "_Step":
+        given = probs.max(axis=1) >= threshold
+        wrong = (probs.argmax(axis=1) != targets)[given].astype(np.float64)
+        images = np.bincount(lesions[given])
+        errors = np.bincount(lesions[given], wrong)
+        answered = images > 0
+        return cls(
+            float(threshold),
+            int(answered.sum()),
+            float((errors[answered] / images[answered]).sum()),
+        )
+
+    def bound(self, chance: float) -> float:
+        """Return what the risk exceeds with no more than this chance."""
+        if self.loss >= self.answered:
+            return 1.0
+        return float(beta.ppf(1 - chance, self.loss + 1, self.answered - self.loss))
 
 
 @dataclass(frozen=True)
@@ -32,12 +62,14 @@ def fit_abstention(
 ) -> Abstention:
     """Find the lowest confidence from which on answers keep to a risk.
 
-    Thresholds are tried from high to low until the first at which the exact binomial bound (Clopper
-    & Pearson, 1934) exceeds the risk: fixed-sequence testing, so that the risk is exceeded with a
-    chance of at most 1 - `CONFIDENCE` (Angelopoulos et al., "Learn then test", 2021; the bound is
-    that of Geifman & El-Yaniv, "Selective classification for deep neural networks", 2017).  A
-    lesion's loss is the share of its answered images that are wrong; the binomial is the widest
-    distribution that a sum of such losses can have, so the bound errs on the safe side.
+    From each of four starting points thresholds are tried downwards until the first at which the
+    exact binomial bound (Clopper & Pearson, 1934) exceeds the risk: fixed-sequence testing from
+    several starts, which share the chance of error, so that the risk is exceeded with a chance of
+    at most 1 - `CONFIDENCE` (Angelopoulos et al., "Learn then test", 2021, section 3.2; the bound
+    is that of Geifman & El-Yaniv, "Selective classification for deep neural networks", 2017).  A
+    start is where a share of the lesions is answered, which no label decides.  A lesion's loss is
+    the share of its answered images that are wrong; the binomial is the widest distribution that a
+    sum of such losses can have, so the bound errs on the safe side.
 
     Args:
         probs: calibrated, (N, C).
@@ -45,26 +77,19 @@ def fit_abstention(
         lesions: (N,), numbers from 0.
         risk: stated, a fraction.
     """
-    confidence = probs.max(axis=1)
-    wrong = (probs.argmax(axis=1) != targets).astype(np.float64)
+    steps = [_Step.of(threshold, probs, targets, lesions) for threshold in _THRESHOLDS]
     num_lesions = int(lesions.max()) + 1
-    found, answered = _NEVER, 0
-    for threshold in _THRESHOLDS:
-        given = confidence >= threshold
-        images = np.bincount(lesions[given], minlength=num_lesions)
-        num_answered = int((images > 0).sum())
-        if num_answered < _MIN_LESIONS:  # chosen without a look at what is right
-            continue
-        errors = np.bincount(lesions[given], wrong[given], minlength=num_lesions)
-        loss = float(np.divide(errors, images, out=np.zeros(num_lesions), where=images > 0).sum())
-        if loss < num_answered and beta.ppf(CONFIDENCE, loss + 1, num_answered - loss) <= risk:
-            found, answered = float(threshold), num_answered
-        else:
-            break
+    chance = (1 - CONFIDENCE) / len(_STARTS)
+    kept: list[_Step] = []
+    for share in _STARTS:
+        wanted = max(share * num_lesions, _MIN_LESIONS)
+        start = next((i for i, step in enumerate(steps) if step.answered >= wanted), len(steps))
+        kept += takewhile(lambda step: step.bound(chance) <= risk, steps[start:])
+    lowest = min(kept, key=lambda step: step.threshold, default=None)
     return Abstention(
         risk=risk,
-        min_confidence=found,
-        coverage=answered / num_lesions,
+        min_confidence=_NEVER if lowest is None else lowest.threshold,
+        coverage=0.0 if lowest is None else lowest.answered / num_lesions,
         num_lesions=num_lesions,
     )
 

