@@ -1,11 +1,10 @@
 """Which score tells images that are no dermoscopic photographs of lesions, and how well?
 
 Scores are fitted on a run's validation images, their thresholds set to 5 % false alarms there by
-fits that had not seen the image, and then shown corrupted test images, pictures that are no skin,
-and clinical views.  `shipped` is what the model file answers, photograph checks included.  Needs
-scikit-image for its sample images.
+fits that had not seen the lesion, and then shown corrupted test images, pictures that are no skin,
+and clinical views.  `shipped` is what the model file answers, photograph checks included.
 
-    python -m benchmarks.scope RUN_ID DATA_DIR
+    python -m benchmarks.scope RUN_ID DATA_DIR [--seed N]
 """
 
 import argparse
@@ -26,6 +25,7 @@ from dermalyze.evaluation.scope import (
     fit_max_score,
     fit_quality,
     fit_scope,
+    lesion_folds,
     lesion_shares,
     problems_of,
 )
@@ -34,6 +34,9 @@ from serving.quality import Measures, measure
 
 NUM_IMAGES = 150  # of each kind and strength
 STRENGTHS = (1, 2, 3, 4, 5)
+NUM_PRINCIPAL = 64  # of the space that the residual is the rest of
+NEIGHBOR = 10
+MEASURES = ("sharpness", "brightness", "color")
 
 
 def features_of(run: Trained, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -49,63 +52,115 @@ def features_of(run: Trained, pixels: np.ndarray) -> dict[str, np.ndarray]:
                 "final": final.mean((2, 3)),
                 "logits": classifier.head(final),
             }
+            for name, values in found.items():
+                parts.setdefault(name, []).append(values.double().numpy())
             measured = measure(some)
-            for name, values in (
-                *((name, values.numpy()) for name, values in found.items()),
-                *((name, getattr(measured, name)) for name in vars(measured)),
-            ):
-                parts.setdefault(name, []).append(values)
+            for name in MEASURES:
+                parts.setdefault(name, []).append(getattr(measured, name))
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def energy(features):
-    """Liu et al., "Energy-based out-of-distribution detection" (2020)."""
-    return -logsumexp(features["logits"].astype(np.float64), axis=1)
-
-
-def confidence(features):
+def confidence(known, targets, lesions):
     """Hendrycks & Gimpel, "A baseline for detecting misclassified examples" (2017)."""
-    return -softmax(features["logits"].astype(np.float64), axis=1).max(axis=1)
+    return lambda other: -softmax(other["logits"], axis=1).max(axis=1)
 
 
-def distances(name):
-    """Return a function that fits a distance in reduced features and scores others with it."""
-
-    def prepared(features, lesions):
-        fit = fit_scope(features[name], lesions)
-        return cross_fitted(features[name], lesions), lambda other: fit.scores(other[name])
-
-    return prepared
+def energy(known, targets, lesions):
+    """Liu et al., "Energy-based out-of-distribution detection" (2020)."""
+    return lambda other: -logsumexp(other["logits"], axis=1)
 
 
-def nearest(features, lesions):
-    """Fit the distance to the tenth nearest validation image in reduced final features."""
-    fit = fit_scope(features["final"], lesions)
+def distance(name):
+    """Lee et al. (2018), one Gaussian: what the project fits, to features of that name."""
 
-    def reduced(values):
-        return (values["final"] - fit.mean) @ fit.projection
+    def fitted(known, targets, lesions):
+        fit = fit_scope(known[name], lesions)
+        return lambda other: fit.scores(other[name])
 
-    known = reduced(features)
+    return fitted
 
-    def score(other, rank=10):
-        gaps = [np.sort(((row - known) ** 2).sum(axis=1))[rank - 1] for row in reduced(other)]
-        return np.array(gaps)
 
-    return score(features, rank=11), score  # an image is its own first neighbor
+def class_distances(known, targets, lesions):
+    """Lee et al. (2018): the classes' distances, with what they share of spread: (N, classes)."""
+    fit = fit_scope(known["final"], lesions)
+    space = (known["final"] - fit.mean) @ fit.projection
+    means = np.stack([space[targets == target].mean(axis=0) for target in np.unique(targets)])
+    within = space - means[np.unique(targets, return_inverse=True)[1]]
+    precision = np.linalg.inv(within.T @ within / len(within) + 0.01 * np.eye(space.shape[1]))
+
+    def distances(other):
+        gaps = ((other["final"] - fit.mean) @ fit.projection)[:, None] - means
+        return np.einsum("ncd,de,nce->nc", gaps, precision, gaps) / space.shape[1]
+
+    return distances
+
+
+def to_class_means(known, targets, lesions):
+    """Lee et al. (2018), equation 2: the distance to the nearest class."""
+    distances = class_distances(known, targets, lesions)
+    return lambda other: distances(other).min(axis=1)
+
+
+def relative(known, targets, lesions):
+    """Ren et al., "A simple fix to Mahalanobis distance" (2021), equation 4."""
+    distances = class_distances(known, targets, lesions)
+    alone = distance("final")(known, targets, lesions)
+    return lambda other: distances(other).min(axis=1) - alone(other)
+
+
+def residual(known, targets, lesions):
+    """Wang et al., "ViM: out-of-distribution with virtual-logit matching" (2022), section 4."""
+    mean = known["final"].mean(axis=0)
+    _, _, directions = np.linalg.svd(known["final"] - mean, full_matrices=False)
+    principal = directions[:NUM_PRINCIPAL].T
+
+    def rest(other):
+        centered = other["final"] - mean
+        return np.linalg.norm(centered - centered @ principal @ principal.T, axis=1)
+
+    scale = known["logits"].max(axis=1).mean() / rest(known).mean()
+    return lambda other: scale * rest(other) - logsumexp(other["logits"], axis=1)
+
+
+def nearest(known, targets, lesions):
+    """Sun et al., "Out-of-distribution detection with deep nearest neighbors" (2022)."""
+    fit = fit_scope(known["final"], lesions)
+    space = (known["final"] - fit.mean) @ fit.projection
+
+    def score(other):
+        reduced = (other["final"] - fit.mean) @ fit.projection
+        gaps = (reduced**2).sum(1)[:, None] - 2 * reduced @ space.T + (space**2).sum(1)
+        return np.sort(gaps, axis=1)[:, NEIGHBOR - 1]
+
+    return score
 
 
 SCORES = {
-    "confidence": lambda features, lesions: (confidence(features), confidence),
-    "energy": lambda features, lesions: (energy(features), energy),
-    "distance, last features": distances("final"),
+    "confidence": confidence,
+    "energy": energy,
+    "one Gaussian, last features": distance("final"),
+    "class means, last features": to_class_means,
+    "relative, last features": relative,
+    "residual, last features": residual,
     "neighbors, last features": nearest,
-    "distance, early features": distances("early"),
+    "one Gaussian, early features": distance("early"),
 }
 
 
-def pictures(run: Trained) -> dict[str, np.ndarray]:
+def held_out_scores(fit, known, targets, lesions):
+    """Score each image by a fit that has not seen its lesion: (N,)."""
+    scores, folds = np.empty(len(lesions)), lesion_folds(lesions)
+    for fold in np.unique(folds):
+        out = folds == fold
+        _, rest = np.unique(lesions[~out], return_inverse=True)
+        score = fit({name: values[~out] for name, values in known.items()}, targets[~out], rest)
+        scores[out] = score({name: values[out] for name, values in known.items()})
+    return scores
+
+
+def pictures(run: Trained, seed: int) -> dict[str, np.ndarray]:
     """Make what is not in scope, by kind."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     side = run.spec.input_size[0]
     test = run.prepared.store.batch(rng.permutation(run.splits.test)[:NUM_IMAGES])
     made = {
@@ -124,69 +179,59 @@ def pictures(run: Trained) -> dict[str, np.ndarray]:
     return made
 
 
+def shipped_rule(validation, lesions, side):
+    """Return what says which images a model file calls out of scope: bool (N,)."""
+
+    def measures(features):
+        return Measures(*(features[name] for name in MEASURES))
+
+    quality = fit_quality(measures(validation), lesions, side)
+    fit = fit_scope(validation["early"], lesions)
+    scope = fit_max_score(
+        cross_fitted(validation["early"], lesions),
+        problems_of(measures(validation), quality),
+        lesions,
+    )
+    return lambda features: (
+        (fit.scores(features["early"]) > scope.max_score) | problems_of(measures(features), quality)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run_id")
     parser.add_argument("data_dir")
+    parser.add_argument("--seed", type=int, default=0, help="Of the images and their corruption.")
     arguments = parser.parse_args()
     with trained(arguments.run_id, arguments.data_dir) as run:
-        store = run.prepared.store
-        validation = features_of(run, store.batch(run.splits.val))
-        test = features_of(run, store.batch(run.splits.test))
-        others = {name: features_of(run, pixels) for name, pixels in pictures(run).items()}
-        lesions = {"val": run.validation.lesions, "test": run.test.lesions}
-        side = min(run.spec.input_size)
-    none = np.zeros(len(lesions["val"]), bool)
-    shares = lesion_shares(lesions["test"])
-    drawn = lesion_weights(lesions["test"], 2000, 0) * shares
-    rows, false_alarms = {}, {}
-
-    def alarms(name, beyond):
-        """Note the false alarm rate of (N,) alarms on test, with its interval."""
-        rates = drawn @ beyond / drawn.sum(axis=1)
-        basis = Basis(num_lesions=int(lesions["test"].max()) + 1)
-        false_alarms[name] = interval_of(float(shares @ beyond), rates, basis)
-
-    for name, prepare in SCORES.items():
-        own, score = prepare(validation, lesions["val"])
-        limit = fit_max_score(own, none, lesions["val"]).max_score
-        in_scope = score(test)
-        alarms(name, (in_scope > limit).astype(float))
+        validation = features_of(run, run.prepared.store.batch(run.splits.val))
+        test = features_of(run, run.prepared.store.batch(run.splits.test))
+        others = {
+            name: features_of(run, pixels) for name, pixels in pictures(run, arguments.seed).items()
+        }
+        val, on_test, side = run.validation, run.test, min(run.spec.input_size)
+    shares = lesion_shares(on_test.lesions)
+    drawn = lesion_weights(on_test.lesions, 2000, 0) * shares
+    basis = Basis(num_lesions=on_test.num_lesions)
+    rules, rows, false_alarms = {}, {kind: {} for kind in others}, {}
+    for name, fit in SCORES.items():
+        own = held_out_scores(fit, validation, val.targets, val.lesions)
+        limit = fit_max_score(own, np.zeros(len(own), bool), val.lesions).max_score
+        score = fit(validation, val.targets, val.lesions)
+        rules[name] = lambda features, score=score, limit=limit: score(features) > limit
+        inside = score(test)
         for kind, features in others.items():
             found = score(features)
-            truth = np.r_[np.zeros(len(in_scope)), np.ones(len(found))]
-            rows.setdefault(kind, {})[f"{name}: AUROC"] = roc_auc_score(
-                truth, np.r_[in_scope, found]
-            )
-            rows[kind][f"{name}: detected"] = float((found > limit).mean())
-    measures = [Measures(**{k: f[k] for k in ("sharpness", "brightness", "color")})
-                for f in (validation, test)]  # fmt: skip
-    quality = fit_quality(measures[0], lesions["val"], side)
-    fit = fit_scope(validation["early"], lesions["val"])
-    scope = fit_max_score(
-        cross_fitted(validation["early"], lesions["val"]),
-        problems_of(measures[0], quality),
-        lesions["val"],
-    )
-
-    def shipped(features):
-        measured = Measures(**{k: features[k] for k in ("sharpness", "brightness", "color")})
-        beyond = fit.scores(features["early"]) > scope.max_score
-        return (beyond | problems_of(measured, quality)).astype(float)
-
-    alarms("shipped", shipped(test))
-    for kind, features in others.items():
-        rows[kind]["shipped: detected"] = float(shipped(features).mean())
-    table = pd.DataFrame(rows).T
-    with pd.option_context("display.width", 250, "display.max_columns", 20, "display.max_rows", 99):
-        print(table.round(2))
-        groups = table.groupby(
-            table.index.str.replace(r"^.* (?=\d)", "all corruptions ", regex=True)
-        )
-        print(groups.mean().round(2))
-    for name, interval in false_alarms.items():
-        print(f"false alarms on test, {name}: {interval.estimate:.3f} ({interval.low:.3f} to "
-              f"{interval.high:.3f})")  # fmt: skip
+            truth = np.repeat([0, 1], [len(inside), len(found)])
+            rows[kind][f"{name}: AUROC"] = roc_auc_score(truth, np.r_[inside, found])
+    rules["shipped"] = shipped_rule(validation, val.lesions, side)
+    for name, rule in rules.items():
+        alarms = rule(test).astype(float)
+        rates = drawn @ alarms / drawn.sum(axis=1)
+        false_alarms[name] = interval_of(float(shares @ alarms), rates, basis)
+        for kind, features in others.items():
+            rows[kind][f"{name}: detected"] = float(rule(features).mean())
+    print_tables(pd.DataFrame(rows).T, false_alarms)
     publish(
         "scope",
         [
@@ -204,7 +249,25 @@ def main() -> None:
         table=rows,
         false_alarms={name: vars(interval) for name, interval in false_alarms.items()},
         num_images=NUM_IMAGES,
+        num_lesions={"validation": val.num_lesions, "test": on_test.num_lesions},
+        seed=arguments.seed,
     )
+
+
+def print_tables(table, false_alarms) -> None:
+    """Print every kind, and the mean of all corruptions at each strength, as markdown."""
+    strength = table.index.str.extract(r" (\d)$")[0].fillna("").to_numpy()
+    corrupted = table[strength != ""].groupby("strength " + strength[strength != ""]).mean()
+    whole = pd.concat([corrupted, table])
+    for what in ("AUROC", "detected"):
+        part = whole[[name for name in whole if name.endswith(what)]].round(2)
+        print(f"\n| {what} | " + " | ".join(name.split(":")[0] for name in part) + " |")
+        print("|---" * (len(part.columns) + 1) + "|")
+        for kind, row in part.iterrows():
+            print(f"| {kind} | " + " | ".join(f"{value:.2f}" for value in row) + " |")
+    print("\nfalse alarms on test")
+    for name, interval in false_alarms.items():
+        print(f"{name}: {interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})")
 
 
 if __name__ == "__main__":

@@ -56,12 +56,12 @@ class AnyPredictor(ABC):
 
         Args:
             pixels: uint8 (N, H, W, 3).
-            names: the outputs that are wanted, of `output_names`.
+            names: the outputs that are wanted, of `output_names` and `map_names`.
             metadata: float32 (N, K) of `metadata.encode`; None: nothing is known.
 
         Returns:
             logits (N, C); as far as the model has them scope_score (N,), member_logits (N, M, C),
-            saliency (N, C, h, w).
+            saliency (N, C, h, w), attention (N, h, w).
         """
 
     def pixels(self, image: ImageInput) -> Pixels:
@@ -195,7 +195,7 @@ class AnyPredictor(ABC):
             )
         photograph = open_image(image)
         case = self.read(photograph, metadata)
-        outputs = self._outputs([case], "saliency")
+        outputs = self._outputs([case], *map_names(self.spec))
         (prediction,) = predictions(outputs, [case], self.spec)
         name = class_name or prediction.predicted_class
         index = self.spec.class_names.index(name)
@@ -204,6 +204,7 @@ class AnyPredictor(ABC):
             prediction=prediction,
             class_name=name,
             saliency=outputs["saliency"][0, index],
+            attention=outputs["attention"][0] if "attention" in outputs else None,
             spec=self.spec,
         )
 
@@ -221,6 +222,15 @@ def output_names(spec: ModelSpec) -> list[str]:
         *(["scope_score"] if spec.scope is not None else []),
         *(["member_logits"] if spec.num_members > 1 else []),
     ]
+
+
+def map_names(spec: ModelSpec) -> list[str]:
+    """List the maps that a graph gives after all other outputs, in their order."""
+    return {
+        "": [],
+        "grad_cam": ["saliency"],
+        "attention_evidence": ["saliency", "attention"],
+    }[spec.saliency]
 
 
 def optional_fields(spec: ModelSpec) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ class Explanation:
     class_name: str
     saliency: NDArray[np.float32]  # (h, w), at least 0; of the pixels that the network sees
     spec: ModelSpec
+    attention: NDArray[np.float32] | None = None  # (h, w), summing to 1; of a head that has it
 
     def overlay(self, strength: float = _STRENGTH) -> Image.Image:
         """Lay the map over the photograph; what has no evidence stays as it is."""

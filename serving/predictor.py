@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.answering import AnyPredictor, Outputs, output_names
+from serving.answering import AnyPredictor, Outputs, map_names, output_names
 from serving.digest import is_intact
 from serving.errors import ArtifactError
 from serving.preprocess import Pixels
@@ -115,10 +115,11 @@ def _comparisons(
         "member_logits": f"N x {spec.num_members} x {num_classes}",
     }
     expected = {name: ("tensor(float)", shapes[name]) for name in output_names(spec)}
-    if spec.saliency:
-        _, shape = outputs.get("saliency", ("", ""))
-        yield "saliency", shape.rsplit(" x ", 2)[0], f"N x {num_classes}"
-        expected["saliency"] = ("tensor(float)", shape)
+    for name, start in (("saliency", f"N x {num_classes}"), ("attention", "N")):
+        if name in map_names(spec):
+            _, shape = outputs.get(name, ("", ""))
+            yield name, shape.rsplit(" x ", 2)[0], start
+            expected[name] = ("tensor(float)", shape)
     yield from _differences("its output", outputs, expected)
 
 

@@ -196,6 +196,7 @@ def test_all_that_a_network_answers_is_in_the_file_and_as_pytorch_has_it(
     assert report.output_differences.keys() == {
         "scope_score",
         "saliency",
+        *(["attention"] if head_type == "acrnn" else []),
         *(["member_logits"] if num_networks * num_views > 1 else []),
     }
     # Once more, on other images and with metadata of every kind.

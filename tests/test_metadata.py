@@ -134,3 +134,14 @@ def test_left_out_metadata_is_left_out_field_by_field_and_altogether():
     again = without_some(metadata, 0.3, torch.Generator().manual_seed(0))
     assert torch.equal(found, again)
     assert torch.equal(without_some(metadata, 0.0, torch.Generator().manual_seed(0)), metadata)
+
+
+def test_metadata_reaches_the_logits_by_itself():
+    torch.manual_seed(0)
+    head = build_head("simple", 6, 7, 0.3, 4).eval()
+    features, metadata = torch.randn(3, 6, 2, 2), torch.randn(3, 4)
+    before = head(features, metadata)
+    with torch.no_grad():
+        head.direct.weight.copy_(torch.randn(7, 4))
+    added = metadata @ head.direct.weight.T
+    torch.testing.assert_close(head(features, metadata), before + added)

@@ -74,3 +74,17 @@ def test_a_single_network_is_handed_through():
     with torch.no_grad():
         expected = one.classifier(PIXELS.permute(0, 3, 1, 2) / 255).numpy()
     np.testing.assert_array_equal(found["logits"], expected)
+
+
+def test_attention_of_acrnn_heads_is_averaged_and_turned_back_too():
+    one, other = member(0, "acrnn"), member(1, "acrnn")
+    with torch.no_grad():
+        images = PIXELS.permute(0, 3, 1, 2) / 255
+        expected = [m.classifier.attention(images).numpy() for m in (one, other)]
+    found = answers(ShippedNetwork([one, other]), names=("attention",))["attention"]
+    np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-6)
+    views = ShippedNetwork([one], num_views=8)
+    upright_map = answers(views, names=("attention",))["attention"]
+    turned = answers(views, torch.rot90(PIXELS, 1, (1, 2)), names=("attention",))["attention"]
+    np.testing.assert_allclose(turned, np.rot90(upright_map, 1, (1, 2)), atol=1e-6)
+    np.testing.assert_allclose(upright_map.sum((1, 2)), 1, atol=1e-5)

@@ -20,7 +20,7 @@ from dermalyze.export.parity import (
 )
 from dermalyze.models.predictor import SkinLesionPredictor
 from dermalyze.models.shipped import ShippedNetwork
-from serving.answering import output_names
+from serving.answering import map_names, output_names
 from serving.digest import DIGEST_KEY, NO_DIGEST, seal
 from serving.errors import ArtifactError
 from serving.predictor import Predictor
@@ -92,7 +92,7 @@ def export_onnx(
 
 def _model(network: ShippedNetwork, spec: ModelSpec) -> ModelProto:
     height, width = spec.input_size
-    names = [*output_names(spec), *(["saliency"] if spec.saliency else [])]
+    names = [*output_names(spec), *map_names(spec)]
     batch = torch.export.Dim("batch", min=1)
     inputs = {"image": torch.zeros((2, height, width, 3), dtype=torch.uint8)}  # 1 would be fixed
     if spec.metadata is not None:

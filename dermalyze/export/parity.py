@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.answering import AnyPredictor, output_names
+from serving.answering import AnyPredictor, map_names, output_names
 from serving.metadata import Metadata, MetadataFields
 from serving.prediction import Prediction
 
@@ -82,7 +82,7 @@ def _output_differences(
     0 up to rounding, its gradient jumps, and so does the map, in PyTorch as in ONNX.
     """
     spec = onnx_predictor.spec
-    names = [*output_names(spec)[1:], *(["saliency"] if spec.saliency else [])]
+    names = [*output_names(spec)[1:], *map_names(spec)]
     pixels = [onnx_predictor.pixels(image)[None] for image in images if names]
     pairs = [
         (torch_predictor.run(image, names), onnx_predictor.run(image, names)) for image in pixels

@@ -28,10 +28,18 @@ class SimpleHead(nn.Module):
             nn.Dropout(dropout_rate),
             nn.Linear(256, num_classes),
         )
+        if num_metadata:
+            # Beside its way through the hidden layers: what age or site says of a class by itself
+            # would take these many epochs to pass on.
+            self.direct = nn.Linear(num_metadata, num_classes, bias=False)
+            nn.init.zeros_(self.direct.weight)
 
     def forward(self, features: Tensor, metadata: Tensor | None = None) -> Tensor:
         """Return logits."""
-        logits: Tensor = self.layers(self.inputs(features, metadata))
+        inputs = self.inputs(features, metadata)
+        logits: Tensor = self.layers(inputs)
+        if self.num_metadata:
+            logits = logits + self.direct(inputs[:, -self.num_metadata :])
         return logits
 
     def inputs(self, features: Tensor, metadata: Tensor | None = None) -> Tensor:
@@ -63,8 +71,8 @@ class AcrnnHead(nn.Module):
         """Return logits."""
         states, weights = self.read(features)
         pooled = (states * weights.unsqueeze(-1)).sum(1)  # (N, 64)
-        inputs = _with_metadata(pooled, metadata, self.num_metadata)
-        logits: Tensor = self.classifier(self.dropout(inputs))
+        inputs = _with_metadata(self.dropout(pooled), metadata, self.num_metadata)
+        logits: Tensor = self.classifier(inputs)
         return logits
 
     def attention(self, features: Tensor) -> Tensor:

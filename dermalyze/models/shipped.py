@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dermalyze.models.classifier import Classifier, to_images
+from dermalyze.models.heads import AcrnnHead
 from dermalyze.models.saliency import saliency_of
 from dermalyze.models.scope import ScopeScore
 from dermalyze.models.views import NUM_VIEWS, upright, views_of
@@ -28,7 +29,10 @@ class Member(nn.Module):
     def forward(
         self, images: Tensor, metadata: Tensor | None, names: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Return some of logits (N, C), early (N, E), scope_score (N,), saliency (N, C, h, w).
+        """Return logits (N, C) and what is asked for beside them.
+
+        That may be early (N, E), scope_score (N,), saliency (N, C, h, w) and, of an acrnn head,
+        attention (N, h, w).
 
         Args:
             images: float32 (N, 3, H, W) in 0..1.
@@ -48,6 +52,9 @@ class Member(nn.Module):
             outputs["scope_score"] = self.scope(early)
         if "saliency" in names:
             outputs["saliency"] = saliency_of(self.classifier.head, features, metadata)
+        if "attention" in names:
+            assert isinstance(self.classifier.head, AcrnnHead)
+            outputs["attention"] = self.classifier.head.attention(features)
         return outputs
 
 
@@ -85,7 +92,8 @@ class ShippedNetwork(nn.Module):
             pixels: uint8 (N, H, W, 3); square for eight views.
             metadata: float32 (N, K), for networks that take it.
             names: some of logits (N, C), member_logits (N, M, C), scope_score (N,), saliency
-                (N, C, h, w) and, of one network alone, early (N, E).
+                (N, C, h, w), of acrnn heads attention (N, h, w), and of one network alone early
+                (N, E).
         """
         images = to_images(pixels)
         if self.num_views > 1:
@@ -105,12 +113,15 @@ class ShippedNetwork(nn.Module):
         parts = [self._views(outputs[name]) for outputs in found]  # each (V, N, ...)
         if name == "scope_score":  # its limit was fitted on images as they are
             return torch.stack([part[0] for part in parts]).mean(0)
-        if name == "saliency":
+        if name in ("saliency", "attention"):
+            maps = [part if name == "saliency" else part.unsqueeze(2) for part in parts]
             if self.num_views > 1:
-                parts = [upright(part) for part in parts]
-            size = parts[0].shape[3:]
-            parts = [part if part.shape[3:] == size else _resized(part, size) for part in parts]
-        return torch.cat(parts).mean(0)
+                maps = [upright(part) for part in maps]
+            size = maps[0].shape[3:]
+            maps = [part if part.shape[3:] == size else _resized(part, size) for part in maps]
+            mean = torch.cat(maps).mean(0)  # (N, C, h, w), or (N, 1, h, w)
+            return mean if name == "saliency" else mean.squeeze(1)
+        raise AssertionError(f"{name} of several networks is not one value")
 
     def _views(self, values: Tensor) -> Tensor:
         """(V N, ...) -> (V, N, ...)."""
