@@ -37,7 +37,7 @@ def defocus_blur(pixels, strength, rng):
 
 
 def motion_blur(pixels, strength, rng):
-    length = (4, 7, 11, 16, 24)[strength - 1]
+    length = (5, 7, 11, 15, 23)[strength - 1]  # odd: an even one shifts the image
     angle = rng.uniform(0, np.pi)
     line = np.zeros((length, length))
     steps = np.linspace(-(length - 1) / 2, (length - 1) / 2, 4 * length)

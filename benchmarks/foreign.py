@@ -112,9 +112,11 @@ def clinical_views(pixels, rng):
         lesion = Image.fromarray(image).resize((small, small), Image.Resampling.LANCZOS)
         mask = Image.new("L", (small, small), 0)
         ImageDraw.Draw(mask).ellipse((2, 2, small - 3, small - 3), fill=255)
-        place = tuple(int(v) for v in rng.integers(side // 8, side - side // 8 - small, 2))
-        view.paste(lesion, place, mask.filter(ImageFilter.GaussianBlur(2)))
         beside = rng.random()
+        lowest = side // 2 if beside < 0.6 else 7 * side // 8  # what lies beside it hides nothing
+        left = int(rng.integers(side // 8, 7 * side // 8 - small))
+        top = int(rng.integers(side // 8, lowest - small + 1))
+        view.paste(lesion, (left, top), mask.filter(ImageFilter.GaussianBlur(2)))
         if beside < 0.3:
             _draw_ruler(view)
         elif beside < 0.6:

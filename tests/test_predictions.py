@@ -178,3 +178,23 @@ def test_a_table_without_rows_is_one_sentence(written):
     assert refusal(written) == (
         "FILE: there is no image to score; expected at least one in the split"
     )
+
+
+def test_what_was_measured_of_an_image_reads_back_bit_for_bit(tmp_path):
+    scores = np.random.default_rng(5).gamma(1, 3, 9)
+    measured = {"scope_score": scores, "photo_problem": np.arange(9.0) % 2}
+    logits = np.random.default_rng(6).normal(size=(9, C))
+    table = predictions_table(manifest(["nv"] * 9), logits, CLASS_NAMES, measured)
+    write_predictions(tmp_path / "p.csv", table)
+    again, _, _ = read_predictions(tmp_path / "p.csv")
+    for name in measured:
+        np.testing.assert_array_equal(again[name], table[name])
+        assert again[name].dtype == table[name].dtype == np.float32
+    again["scope_score"] = again["scope_score"].astype(object)
+    again.loc[2, "scope_score"] = "high"
+    write_predictions(tmp_path / "p.csv", again)
+    with pytest.raises(DataError) as caught:
+        read_predictions(tmp_path / "p.csv")
+    assert str(caught.value).endswith(
+        "has scope_score 'high' for image 'ISIC_0000002', expected a number"
+    )

@@ -117,7 +117,9 @@ def read_predictions(
         check_logits(logits, targets, class_names)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    table = table.astype({f"logit_{name}": np.float32 for name in class_names})
+    exact = [f"logit_{name}" for name in class_names]
+    exact += [name for name in MEASURED if name in table.columns]
+    table = table.astype(dict.fromkeys(exact, np.float32))
     claimed = table["predicted"].to_numpy()
     predicted = np.asarray(class_names, dtype=object)[logits.argmax(axis=1)]
     if (claimed != predicted).any():
