@@ -1,13 +1,14 @@
 """What goes wrong with a photograph, at five strengths, after Hendrycks & Dietterich (2019).
 
 Each takes uint8 pixels (H, W, 3), a strength from 1 to 5 and a random generator, and returns
-pixels.  Strengths are ours: chosen by eye for images of 128 pixels.
+pixels.  Strengths are ours: chosen by eye for images of 128 pixels.  `HARMLESS` is the opposite: what
+happens to good photographs on their way, image to image.
 """
 
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.ndimage import convolve, gaussian_filter, map_coordinates, zoom
 
 
@@ -81,9 +82,7 @@ def desaturate(pixels, strength, rng):
 
 
 def jpeg(pixels, strength, rng):
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "JPEG", quality=(30, 20, 12, 7, 3)[strength - 1])
-    return np.asarray(Image.open(data))
+    return np.asarray(_saved(Image.fromarray(pixels), (30, 20, 12, 7, 3)[strength - 1]))
 
 
 def pixelate(pixels, strength, rng):
@@ -134,6 +133,36 @@ CORRUPTIONS = {
         pixelate,
     )
 }
+
+
+HARMLESS = {
+    "as it is": lambda image: image,
+    "mirrored": ImageOps.mirror,
+    "turned by 90 degrees": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "turned by 10 degrees, middle 80 %": lambda image: _middle(
+        image.rotate(10, Image.Resampling.BICUBIC), 0.8
+    ),
+    "middle 90 %": lambda image: _middle(image, 0.9),
+    "middle 80 %": lambda image: _middle(image, 0.8),
+    "saved again as JPEG 90": lambda image: _saved(image, 90),
+    "saved again as JPEG 75": lambda image: _saved(image, 75),
+    "enlarged 3 times": lambda image: ImageOps.scale(image, 3),
+    "shrunk to 75 %": lambda image: ImageOps.scale(image, 0.75),
+    "8 % darker": lambda image: image.point(lambda level: level * 0.92),
+    "8 levels brighter": lambda image: image.point(lambda level: level + 8),
+}
+
+
+def _saved(image, quality):
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=quality)
+    return Image.open(data).convert("RGB")
+
+
+def _middle(image, share):
+    width, height = image.size
+    left, top = width * (1 - share) / 2, height * (1 - share) / 2
+    return image.crop((round(left), round(top), round(width - left), round(height - top)))
 
 
 def _zoomed(pixels, factor):

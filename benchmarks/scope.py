@@ -2,7 +2,8 @@
 
 Scores are fitted on a run's validation images, their thresholds set to 5 % false alarms there by
 fits that had not seen the lesion, and then shown corrupted test images, pictures that are no skin,
-and clinical views.  `shipped` is what the model file answers, photograph checks included.
+and clinical views.  `shipped` is what the model file answers, photograph checks included; of it, how
+often it rejects good photographs that were handled differently.
 
     python -m benchmarks.scope RUN_ID DATA_DIR [--seed N]
 """
@@ -16,7 +17,7 @@ from scipy.special import logsumexp, softmax
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import foreign
-from benchmarks.corruptions import CORRUPTIONS
+from benchmarks.corruptions import CORRUPTIONS, HARMLESS
 from benchmarks.report import Figure, publish
 from benchmarks.trained import Trained, trained
 from dermalyze.evaluation.bootstrap import Basis, interval_of, lesion_weights
@@ -30,6 +31,7 @@ from dermalyze.evaluation.scope import (
     problems_of,
 )
 from dermalyze.models.classifier import to_images
+from serving.preprocess import decode_image, to_pixels
 from serving.quality import Measures, measure
 
 NUM_IMAGES = 150  # of each kind and strength
@@ -179,6 +181,17 @@ def pictures(run: Trained, seed: int) -> dict[str, np.ndarray]:
     return made
 
 
+def handled_differently(run: Trained, seed: int) -> dict[str, np.ndarray]:
+    """Send good photographs as other people's programs would: from their files, by what is done."""
+    rows = np.random.default_rng(seed).permutation(run.splits.test)[: 2 * NUM_IMAGES]
+    ids = run.prepared.manifest["image_id"].iloc[rows]
+    images = [decode_image(run.prepared.read_image_bytes(name)) for name in ids]
+    return {
+        name: np.stack([to_pixels(change(image), run.spec) for image in images])
+        for name, change in HARMLESS.items()
+    }
+
+
 def shipped_rule(validation, lesions, side):
     """Return what says which images a model file calls out of scope: bool (N,)."""
 
@@ -209,6 +222,10 @@ def main() -> None:
         others = {
             name: features_of(run, pixels) for name, pixels in pictures(run, arguments.seed).items()
         }
+        handled = {
+            name: features_of(run, pixels)
+            for name, pixels in handled_differently(run, arguments.seed).items()
+        }
         val, on_test, side = run.validation, run.test, min(run.spec.input_size)
     shares = lesion_shares(on_test.lesions)
     drawn = lesion_weights(on_test.lesions, 2000, 0) * shares
@@ -231,7 +248,8 @@ def main() -> None:
         false_alarms[name] = interval_of(float(shares @ alarms), rates, basis)
         for kind, features in others.items():
             rows[kind][f"{name}: detected"] = float(rule(features).mean())
-    print_tables(pd.DataFrame(rows).T, false_alarms)
+    harmless = {name: float(rules["shipped"](found).mean()) for name, found in handled.items()}
+    print_tables(pd.DataFrame(rows).T, false_alarms, harmless)
     publish(
         "scope",
         [
@@ -248,13 +266,14 @@ def main() -> None:
         ],
         table=rows,
         false_alarms={name: vars(interval) for name, interval in false_alarms.items()},
+        rejected_although_harmless=harmless,
         num_images=NUM_IMAGES,
         num_lesions={"validation": val.num_lesions, "test": on_test.num_lesions},
         seed=arguments.seed,
     )
 
 
-def print_tables(table, false_alarms) -> None:
+def print_tables(table, false_alarms, harmless) -> None:
     """Print every kind, and the mean of all corruptions at each strength, as markdown."""
     strength = table.index.str.extract(r" (\d)$")[0].fillna("").to_numpy()
     corrupted = table[strength != ""].groupby("strength " + strength[strength != ""]).mean()
@@ -268,6 +287,9 @@ def print_tables(table, false_alarms) -> None:
     print("\nfalse alarms on test")
     for name, interval in false_alarms.items():
         print(f"{name}: {interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})")
+    print(f"\n{2 * NUM_IMAGES} good photographs, share rejected by what is shipped")
+    for name, share in harmless.items():
+        print(f"{name}: {share:.3f}")
 
 
 if __name__ == "__main__":

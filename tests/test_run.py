@@ -268,7 +268,7 @@ def test_a_calibrator_is_never_judged_on_what_it_was_fitted_on(place, trained):
     assert "must not be fitted on what it is judged on" in done.stderr
 
 
-def test_evaluating_other_images_gives_what_predict_answers(place, trained):
+def test_evaluating_other_images_gives_what_predict_answers(place, trained, known):
     from PIL import Image
 
     run_id = run_id_of(trained.stdout)
@@ -285,8 +285,7 @@ def test_evaluating_other_images_gives_what_predict_answers(place, trained):
         place, "evaluate", "--run-id", run_id, "--images", images, "--labels", "labels.csv",
         "--output", "other-evaluation",
     )  # fmt: skip
-    dermalyze(place, "export-onnx", "--run-id", run_id)
-    answers = dermalyze(place, "predict", "--model", "model.onnx", images, "--format", "json")
+    answers = dermalyze(place, "predict", "--model", known, images, "--format", "json")
     predicted = [json.loads(line)["predicted_class"] for line in answers.stdout.splitlines()]
     table = (place / "other-evaluation" / "predictions.csv").read_text().splitlines()
     column = table[0].split(",").index("predicted")
@@ -310,12 +309,20 @@ def pictures(place):
     return folder
 
 
+@pytest.fixture(scope="module")
+def known(place, trained):
+    """The model file of the run."""
+    run_id = run_id_of(trained.stdout)
+    dermalyze(place, "export-onnx", "--run-id", run_id, "--output", "known.onnx")
+    return place / "known.onnx"
+
+
 def answers_of(place, model, folder, *more):
     done = dermalyze(place, "predict", "--model", model, folder, "--format", "json", *more)
     return {Path(line["image"]).stem: line for line in map(json.loads, done.stdout.splitlines())}
 
 
-def test_predictor_mlflow_and_pytorch_give_the_same_answers(place, trained, pictures):
+def test_predictor_mlflow_and_pytorch_give_the_same_answers(place, trained, known, pictures):
     """All that a model knows of its limits, from the file, the registry and the checkpoint."""
     import base64
 
@@ -325,8 +332,7 @@ def test_predictor_mlflow_and_pytorch_give_the_same_answers(place, trained, pict
     from serving import Predictor
 
     run_id = run_id_of(trained.stdout)
-    dermalyze(place, "export-onnx", "--run-id", run_id, "--output", "known.onnx")
-    onnx = Predictor(place / "known.onnx")
+    onnx = Predictor(known)
     torch_predictor = SkinLesionPredictor(artifact(place, run_id, "checkpoint_best.pt"))
     assert onnx.spec == torch_predictor.spec
     (logged,) = client(place).get_run(run_id).outputs.model_outputs
@@ -356,13 +362,13 @@ def test_predictor_mlflow_and_pytorch_give_the_same_answers(place, trained, pict
     )
 
 
-def test_limits_were_fitted_on_validation_lesions_and_judged_on_the_test_split(place, trained):
+def test_limits_were_fitted_on_validation_lesions_and_judged_on_the_test_split(
+    place, trained, known
+):
     from serving import Predictor
 
-    run_id = run_id_of(trained.stdout)
-    dermalyze(place, "export-onnx", "--run-id", run_id, "--output", "known.onnx")
-    spec = Predictor(place / "known.onnx").spec
-    folder = artifact(place, run_id, "")
+    spec = Predictor(known).spec
+    folder = artifact(place, run_id_of(trained.stdout), "")
     rows = (folder / "val_split.csv").read_text().splitlines()
     column = rows[0].split(",").index("lesion_id")
     lesions = {row.split(",")[column] for row in rows[1:]}
@@ -377,21 +383,15 @@ def test_limits_were_fitted_on_validation_lesions_and_judged_on_the_test_split(p
     assert "Sets, decisions and scope" in (folder / "evaluation" / "report.html").read_text()
 
 
-def test_what_is_no_lesion_is_out_of_scope(place, trained, pictures):
-    run_id = run_id_of(trained.stdout)
-    dermalyze(place, "export-onnx", "--run-id", run_id, "--output", "known.onnx")
-    answers = answers_of(place, "known.onnx", pictures)
+def test_what_is_no_lesion_is_out_of_scope(place, known, pictures):
+    answers = answers_of(place, known, pictures)
     assert answers["board"]["decision"] == "out_of_scope"
 
 
-def test_predict_draws_where_the_evidence_lies(place, trained, pictures):
+def test_predict_draws_where_the_evidence_lies(place, known, pictures):
     from PIL import Image
 
-    run_id = run_id_of(trained.stdout)
-    dermalyze(place, "export-onnx", "--run-id", run_id, "--output", "known.onnx")
-    done = dermalyze(
-        place, "predict", "--model", "known.onnx", pictures, "--explain", "why", check=False
-    )
+    done = dermalyze(place, "predict", "--model", known, pictures, "--explain", "why", check=False)
     assert done.returncode == 0, done.stderr
     drawn = sorted((place / "why").iterdir())
     assert [path.name for path in drawn] == ["board.png", "one.png", "two.png"]
@@ -400,7 +400,7 @@ def test_predict_draws_where_the_evidence_lies(place, trained, pictures):
         assert len(page.convert("RGB").getcolors(2**20)) > 1000
 
 
-def test_views_and_networks_go_into_one_file(place, demo, trained, pictures):
+def test_views_and_networks_go_into_one_file(place, demo, trained, known, pictures):
     first = run_id_of(trained.stdout)
     second = run_id_of(
         dermalyze(
@@ -416,8 +416,7 @@ def test_views_and_networks_go_into_one_file(place, demo, trained, pictures):
     )
     assert "2 networks; " in both.stdout
     answers = answers_of(place, "both.onnx", pictures)
-    dermalyze(place, "export-onnx", "--run-id", first, "--output", "known.onnx")
-    one = answers_of(place, "known.onnx", pictures)["one"]
+    one = answers_of(place, known, pictures)["one"]
     assert "spread" not in one
     assert 0 < answers["one"]["spread"] < 0.5
     twice = dermalyze(place, "export-onnx", "--run-id", first, "--run-id", first, check=False)
