@@ -119,10 +119,15 @@ def test_the_blocks_of_the_readme_run(project, demo_output):
     assert "this is drawn demo data" in output
     output = shell(project, commands, RUN_ID=run_id)
     assert "differs from PyTorch by at most" in output
-    shutil.copy(next((project / "lesions").rglob("*.jpg")), project / "lesion.jpg")
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for name in ("lesion", "near", "far"):
+        shutil.copy(next((project / "lesions").rglob("*.jpg")), project / f"{name}.jpg")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True
     ).stdout
     assert "predicted_class_description" in answer
+    assert (project / "why.png").read_bytes().startswith(b"\x89PNG")
+    photographs = project / "lesions" / "HAM10000_images_part_1"
+    drawn = {path.stem for path in (project / "pictures").iterdir()}
+    assert drawn == {path.stem for path in photographs.iterdir()} != set()
     assert "predicted_class_description" in shell(project, serving)
