@@ -1,8 +1,8 @@
 """What goes wrong with a photograph, at five strengths, after Hendrycks & Dietterich (2019).
 
 Each takes uint8 pixels (H, W, 3), a strength from 1 to 5 and a random generator, and returns
-pixels.  Strengths are ours: chosen by eye for images of 128 pixels.  `HARMLESS` is the opposite: what
-happens to good photographs on their way, image to image.
+pixels.  Strengths are ours: chosen by eye for images of 128 pixels.  `HARMLESS` is the opposite:
+what happens to good photographs on their way, image to image.
 """
 
 import io

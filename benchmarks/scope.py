@@ -2,8 +2,8 @@
 
 Scores are fitted on a run's validation images, their thresholds set to 5 % false alarms there by
 fits that had not seen the lesion, and then shown corrupted test images, pictures that are no skin,
-and clinical views.  `shipped` is what the model file answers, photograph checks included; of it, how
-often it rejects good photographs that were handled differently.
+and clinical views.  `shipped` is what the model file answers, photograph checks included; also said
+is how often it rejects good photographs that were handled differently.
 
     python -m benchmarks.scope RUN_ID DATA_DIR [--seed N]
 """
