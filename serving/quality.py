@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from serving.limits import SpecPart, is_number, require_part
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_LUMA = (np.float32(0.299), np.float32(0.587), np.float32(0.114))  # ITU-R BT.601
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +43,19 @@ class Measures:
 
 def measure(pixels: NDArray[np.uint8]) -> Measures:
     """Measure what the network sees: uint8 (N, H, W, 3), RGB."""
-    levels = pixels.astype(np.float32)
-    luma = levels @ _LUMA  # (N, H, W)
-    neighbors = (
-        luma[:, :-2, 1:-1] + luma[:, 2:, 1:-1] + luma[:, 1:-1, :-2] + luma[:, 1:-1, 2:]
-    ) / 4
+    # Plane by plane: with the colors side by side it would take twenty times as long.
+    red, green, blue = np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))
+    color = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    luma = sum(
+        plane.astype(np.float32) * weight
+        for plane, weight in zip((red, green, blue), _LUMA, strict=True)
+    )
+    luma = np.asarray(luma)  # (N, H, W)
+    neighbors = luma[:, :-2, 1:-1] + luma[:, 2:, 1:-1] + luma[:, 1:-1, :-2] + luma[:, 1:-1, 2:]
     return Measures(
-        sharpness=_mean(np.abs(luma[:, 1:-1, 1:-1] - neighbors)),
+        sharpness=_mean(np.abs(luma[:, 1:-1, 1:-1] - neighbors / 4)),
         brightness=_mean(luma),
-        color=_mean(levels.max(axis=3) - levels.min(axis=3)),
+        color=_mean(color),
     )
 
 
@@ -84,6 +88,6 @@ def hints(
     return tuple(said)
 
 
-def _mean(values: NDArray[np.float32]) -> NDArray[np.float64]:
+def _mean(values: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float64]:
     mean: NDArray[np.float64] = values.reshape(len(values), -1).mean(axis=1, dtype=np.float64)
     return mean
