@@ -54,10 +54,10 @@ class MetadataFields(SpecPart):
             words = getattr(self, name)
             require_part(
                 len(words) > 0
-                and all(isinstance(word, str) and word not in _MISSING for word in words)
+                and all(_is_word(word) for word in words)
                 and len(set(words)) == len(words),
                 f"metadata.{name}",
-                "different words",
+                "different words in small letters",
                 words,
             )
 
@@ -75,25 +75,37 @@ class MetadataFields(SpecPart):
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What is known of one image; None: not known."""
+    """What is known of one image; None, NaN, empty text and `unknown`: not known.
+
+    Raises:
+        MetadataError: a value is of another type, or an age that nobody has.
+    """
 
     age: float | None = None  # years
     sex: str | None = None
     localization: str | None = None
 
+    def __post_init__(self) -> None:
+        """Keep each value in its one form: a number, a word in small letters, or None."""
+        object.__setattr__(self, "age", _age(self.age))
+        for name in ("sex", "localization"):
+            object.__setattr__(self, name, _word(name, getattr(self, name)))
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Metadata":
         """Take facts under HAM10000's column names, as JSON, CSV or a data frame hold them.
 
-        Empty text, `unknown`, None and NaN mean that it is not known.
-
         Raises:
-            MetadataError: a value is of another type, or an age that nobody has.
+            MetadataError: as the constructor.
         """
-        return cls(
-            age=_age(values.get("age")),
-            sex=_word("sex", values.get("sex")),
-            localization=_word("localization", values.get("localization")),
+        return cls(**{name: values.get(name) for name in COLUMNS})
+
+    def known_to(self, fields: MetadataFields) -> "Metadata":
+        """Return the same without the words that `fields` has no column for."""
+        return Metadata(
+            age=self.age,
+            sex=self.sex if self.sex in fields.sexes else None,
+            localization=self.localization if self.localization in fields.localizations else None,
         )
 
 
@@ -141,6 +153,10 @@ def _age(value: Any) -> float | None:
     if not ok or not 0 <= value <= MAX_AGE:
         raise MetadataError(f"an age must be a number of years from 0 to {MAX_AGE}")
     return float(value)
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and value == value.strip().lower() and value not in _MISSING
 
 
 def _word(name: str, value: Any) -> str | None:

@@ -58,7 +58,7 @@ def _csv_lines(
     for path, answer in answers:
         if isinstance(answer, ImageError):
             empty = [""] * (3 + len(class_names))
-            yield _csv_line(_text(path), *empty, str(answer), DISCLAIMER, *[""] * len(more))
+            yield _csv_line(_text(path), *empty, _text(answer), DISCLAIMER, *[""] * len(more))
         else:
             yield _csv_line(
                 _text(path),

@@ -15,7 +15,7 @@ REPLICATES = 300
 
 def study(num_lesions, seed):
     """Drawn answers with scope scores, and photographs of which one in fifty is poor."""
-    scored = simulate(num_lesions, seed, signal=3.0)
+    scored = simulate(num_lesions, seed, signal=2.5)
     rng = np.random.default_rng(seed)
     scores = rng.gamma(3, 1, scored.num_lesions)[scored.lesions] + rng.gamma(1, 0.1, len(scored))
     poor = (rng.random(scored.num_lesions) < 0.02)[scored.lesions]

@@ -89,12 +89,26 @@ def test_the_manifest_is_encoded_and_its_unknowns_are_missing():
     assert metadata_of(manifest, FIELDS).tolist() == [[1, 1, 1, 0, 0, 0, 1], [0] * 7]
 
 
-def test_fields_that_no_predictor_could_use_are_refused():
+def test_a_manifest_in_other_letters_trains_what_serving_understands():
+    manifest = pd.DataFrame({"age": [50.0], "sex": ["Male"], "localization": ["Back "]})
+    served = encode([Metadata.of({"age": 50, "sex": "Male", "localization": "Back "})], FIELDS)
+    assert metadata_of(manifest, FIELDS).tolist() == served.tolist() == [[0, 1, 0, 1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("value", [{"age": 121.0}, {"age": math.inf}, {"sex": 1}])
+def test_facts_made_by_hand_are_held_to_the_same(value):
+    with pytest.raises(MetadataError):
+        Metadata(**value)
+    assert Metadata(age=math.nan, sex="Female ", localization="unknown") == Metadata(sex="female")
+
+
+@pytest.mark.parametrize("sexes", [("female", "female"), ("Female", "male"), ("female", "")])
+def test_fields_that_no_predictor_could_use_are_refused(sexes):
     with pytest.raises(ArtifactError) as caught:
-        MetadataFields(sexes=("female", "female"))
+        MetadataFields(sexes=sexes)
     assert str(caught.value) == (
-        "the model's spec has metadata.sexes ('female', 'female'), expected different words; "
-        "export the model again"
+        f"the model's spec has metadata.sexes {sexes}, expected different words in small "
+        "letters; export the model again"
     )
 
 

@@ -12,12 +12,6 @@ def metadata_of(manifest: pd.DataFrame, fields: MetadataFields) -> NDArray[np.fl
 
     A site that the model has no column for is not known to it.
     """
-    items = []
-    for _, row in manifest[list(COLUMNS)].iterrows():
-        values = {str(name): value for name, value in row.items()}
-        if values["localization"] not in fields.localizations:
-            values["localization"] = None
-        if values["sex"] not in fields.sexes:
-            values["sex"] = None
-        items.append(Metadata.of(values))
-    return encode(items, fields)
+    rows = manifest[list(COLUMNS)].itertuples(index=False)
+    facts = [Metadata.of(dict(zip(COLUMNS, row, strict=True))) for row in rows]
+    return encode([item.known_to(fields) for item in facts], fields)
