@@ -226,7 +226,8 @@ def test_a_map_that_differs_from_pytorch_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(SkinLesionPredictor, "run", another_map)
     with pytest.raises(ArtifactError) as caught:
         export_onnx(network, spec, tmp_path / "model.onnx")
-    assert re.search(
-        r"0 change their class, the saliency by 9\.9e-03 of its largest value; ", str(caught.value)
+    found = re.search(
+        r"0 change their class, the saliency by (\S+) of its largest value; ", str(caught.value)
     )
+    assert 1e-3 < float(found[1]) <= 0.01  # of the largest map but a few, a hundredth
     assert list(tmp_path.iterdir()) == []
