@@ -21,6 +21,7 @@ from dermalyze.cli_judge import (
     report,
 )
 from dermalyze.cli_options import FILE, FOLDER, auto_option, folder_or_none, say
+from dermalyze.cli_serve import serve
 from serving.errors import ConfigError, DermalyzeError
 
 EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
@@ -64,7 +65,7 @@ def main() -> None:
     """
 
 
-for _command in (evaluate, report, compare, leakage, promote, check_fit, plot_training):
+for _command in (evaluate, report, compare, leakage, promote, check_fit, plot_training, serve):
     main.add_command(_command)
 
 # What `train` and `benchmark` override in the config, by option.

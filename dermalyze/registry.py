@@ -4,7 +4,11 @@ With `tracking.py` the only module of the training half that knows MLflow.
 """
 
 import logging
+import os
+import signal
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from dermalyze.config import TrackingConfig
 from dermalyze.evaluation.cards import REGISTRY_LIMIT, shortened
 from dermalyze.evaluation.promotion import Decision, Rule, compare_with_champion
 from dermalyze.evaluation.scored import Scored, read_scored
-from dermalyze.tracking import fetch, use_store
+from dermalyze.tracking import fetch, first_line, use_store
 from serving.errors import DermalyzeError, TrackingError
 
 CHALLENGER = "challenger"
@@ -133,6 +137,74 @@ def promote(name: str, version: str, rule: Rule, *, anyway: bool) -> Registered:
     )
 
 
+def fetch_model(uri: str, path: Path) -> str:
+    """Fetch the ONNX file of a model of MLflow, whole or not at all.
+
+    Args:
+        uri: models:/NAME@ALIAS, models:/NAME/VERSION or another address that MLflow knows.
+        path: where the file shall be.
+
+    Returns:
+        The version that `version_of` names, if the address has an alias.
+
+    Raises:
+        TrackingError: there is no such model, or it holds no ONNX file.
+    """
+    use_store()
+    version = version_of(uri)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        try:
+            model = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
+            flavor = mlflow.models.Model.load(str(model)).flavors["python_function"]
+            (model / flavor["artifacts"]["onnx"]["path"]).replace(path)
+        except (MlflowException, OSError, KeyError) as error:
+            raise TrackingError(
+                f"{first_line(f'cannot fetch {uri}', error)}; expected a model that "
+                "`dermalyze train` has registered, such as models:/dermalyze@champion"
+            ) from error
+    return version
+
+
+def version_of(uri: str) -> str:
+    """Return the version that an alias stands for now; empty: the address has no alias.
+
+    Raises:
+        TrackingError: there is no such model or alias.
+    """
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    if not alias:
+        return ""
+    use_store()
+    try:
+        return str(MlflowClient().get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        raise TrackingError(
+            f"{first_line(f'there is no {uri}', error)}; see `dermalyze promote --help`"
+        ) from error
+
+
+def follow(uri: str, path: Path, version: str, seconds: float, say: Callable[[str], None]) -> None:
+    """Put each new version of `uri` at `path`, until the process that asked for it has ended.
+
+    Args:
+        uri: an address with an alias.
+        path: the file that is served.
+        version: the one that lies there.
+        seconds: between two looks.
+        say: told what happens.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which ends this too
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(seconds)
+        try:
+            if version_of(uri) != version:
+                version = fetch_model(uri, path)
+                say(f"version {version} of {uri} is there")
+        except TrackingError as error:  # a server that is away may come back
+            say(str(error))
+
+
 def judge(candidate: Candidate, champion: Any | None, rule: Rule) -> Decision:
     """Decide whether a candidate replaces the champion, a version of the registry, and say why."""
     if not candidate.parity:
@@ -205,6 +277,4 @@ def _champion(client: MlflowClient, name: str) -> Any | None:
 
 
 def _refused(name: str, error: MlflowException) -> TrackingError:
-    return TrackingError(
-        f"the registry refuses the model {name}: {str(error).splitlines()[0][:200]}"
-    )
+    return TrackingError(first_line(f"the registry refuses the model {name}", error))

@@ -126,7 +126,7 @@ def open_run(
     try:
         run, project_run_id = _start(config, resume, parent, dict(tags or {}))
     except MlflowException as error:
-        raise TrackingError(_first_line("cannot open a run", error)) from error
+        raise TrackingError(first_line("cannot open a run", error)) from error
     tracked = TrackedRun(run_id=run.info.run_id, resumed=bool(resume))
     if resume:
         steps = MlflowClient().get_metric_history(resume, EVERY_EPOCH)
@@ -210,7 +210,7 @@ def require_run(run_id: str) -> dict[str, str]:
             raise TrackingError(f"no run {run_id!r} in {store}; see `mlflow ui` for its run ids")
         params: dict[str, str] = MlflowClient().get_run(run_id).data.params
     except MlflowException as error:
-        raise TrackingError(_first_line(f"cannot read run {run_id}", error)) from error
+        raise TrackingError(first_line(f"cannot read run {run_id}", error)) from error
     return params
 
 
@@ -241,7 +241,7 @@ def children_of(run_id: str, tag: str) -> dict[str, tuple[str, bool]]:
             order_by=["attributes.start_time ASC"],
         )
     except MlflowException as error:
-        raise TrackingError(_first_line(f"cannot read the runs below {run_id}", error)) from error
+        raise TrackingError(first_line(f"cannot read the runs below {run_id}", error)) from error
     return {
         run.data.tags[tag]: (run.info.run_id, run.info.status == "FINISHED")
         for run in found
@@ -310,5 +310,6 @@ def _quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _first_line(what: str, error: Exception) -> str:
+def first_line(what: str, error: Exception) -> str:
+    """Say what went wrong and the first line of why."""
     return f"{what}: {str(error).splitlines()[0][:200]}"

@@ -172,7 +172,12 @@ class AnyPredictor(ABC):
         return pooled(answers, self.spec)
 
     def explain(
-        self, image: ImageInput, *, class_name: str = "", metadata: Metadata | None = None
+        self,
+        image: ImageInput,
+        *,
+        class_name: str = "",
+        metadata: Metadata | None = None,
+        level: float = DEFAULT_LEVEL,
     ) -> Explanation:
         """Show where in an image the evidence for a class lies.
 
@@ -180,6 +185,7 @@ class AnyPredictor(ABC):
             image: the image.
             class_name: the class; empty: the predicted one.
             metadata: as for `predict`.
+            level: as for `predict`.
 
         Raises:
             ConfigError: the model has no map, or the class is unknown.
@@ -196,7 +202,7 @@ class AnyPredictor(ABC):
         photograph = open_image(image)
         case = self.read(photograph, metadata)
         outputs = self._outputs([case], *map_names(self.spec))
-        (prediction,) = predictions(outputs, [case], self.spec)
+        (prediction,) = predictions(outputs, [case], self.spec, level=level)
         name = class_name or prediction.predicted_class
         index = self.spec.class_names.index(name)
         return Explanation(

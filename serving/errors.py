@@ -7,7 +7,8 @@ DermalyzeError          base; its message is one line, fit to show to a user
 |-- TrackingError       a run, an experiment or a registered model cannot be used
 |-- ArtifactError       a checkpoint or ONNX file is missing, foreign or inconsistent
 |-- ImageError          an image sent for prediction cannot be used
-`-- MetadataError       age, sex or site sent for prediction cannot be used
+|-- MetadataError       age, sex or site sent for prediction cannot be used
+`-- RequestError        a request over HTTP cannot be read
 """
 
 
@@ -41,3 +42,7 @@ class ImageError(DermalyzeError):
 
 class MetadataError(DermalyzeError):
     """Age, sex or site given for prediction cannot be used."""
+
+
+class RequestError(DermalyzeError):
+    """A request over HTTP cannot be read."""

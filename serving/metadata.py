@@ -127,7 +127,7 @@ def encode(items: Sequence[Metadata | None], fields: MetadataFields) -> NDArray[
             if word is not None:
                 if word not in words:
                     raise MetadataError(
-                        f"the {name} {word!r} is unknown to this model, expected one of "
+                        f"the {name} is unknown to this model, expected one of "
                         f"{', '.join(words)}, or unknown"
                     )
                 row[start + words.index(word)] = 1

@@ -4,6 +4,7 @@ N images of H x W pixels, C classes, K numbers of metadata.  Needs numpy, Pillow
 never imports torch.
 """
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,19 @@ class Predictor(AnyPredictor):
                 f"{path} is not as it was exported: its checksum differs; "
                 "export or download it again"
             )
+
+    def stoppable(self) -> "Predictor":
+        """Return a predictor of the same loaded network that `stop` ends, and only it."""
+        other = copy.copy(self)
+        other._options = run_options()
+        return other
+
+    def stop(self) -> None:
+        """End the run that is under way, in another thread, and let none begin.
+
+        Each raises onnxruntime's own exception.
+        """
+        self._options.terminate = True
 
     def run(
         self, pixels: Pixels, names: Sequence[str], metadata: NDArray[np.float32] | None = None

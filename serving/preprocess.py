@@ -26,8 +26,12 @@ _FILTERS = {
 }
 
 
-def decode_image(data: bytes) -> Image.Image:
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode JPEG or PNG bytes to an upright RGB image; transparency is laid on white.
+
+    Args:
+        data: a whole file.
+        max_pixels: how large the image may be, width x height, by its header.
 
     Raises:
         ImageError: the bytes are no such image, damaged, cut short or too large.
@@ -35,12 +39,12 @@ def decode_image(data: bytes) -> Image.Image:
     try:
         # Reads the header alone: an image over our limit is refused before any pixel is decoded.
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        check_size(*image.size)
+        check_size(*image.size, max_pixels)
         return upright_rgb(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:  # so large that Pillow does not tell its size
-        raise ImageError(f"the image is too large; the limit is {MAX_PIXELS:,} pixels") from error
+        raise ImageError(f"the image is too large; the limit is {max_pixels:,} pixels") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"not a JPEG or PNG image ({len(data):,} bytes)") from error
     except Exception as error:  # damaged files make Pillow raise at least five types
@@ -66,10 +70,10 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
-def check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image whose decoding would cost too much memory."""
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise ImageError(f"the image is {width} x {height}; the limit is {MAX_PIXELS:,} pixels")
+    if width < 1 or height < 1 or width * height > max_pixels:
+        raise ImageError(f"the image is {width} x {height}; the limit is {max_pixels:,} pixels")
 
 
 def read_bytes(path: Path) -> bytes:

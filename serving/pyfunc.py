@@ -4,7 +4,6 @@ MLflow runs this file itself, with the package `serving` beside it.  It is the o
 runtime half that knows MLflow, and with it pandas.  Never imports torch.
 """
 
-import base64
 import contextlib
 import functools
 import json
@@ -19,18 +18,8 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
-from serving.answering import PARAMS
-from serving.errors import ConfigError, ImageError, MetadataError
-from serving.metadata import COLUMNS as METADATA_COLUMNS
-from serving.metadata import Metadata
+from serving.asked import HOW_TO_ASK, REFUSALS, Item, Params, answers_for, items_of
 from serving.predictor import Predictor
-
-COLUMN = "image"
-MAX_IMAGES = 32  # in one request
-MAX_BASE64 = 14_000_000  # characters of one image, 10.5 MB of JPEG or PNG
-HOW_TO_ASK = (
-    'expected Content-Type: application/json and {"dataframe_records": [{"image": "<base64>"}]}'
-)
 
 log = logging.getLogger(__name__)
 
@@ -77,69 +66,26 @@ class DermalyzeModel(PythonModel):
             AnswerError: the table, a parameter or an image cannot be used (400), or the model
                 fails (500).
         """
-        asked = {**PARAMS, **(params or {})}
-        level = asked["level"]
-        cells = _cells(model_input)
-        answers, images = [], []
-        for i, (cell, facts) in enumerate(cells):
-            with _one_sentence(f"image {i + 1} of {len(cells)}"):
-                image, metadata = _decode_base64(cell), Metadata.of(facts) if facts else None
-                if asked["one_lesion"]:
-                    images.append(image)
-                    continue
-                answer = self._predictor.predict(image, metadata=metadata, level=level).to_dict()
-                if asked["explain"]:
-                    explanation = self._predictor.explain(image, metadata=metadata)
-                    answer["saliency"] = explanation.saliency.tolist()
-                answers.append(answer)
-        if images:
-            with _one_sentence(f"{len(images)} images of one lesion"):
-                pooled = self._predictor.predict_lesion(images, metadata=metadata, level=level)
-                answers.append(pooled.to_dict())
-        return answers
+        with _one_sentence():
+            asked = Params.of(params)
+            return answers_for(self._predictor, _items(model_input), asked)
 
 
 @contextlib.contextmanager
-def _one_sentence(where: str) -> Iterator[None]:
-    """Turn whatever goes wrong into the answer of one sentence that says where."""
+def _one_sentence() -> Iterator[None]:
+    """Turn whatever goes wrong into the answer of one sentence."""
     try:
         yield
-    except (ImageError, MetadataError, ConfigError) as error:
-        raise AnswerError(f"{where}: {error}") from error
+    except REFUSALS as error:
+        raise AnswerError(str(error)) from error
     except Exception as error:  # a traceback is for the log, not for the client
-        log.exception("%s: the model fails", where)
-        raise AnswerError(
-            f"{where}: the model fails; see the server's log", INTERNAL_ERROR
-        ) from error
+        log.exception("the model fails")
+        raise AnswerError("the model fails; see the server's log", INTERNAL_ERROR) from error
 
 
-def _cells(model_input: pd.DataFrame) -> list[tuple[Any, dict[str, Any]]]:
-    """Take images and what is known of each out of a data frame.
-
-    A cell may hold a list of images.
-    """
-    if COLUMN not in model_input:
-        raise AnswerError(f"no column {COLUMN}; {HOW_TO_ASK}")
-    known = [name for name in METADATA_COLUMNS if name in model_input]
-    cells: list[tuple[Any, dict[str, Any]]] = []
-    for row in model_input[[COLUMN, *known]].to_dict("records"):
-        facts = {name: row[name] for name in known}
-        cell = row[COLUMN]
-        cells += [(image, facts) for image in (cell if isinstance(cell, list) else [cell])]
-    if not 1 <= len(cells) <= MAX_IMAGES:
-        raise AnswerError(f"a request holds from 1 to {MAX_IMAGES} images, got {len(cells)}")
-    return cells
-
-
-def _decode_base64(cell: Any) -> bytes:
-    if not isinstance(cell, str):
-        raise ImageError("expected base64 text, got another type")
-    if len(cell) > MAX_BASE64:
-        raise ImageError(f"its base64 has {len(cell):,} characters; the limit is {MAX_BASE64:,}")
-    try:
-        return base64.b64decode("".join(cell.split()), validate=True)  # `base64` wraps its lines
-    except ValueError as error:
-        raise ImageError("its text is not base64") from error
+def _items(model_input: pd.DataFrame) -> list[Item]:
+    """Take images and what is known of each out of a data frame."""
+    return items_of({str(name): model_input[name].tolist() for name in model_input.columns})
 
 
 def _guard_server() -> None:

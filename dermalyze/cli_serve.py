@@ -1,0 +1,128 @@
+"""The commands that put a model where people reach it: `serve`."""
+
+import dataclasses
+import multiprocessing
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dermalyze.cli_options import say
+from serving.errors import ConfigError
+from serving.settings import PREFIX, ServiceSettings
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_FILE_SECONDS = 1.0  # between two looks at the model file
+_DEFAULTS = ServiceSettings()
+
+
+def _bound(name: str, help_text: str) -> Any:
+    """Return an option for a setting; its value on the command line beats the environment's."""
+    default = getattr(_DEFAULTS, name)
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        type=type(default),
+        default=None,
+        help=f"{help_text}  [default: {default:,}]",
+    )
+
+
+@click.command()
+@click.option("--model", required=True, help="ONNX file, or models:/NAME@ALIAS of the registry.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: all addresses.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option("--watch", is_flag=True, help="Load a new file or a new version of the alias.")
+@click.option("--watch-seconds", type=click.FloatRange(0.1), default=5.0, show_default=True)
+@click.option("--allowed-host", "allowed_hosts", multiple=True, help="A name in the Host header.")
+@click.option("--cors-origin", "cors_origins", multiple=True, help="A page that may ask.")
+@_bound("max_body_bytes", "Of a request, compressed or not.")
+@_bound("max_images", "Of a request.")
+@_bound("max_pixels", "Of an image, width x height.")
+@_bound("max_in_flight", "Requests at a time, beyond which the answer is 503.")
+@_bound("body_seconds", "Until a body must be there.")
+@_bound("request_seconds", "Until an answer must be there.")
+@_bound("header_seconds", "Until headers must be there.")
+@_bound("idle_seconds", "Until an idle connection is closed.")
+@_bound("shutdown_seconds", "What is in flight may finish in after SIGTERM.")
+@_bound("threads", "Images worked on at once, by each worker; 0: one a core.")
+def serve(
+    model: str,
+    host: str,
+    port: int,
+    workers: int,
+    watch: bool,
+    watch_seconds: float,
+    allowed_hosts: tuple[str, ...],
+    cors_origins: tuple[str, ...],
+    **bounds: Any,
+) -> None:
+    """Serve a model and its page over HTTP.  Needs no torch.
+
+    Each option can also be set in the environment, as DERMALYZE_MAX_BODY_BYTES is for
+    --max-body-bytes.  DERMALYZE_API_KEY asks every program for that key.
+    """
+    from serving.predictor import Predictor
+    from serving.server import serve as serve_model
+
+    settings = ServiceSettings.from_environment()
+    if not (allowed_hosts or settings.allowed_hosts) and host in _LOCAL:
+        allowed_hosts = (
+            "127.0.0.1",
+            "localhost",
+            "[::1]",
+        )  # no page elsewhere reaches us by a name
+    given = {name: value for name, value in bounds.items() if value is not None}
+    if allowed_hosts:
+        given["allowed_hosts"] = allowed_hosts
+    if cors_origins:
+        given["cors_origins"] = cors_origins
+    with _file_of(model, watch_seconds if watch else 0.0) as file:
+        settings = dataclasses.replace(
+            settings, model=str(file), watch_seconds=_FILE_SECONDS if watch else 0.0, **given
+        )
+        spec = Predictor(file).spec  # what cannot be served is told before anything listens
+        say(f"model: run {spec.run_id or 'unknown'}, {spec.precision}. {spec.disclaimer}")
+        if host not in _LOCAL and not settings.api_key:
+            say(f"warning: everybody who reaches {host} may ask; set {PREFIX}API_KEY for a key")
+        serve_model(settings, host=host, port=port, workers=workers)
+
+
+@contextmanager
+def _file_of(model: str, seconds: float) -> Iterator[Path]:
+    """Yield a model's file; one of the registry is followed if `seconds` is not 0.
+
+    MLflow works in processes of its own, so that the service stays small.
+    """
+    if ":/" not in model:
+        yield Path(model)
+        return
+    if seconds and "@" not in model:
+        raise ConfigError(
+            f"--watch needs a file or an alias such as models:/NAME@champion: {model}"
+        )
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
+        path = Path(folder) / "model.onnx"
+        with ProcessPoolExecutor(1, mp_context=spawn) as process:
+            version = process.submit(_fetch, model, path).result()
+        if seconds:
+            arguments = (model, path, version, seconds)
+            spawn.Process(target=_follow, args=arguments, daemon=True).start()
+        yield path
+
+
+def _fetch(model: str, path: Path) -> str:
+    from dermalyze.registry import fetch_model
+
+    return fetch_model(model, path)
+
+
+def _follow(model: str, path: Path, version: str, seconds: float) -> None:
+    from dermalyze.registry import follow
+
+    follow(model, path, version, seconds, say)

@@ -1,0 +1,126 @@
+"""What the OpenAPI document says of bodies and answers."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from serving.asked import HOW_TO_ASK
+from serving.bounds import ERROR_CODES
+from serving.prediction import Prediction
+from serving.taxonomy import CLASS_DESCRIPTIONS, CLASS_NAMES, DISCLAIMER
+
+DESCRIPTION = f"Seven classes of skin lesions in dermoscopic photographs. {DISCLAIMER}"
+
+
+class Answer(Prediction):
+    """The answer for one photograph or lesion; what the model does not have is left out."""
+
+    saliency: list[list[float]] | None = None  # rows of the map of the predicted class
+
+
+class Predictions(BaseModel):
+    """The answers, in the order of the images; one for all where they show one lesion."""
+
+    predictions: list[Answer]
+
+
+class Error(BaseModel):
+    """Why a request was refused, in one sentence."""
+
+    error_code: str
+    message: str
+
+
+_PROBABILITIES = (0.02, 0.02, 0.05, 0.01, 0.1, 0.78, 0.02)
+EXAMPLE = {
+    "predicted_class": "nv",
+    "predicted_class_description": CLASS_DESCRIPTIONS["nv"],
+    "confidence": 0.78,
+    "probabilities": dict(zip(CLASS_NAMES, _PROBABILITIES, strict=True)),
+    "prediction_set": ["mel", "nv"],
+    "set_size": 2,
+    "set_level": 0.9,
+    "decision": "answer",
+    "decision_reason": "the confidence 78.0% is at least 74.0%, from which on at most 10% of the "
+    "answers were wrong on validation images",
+    "disclaimer": DISCLAIMER,
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe the answers of refused requests."""
+    return {status: {"model": Error, "description": ERROR_CODES[status]} for status in statuses}
+
+
+POST_ERRORS = errors(400, 401, 408, 413, 415, 422, 500, 503, 504)
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_PHOTOGRAPHS = {
+    "schema": {
+        "type": "object",
+        "properties": {
+            "photographs": {"type": "array", "items": {"type": "string", "format": "binary"}}
+        },
+        "required": ["photographs"],
+    }
+}
+
+
+def image_body(*, several: bool) -> dict[str, Any]:
+    """Describe a body of one photograph, or of several."""
+    content: dict[str, Any] = {"image/jpeg": _BYTES, "image/png": _BYTES}
+    if several:
+        content["multipart/form-data"] = _PHOTOGRAPHS
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def invocations_body() -> dict[str, Any]:
+    """Describe the body that `mlflow models serve` takes as well."""
+    image = {"type": "string", "format": "byte"}
+    record = {"type": "object", "properties": {"image": image}, "required": ["image"]}
+    columns = {
+        "type": "object",
+        "properties": {
+            "columns": {"type": "array", "items": {"type": "string"}},
+            "data": {"type": "array", "items": {"type": "array"}},
+        },
+        "required": ["columns", "data"],
+    }
+    params = {
+        "type": "object",
+        "properties": {
+            "level": {"type": "number"},
+            "explain": {"type": "boolean"},
+            "one_lesion": {"type": "boolean"},
+        },
+    }
+    listed = {"type": "array", "items": {"anyOf": [image, record]}}
+    forms: dict[str, Any] = {
+        "dataframe_records": {"type": "array", "items": record},
+        "dataframe_split": columns,
+        "instances": listed,
+        "inputs": listed,
+    }
+    schema = {
+        "description": HOW_TO_ASK,
+        "oneOf": [
+            {
+                "type": "object",
+                "properties": {name: form, "params": params},
+                "required": [name],
+            }
+            for name, form in forms.items()
+        ],
+    }
+    example = {
+        "dataframe_records": [{"image": "<base64 of a JPEG or PNG>"}],
+        "params": {"level": 0.9},
+    }
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": schema, "example": example},
+                "text/csv": {"schema": {"type": "string"}, "example": "image\n<base64>\n"},
+            },
+        }
+    }

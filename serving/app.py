@@ -1,0 +1,316 @@
+"""The HTTP service: `create_app` makes it from settings.  Never imports torch, pandas or MLflow.
+
+`dermalyze serve` starts it; so does `uvicorn serving.app:create_app --factory`, which reads the
+same settings from the environment (see `settings.py`) but without the bounds of a connection (see
+`server.py`).
+"""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from serving import api
+from serving.asked import REFUSALS, Item, Params, answers_for, read_csv, read_json
+from serving.bodies import read_photographs
+from serving.bounds import BUSY, Bounds, ClientGoneError, Load, RefusedError, error_body
+from serving.described import VERSION, describe
+from serving.envelope import KEY_PATHS, OPEN_PATHS, Envelope
+from serving.errors import ImageError, RequestError
+from serving.limits import DEFAULT_LEVEL
+from serving.loaded import LoadedModel
+from serving.metadata import Metadata
+from serving.metrics import CONTENT_TYPE, Metrics
+from serving.predictor import Predictor
+from serving.preprocess import decode_image
+from serving.session import share_cores
+from serving.settings import ServiceSettings
+from serving.work import run
+
+Result = TypeVar("Result")
+Level = Annotated[float, Query(description="coverage of the prediction set, a fraction")]
+Explain = Annotated[bool, Query(description="whether each answer has the map of its class")]
+OneLesion = Annotated[bool, Query(description="whether all images show one lesion: one answer")]
+Age = Annotated[float | None, Query(description="years, for a model that takes metadata")]
+Word = Annotated[str | None, Query(max_length=100, description="as in HAM10000's metadata")]
+ClassName = Annotated[str, Query(max_length=100, description="whose map; empty: the predicted")]
+_QUERY = ("level", "explain", "one_lesion", "age", "sex", "localization", "class_name")
+_MANY = 1000  # images at once: `share_cores` then gives one thread to each
+
+
+@dataclass
+class Service:
+    """What the requests share."""
+
+    settings: ServiceSettings
+    model: LoadedModel
+    pool: ThreadPoolExecutor
+    metrics: Metrics
+    load: Load
+
+    async def do(self, request: Request, work: Callable[[Predictor], Result]) -> Result:
+        """Do `work` with the present model, within the time of a request."""
+        seconds = self.settings.request_seconds
+        return await run(self.pool, self.model.predictor, work, request.receive, seconds)
+
+    async def answers(
+        self, request: Request, items: Sequence[Item], params: Params
+    ) -> list[dict[str, Any]]:
+        """Answer for images, in the form of JSON."""
+        bounds = self.settings
+        if len(items) > bounds.max_images:  # before anything waits
+            raise RequestError(
+                f"a request holds from 1 to {bounds.max_images} images, got {len(items)}"
+            )
+        found = await self.do(
+            request,
+            lambda predictor: answers_for(
+                predictor,
+                items,
+                params,
+                max_images=bounds.max_images,
+                max_pixels=bounds.max_pixels,
+            ),
+        )
+        for answer in found:
+            self.metrics.answered(answer.get("decision"))
+        return found
+
+    async def watch(self) -> None:
+        """Look for a new model file for ever; the present one answers until it is loaded."""
+        while True:
+            await asyncio.sleep(self.settings.watch_seconds)
+            if self.model.changed():
+                ok = await asyncio.to_thread(self.model.reload)
+                self.metrics.reloads.labels("ok" if ok else "refused").inc()
+
+
+def create_app(settings: ServiceSettings | None = None) -> FastAPI:
+    """Make the service.
+
+    Args:
+        settings: what it is told; None: the environment tells.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+        ArtifactError: the model cannot be used.
+    """
+    settings = settings or ServiceSettings.from_environment()
+    metrics = Metrics((*OPEN_PATHS, *KEY_PATHS, "/"))
+    workers, num_threads = share_cores(_MANY, settings.threads)
+    service = Service(
+        settings,
+        LoadedModel(Path(settings.model), num_threads=num_threads),
+        ThreadPoolExecutor(workers, thread_name_prefix="predict"),
+        metrics,
+        Load(metrics.in_flight.set),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(service.watch()) if settings.watch_seconds else None
+        yield
+        if watching is not None:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+        service.pool.shutdown(wait=False, cancel_futures=True)
+
+    # FastAPI's own pages of documentation would load scripts from another host.
+    app = FastAPI(
+        title="Dermalyze",
+        version=VERSION,
+        description=api.DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    _add_routes(app, service)
+    _add_errors(app)
+    app.add_middleware(Bounds, settings=settings, load=service.load)
+    app.add_middleware(Envelope, settings=settings, observe=service.metrics.observe)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    static = resources.files("serving") / "static"
+    app.mount("/", StaticFiles(directory=str(static), html=True), name="page")
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/predict",
+        summary="Answer for one photograph, or for each of several",
+        responses={
+            200: {"content": {"application/json": {"example": {"predictions": [api.EXAMPLE]}}}},
+            **api.POST_ERRORS,
+        },
+        response_model=api.Predictions,
+        openapi_extra=api.image_body(several=True),
+    )
+    async def predict(
+        request: Request,
+        level: Level = DEFAULT_LEVEL,
+        explain: Explain = False,
+        one_lesion: OneLesion = False,
+        age: Age = None,
+        sex: Word = None,
+        localization: Word = None,
+    ) -> Response:
+        body = await request.body()
+        photographs = read_photographs(body, request.headers.get("content-type", ""))
+        facts = _facts(age, sex, localization)
+        params = Params(level=level, explain=explain, one_lesion=one_lesion)
+        items = [Item(data, facts) for data in photographs]
+        return _json({"predictions": await service.answers(request, items, params)})
+
+    @app.post(
+        "/explain",
+        summary="Draw the photograph, the map of a class over it, and what both mean, as PNG",
+        response_class=Response,
+        responses={
+            200: {"content": {"image/png": {}}, "description": "a picture"},
+            **api.POST_ERRORS,
+        },
+        openapi_extra=api.image_body(several=False),
+    )
+    async def explain(
+        request: Request,
+        class_name: ClassName = "",
+        age: Age = None,
+        sex: Word = None,
+        localization: Word = None,
+    ) -> Response:
+        body = await request.body()
+        photographs = read_photographs(body, request.headers.get("content-type", ""))
+        if len(photographs) != 1:
+            raise RequestError(f"a map is drawn of one image, got {len(photographs)}")
+        facts = _facts(age, sex, localization)
+
+        def draw(predictor: Predictor) -> bytes:
+            image = decode_image(photographs[0], max_pixels=service.settings.max_pixels)
+            metadata = Metadata.of(facts) if facts else None
+            shown = predictor.explain(image, class_name=class_name, metadata=metadata)
+            file = io.BytesIO()
+            shown.page().save(file, "PNG")
+            return file.getvalue()
+
+        return Response(await service.do(request, draw), media_type="image/png")
+
+    @app.post(
+        "/invocations",
+        summary="Answer as `mlflow models serve` does",
+        responses={
+            200: {"content": {"application/json": {"example": {"predictions": [api.EXAMPLE]}}}},
+            **api.POST_ERRORS,
+        },
+        response_model=api.Predictions,
+        openapi_extra=api.invocations_body(),
+    )
+    async def invocations(request: Request) -> Response:
+        read = _reader(request.headers.get("content-type", ""))
+        try:
+            items, params = read(await request.body())
+            answers = await service.answers(request, items, params)
+        except REFUSALS as error:  # MLflow's server has no other word for it
+            raise RefusedError(400, str(error)) from error
+        return _json({"predictions": answers})
+
+    @app.get("/health", summary="Whether the process answers")
+    async def health() -> Response:
+        return _json({"status": "ok"})
+
+    @app.get("/ready", summary="Whether a model is there and there is room for a request")
+    async def ready() -> Response:
+        if service.load.in_flight >= service.settings.max_in_flight:
+            raise RefusedError(*BUSY)
+        return _json({"status": "ready"})
+
+    @app.get("/version", summary="The program, the model and what the model can")
+    async def version() -> Response:
+        return _json(describe(service.model.predictor.spec))
+
+    @app.get("/metrics", summary="Counts for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _facts(age: float | None, sex: str | None, localization: str | None) -> dict[str, Any]:
+    """Return what a query says of the patient and the site."""
+    facts = {"age": age, "sex": sex, "localization": localization}
+    return {name: value for name, value in facts.items() if value not in (None, "")}
+
+
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value), media_type="application/json")
+
+
+def _reader(content_type: str) -> Callable[[bytes], tuple[list[Item], Params]]:
+    """Return what reads a body of `/invocations`.
+
+    Raises:
+        RefusedError: its type is another (415).
+    """
+    kind, *parameters = (part.strip().lower() for part in content_type.split(";"))
+    readers = {"application/json": read_json, "text/csv": read_csv}
+    if kind not in readers or not set(parameters) <= {"", "charset=utf-8", 'charset="utf-8"'}:
+        raise RefusedError(415, "the content type must be application/json or text/csv, in UTF-8")
+    return readers[kind]
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Answer whatever goes wrong with one sentence."""
+
+    def answer(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
+        return Response(
+            error_body(status, sentence), status, headers, media_type="application/json"
+        )
+
+    async def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RefusedError)
+        return answer(error.status, error.sentence, error.headers)
+
+    async def unfit(_: Request, error: Exception) -> Response:
+        return answer(400 if isinstance(error, (ImageError, RequestError)) else 422, str(error))
+
+    async def mistyped(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        names = sorted({str(found["loc"][-1]) for found in error.errors()})
+        known = ", ".join(name for name in names if name in _QUERY)
+        return answer(422, f"the query has a value of another kind: {known or 'unknown'}")
+
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # never arrives; it is for the log and the counts
+
+    async def other(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        sentence = {
+            404: "there is nothing at this path; see /openapi.json",
+            405: "this path takes another method; see /openapi.json",
+        }.get(error.status_code, "the request cannot be answered; see /openapi.json")
+        return answer(error.status_code, sentence, error.headers)
+
+    app.add_exception_handler(RefusedError, refused)
+    app.add_exception_handler(ClientGoneError, gone)
+    app.add_exception_handler(RequestValidationError, mistyped)
+    app.add_exception_handler(HTTPException, other)
+    for kind in REFUSALS:
+        app.add_exception_handler(kind, unfit)

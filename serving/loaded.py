@@ -1,0 +1,53 @@
+"""The model that the service answers with; a new file in its place is loaded beside it."""
+
+import logging
+from pathlib import Path
+
+from serving.errors import ArtifactError
+from serving.predictor import Predictor
+
+log = logging.getLogger("serving")
+
+
+class LoadedModel:
+    """A model file and the predictor made of it.  Requests keep the predictor they began with."""
+
+    def __init__(self, path: Path, *, num_threads: int) -> None:
+        """Load the file.
+
+        Raises:
+            ArtifactError: as `Predictor`.
+        """
+        self._path = path
+        self._num_threads = num_threads
+        self._seen = _state_of(path)
+        self.predictor = Predictor(path, num_threads=num_threads)
+
+    def changed(self) -> bool:
+        """Say whether another file has taken the place of the one that was looked at last."""
+        return _state_of(self._path) not in (self._seen, None)
+
+    def reload(self) -> bool:
+        """Load the file that lies there now; one that cannot be used leaves the old model.
+
+        It is looked at once: a broken file is not tried again until yet another one lies there.
+        """
+        seen = _state_of(self._path)
+        try:
+            self.predictor = Predictor(self._path, num_threads=self._num_threads)
+        except ArtifactError as error:
+            log.error("the new model is not used: %s", error)
+            return False
+        finally:
+            self._seen = seen
+        log.info("a new model is loaded: run %s", self.predictor.spec.run_id or "unknown")
+        return True
+
+
+def _state_of(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells one file at a place from the next; None: nothing is there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,161 @@
+"""Starting the service: sockets, the bounds of a connection, processes, an end in order.
+
+uvicorn listens; what it lacks is here: a time for headers to arrive, and one form of error.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.supervisors import Multiprocess
+
+from serving.bounds import error_body
+from serving.errors import ConfigError
+from serving.metrics import MULTIPROCESS
+from serving.settings import PREFIX, ServiceSettings
+
+_HEADER_SECONDS = f"{PREFIX}HEADER_SECONDS"
+_MAX_HEADER_BYTES = 32 * 1024
+_LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": {
+        "serving": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+    },
+}
+
+
+class BoundedProtocol(H11Protocol):
+    """One connection; headers that do not arrive in time end it."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first headers."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; the time for headers begins with the first of them and is not extended."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._wait_no_longer()
+        elif self._timer is None and self.conn.trailing_data[0]:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._wait_no_longer()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self._refuse(400, "the request is no HTTP, or its headers are too large")
+
+    def _wait(self) -> None:
+        seconds = float(os.environ[_HEADER_SECONDS])
+        self._timer = self.loop.call_later(seconds, self._too_late)
+
+    def _wait_no_longer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_late(self) -> None:
+        self._timer = None
+        if self.conn.trailing_data[0]:
+            self._refuse(408, "the headers did not arrive in time")
+        else:  # nothing was ever said
+            self.transport.close()
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        if self.transport.is_closing():
+            return
+        body = error_body(status, sentence)
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ]
+            answer = h11.Response(status_code=status, headers=headers)
+            for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+def serve(settings: ServiceSettings, *, host: str, port: int, workers: int = 1) -> None:
+    """Serve until SIGTERM or Ctrl-C; what is in flight then is finished, within its bound.
+
+    Args:
+        settings: of every process.
+        host: the address to listen on.
+        port: 0: a free one.
+        workers: processes.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    os.environ |= settings.to_environment()  # what `create_app` reads, in this process or others
+    listening = _listen(host, port)
+    counts = tempfile.mkdtemp(prefix="dermalyze-") if workers > 1 else ""
+    if counts:
+        os.environ[MULTIPROCESS] = counts
+    config = uvicorn.Config(
+        "serving.app:create_app",
+        factory=True,
+        http=BoundedProtocol,
+        ws="none",
+        workers=workers,
+        log_config=_LOGGING,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        timeout_keep_alive=max(1, round(settings.idle_seconds)),
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
+        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+    )
+    log = logging.getLogger("serving")
+    shown = f"[{host}]" if ":" in host else host
+    log.info("listening on http://%s:%d", shown, listening.getsockname()[1])
+    try:
+        if workers > 1:
+            Multiprocess(config, sockets=[listening]).run()
+        else:
+            uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        listening.close()
+        if counts:
+            shutil.rmtree(counts, ignore_errors=True)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Open the socket that all processes share.
+
+    It is made for TCP by name: of a socket without, asyncio does not know that it is TCP, leaves
+    Nagle's algorithm on, and each answer waits some 40 ms for an acknowledgement.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        reason = getattr(error, "strerror", None) or "no such address"
+        raise ConfigError(
+            f"cannot listen on {host}, port {port}: {reason}; choose another --host or --port"
+        ) from error
+    listening.set_inheritable(True)
+    return listening

@@ -1,0 +1,92 @@
+"""What the service is told: the model and its bounds.  From the environment, checked once.
+
+`dermalyze serve` turns its options into the same variables, so that every process of the service
+and `uvicorn serving.app:create_app --factory` read one thing.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from serving.errors import ConfigError
+from serving.preprocess import MAX_PIXELS
+
+PREFIX = "DERMALYZE_"  # of each variable: DERMALYZE_MODEL, DERMALYZE_MAX_BODY_BYTES, ...
+_TOP: dict[str, float] = {"max_pixels": MAX_PIXELS, "max_images": 1000, "threads": 1024}
+_FROM_ZERO = ("threads", "watch_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSettings:
+    """The model and the bounds of the service; times are in seconds."""
+
+    model: str = "model.onnx"  # an ONNX file of `dermalyze export-onnx`
+    max_body_bytes: int = 8 * 2**20  # as received, and again after decompression
+    max_images: int = 32  # of one request
+    max_pixels: int = MAX_PIXELS  # of one image, width x height by its header
+    max_in_flight: int = 32  # requests at a time, of one process; beyond them 503
+    body_seconds: float = 30.0  # until a body must be there, else 408
+    request_seconds: float = 30.0  # from a whole body to the answer, else 504
+    header_seconds: float = 10.0  # until headers must be there, else 408; by `dermalyze serve`
+    idle_seconds: float = 10.0  # of a connection between two requests; by `dermalyze serve`
+    shutdown_seconds: float = 30.0  # what is in flight may finish in; by `dermalyze serve`
+    threads: int = 0  # images worked on at once, of one process; 0: one a core
+    watch_seconds: float = 0.0  # look for a new model file so often; 0: never
+    allowed_hosts: tuple[str, ...] = ()  # names in the Host header; empty: any
+    cors_origins: tuple[str, ...] = ()  # pages of other hosts that may ask; empty: none
+    api_key: str = dataclasses.field(default="", repr=False)  # empty: everybody may ask
+
+    def __post_init__(self) -> None:
+        """Check every bound.
+
+        Raises:
+            ConfigError: one is out of range.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type not in (int, float):
+                continue
+            low = 0 if field.name in _FROM_ZERO else 1 if field.type is int else 0.01
+            high = _TOP.get(field.name, 2**40 if field.type is int else 86_400)
+            if not low <= value <= high:
+                raise ConfigError(
+                    f"{PREFIX}{field.name.upper()} must be from {low:,} to {high:,}, got {value:,}"
+                )
+        if not self.api_key.isascii() or self.api_key != self.api_key.strip():
+            raise ConfigError(
+                f"{PREFIX}API_KEY must be ASCII text without spaces around it; set another key"
+            )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ServiceSettings":
+        """Read the settings; what is not set keeps its default.
+
+        Raises:
+            ConfigError: a value is of another type or out of range.
+        """
+        values: dict[str, object] = {}
+        for field in dataclasses.fields(cls):
+            name = PREFIX + field.name.upper()
+            text = environment.get(name, "").strip()
+            if not text:
+                continue
+            if field.type in (int, float):
+                try:
+                    values[field.name] = int(text) if field.type is int else float(text)
+                except ValueError as error:
+                    kind = "a whole number" if field.type is int else "a number"
+                    raise ConfigError(f"{name} must be {kind}, got {text!r}") from error
+            elif field.type is str:
+                values[field.name] = text
+            else:
+                values[field.name] = tuple(part.strip() for part in text.split(",") if part.strip())
+        return cls(**values)  # type: ignore[arg-type]
+
+    def to_environment(self) -> dict[str, str]:
+        """Return the variables that `from_environment` reads as these settings."""
+        values = vars(self).items()
+        return {
+            PREFIX + name.upper(): ",".join(value) if isinstance(value, tuple) else str(value)
+            for name, value in values
+        }
