@@ -3,7 +3,7 @@
 import dataclasses
 import multiprocessing
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from dermalyze.cli_options import say
+from dermalyze.cli_options import Command, say
 from serving.errors import ConfigError
 from serving.settings import PREFIX, ServiceSettings
 
@@ -20,7 +20,7 @@ _FILE_SECONDS = 1.0  # between two looks at the model file
 _DEFAULTS = ServiceSettings()
 
 
-def _bound(name: str, help_text: str) -> Any:
+def _bound(name: str, help_text: str) -> Callable[[Command], Command]:
     """Return an option for a setting; its value on the command line beats the environment's."""
     default = getattr(_DEFAULTS, name)
     return click.option(
@@ -71,11 +71,12 @@ def serve(
 
     settings = ServiceSettings.from_environment()
     if not (allowed_hosts or settings.allowed_hosts) and host in _LOCAL:
+        # No page of another host reaches us under a name of its own.
         allowed_hosts = (
             "127.0.0.1",
             "localhost",
             "[::1]",
-        )  # no page elsewhere reaches us by a name
+        )
     given = {name: value for name, value in bounds.items() if value is not None}
     if allowed_hosts:
         given["allowed_hosts"] = allowed_hosts
@@ -102,9 +103,7 @@ def _file_of(model: str, seconds: float) -> Iterator[Path]:
         yield Path(model)
         return
     if seconds and "@" not in model:
-        raise ConfigError(
-            f"--watch needs a file or an alias such as models:/NAME@champion: {model}"
-        )
+        raise ConfigError(f"--watch needs a file or models:/NAME@ALIAS, got {model!r}")
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
         path = Path(folder) / "model.onnx"

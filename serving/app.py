@@ -8,7 +8,7 @@ same settings from the environment (see `settings.py`) but without the bounds of
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ from typing import Annotated, Any, TypeVar
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -48,6 +47,13 @@ Age = Annotated[float | None, Query(description="years, for a model that takes m
 Word = Annotated[str | None, Query(max_length=100, description="as in HAM10000's metadata")]
 ClassName = Annotated[str, Query(max_length=100, description="whose map; empty: the predicted")]
 _QUERY = ("level", "explain", "one_lesion", "age", "sex", "localization", "class_name")
+_PAGE_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".webmanifest": "application/manifest+json",
+}
 _MANY = 1000  # images at once: `share_cores` then gives one thread to each
 
 
@@ -150,8 +156,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    static = resources.files("serving") / "static"
-    app.mount("/", StaticFiles(directory=str(static), html=True), name="page")
+    _add_page(app)
     return app
 
 
@@ -274,6 +279,24 @@ def _reader(content_type: str) -> Callable[[bytes], tuple[list[Item], Params]]:
     if kind not in readers or not set(parameters) <= {"", "charset=utf-8", 'charset="utf-8"'}:
         raise RefusedError(415, "the content type must be application/json or text/csv, in UTF-8")
     return readers[kind]
+
+
+def _add_page(app: FastAPI) -> None:
+    """Serve the files of the page, and no others, from memory."""
+
+    def give(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+        async def answer() -> Response:
+            return Response(content, media_type=kind, headers={"cache-control": "no-cache"})
+
+        return answer
+
+    for file in (resources.files("serving") / "static").iterdir():
+        kind = _PAGE_TYPES.get(Path(file.name).suffix)
+        if kind is None:
+            continue
+        answer = give(file.read_bytes(), kind)
+        for path in ("/", "/index.html") if file.name == "index.html" else (f"/{file.name}",):
+            app.add_api_route(path, answer, methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def _add_errors(app: FastAPI) -> None:
