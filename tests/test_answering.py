@@ -11,6 +11,7 @@ from serving.answering import AnyPredictor, optional_fields
 from serving.errors import ArtifactError, ConfigError, ImageError
 from serving.limits import Abstention, PredictionSets, Scope
 from serving.metadata import Metadata
+from serving.quality import QualityLimits
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
 
 GREY = np.full((4, 5, 3), 128, np.uint8)
@@ -105,6 +106,25 @@ def test_a_confidence_below_the_threshold_is_uncertain():
     answer = Told(spec, logits=[TENTHS], scope_score=[10]).predict(GREY)
     assert answer.decision == "uncertain"
     assert answer.decision_reason.startswith("the confidence 30.0% is below 31.0%, ")
+
+
+@pytest.mark.parametrize(("gap", "decision"), [(0, "answer"), (1e-9, "uncertain")])
+def test_the_threshold_itself_is_answered(gap, decision):
+    confidence = Told(SPEC, logits=[TENTHS]).predict(GREY).confidence
+    spec = replace(LIMITED, abstention=replace(ABSTENTION, min_confidence=confidence + gap))
+    answer = Told(spec, logits=[TENTHS], scope_score=[10]).predict(GREY)
+    assert answer.decision == decision
+
+
+def test_a_poor_photograph_is_out_of_scope_and_the_reason_is_what_is_wrong_with_it():
+    limits = QualityLimits(
+        min_side=6, min_sharpness=0, min_brightness=0, max_brightness=100, min_color=0
+    )
+    spec = replace(LIMITED, quality=limits)
+    answer = Told(spec, logits=[TENTHS], scope_score=[10]).predict(GREY)
+    assert len(answer.quality) == 2  # small and bright
+    assert answer.decision == "out_of_scope"
+    assert answer.decision_reason == "; ".join(answer.quality)
 
 
 def test_where_no_confidence_kept_to_the_risk_nothing_is_answered():

@@ -68,6 +68,13 @@ def test_what_is_answered_is_as_often_wrong_as_is_said():
     assert JUDGED["abstention"]["risk"]["estimate"] == pytest.approx(expected)
 
 
+def test_alarms_are_raised_by_the_score_and_by_the_photograph():
+    table = TEST.table
+    outside = (table["scope_score"] > LIMITS.scope.max_score) | (table["photo_problem"] > 0)
+    expected = outside.groupby(table["lesion_id"]).mean().mean()  # each lesion counts once
+    assert JUDGED["scope"]["false_alarm_rate"]["estimate"] == pytest.approx(expected)
+
+
 def test_the_same_validation_table_gives_the_same_limits():
     assert fit_limits(study(1500, 0)) == LIMITS
 

@@ -56,8 +56,7 @@ def test_a_word_that_the_model_does_not_know_is_refused_with_those_that_it_knows
     with pytest.raises(MetadataError) as caught:
         encode([Metadata(localization="toe")], FIELDS)
     assert str(caught.value) == (
-        "the localization is unknown to this model, expected one of back, face, foot, or "
-        "unknown"
+        "the localization is unknown to this model, expected one of back, face, foot, or unknown"
     )
     with pytest.raises(MetadataError) as caught:
         Metadata.of({"sex": 1})
