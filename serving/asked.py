@@ -78,7 +78,13 @@ def read_json(body: bytes) -> tuple[list[Item], Params]:
     if len(forms) != 1:
         _unreadable()
     (form,) = forms
-    columns = _split(request[form]) if form == "dataframe_split" else _columns(request[form])
+    value = request[form]
+    if form == "dataframe_split":
+        columns = _split(value)
+    elif form == "dataframe_records" and isinstance(value, list):
+        columns = _records(value)
+    else:
+        columns = _columns(value)
     return items_of(columns), Params.of(request.get("params"))
 
 
@@ -129,12 +135,17 @@ def _columns(value: Any) -> dict[str, list[Any]]:
         return columns
     if not isinstance(value, list):
         _unreadable()
-    if value and all(isinstance(row, dict) for row in value):
-        names = list(dict.fromkeys(name for row in value for name in row))
-        return {name: [row.get(name) for row in value] for name in names}
     if any(isinstance(row, dict) for row in value):
-        _unreadable()
+        return _records(value)
     return {COLUMN: value}
+
+
+def _records(value: list[Any]) -> dict[str, list[Any]]:
+    """Read [{"image": ...}, ...]."""
+    if not all(isinstance(row, dict) for row in value):
+        _unreadable()
+    names = list(dict.fromkeys(name for row in value for name in row))
+    return {name: [row.get(name) for row in value] for name in names}
 
 
 def items_of(columns: Mapping[str, list[Any]]) -> list[Item]:

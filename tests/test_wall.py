@@ -2,13 +2,13 @@
 
 import importlib.metadata
 import json
-import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 from tiny_model import TINY_ONNX
 
@@ -72,14 +72,15 @@ def test_errors_and_settings_do_not_load_onnxruntime():
 
 
 def needed_by(names):
-    """The distributions that an installation of `names` brings, by their metadata."""
-    found, todo = set(), list(names)
+    """The distributions that an installation of `names` brings here, by their metadata."""
+    found, todo = set(), [Requirement(name) for name in names]
     while todo:
-        name = re.split(r"[^A-Za-z0-9._-]", todo.pop())[0].lower().replace("_", "-")
-        if name in found:
+        needed = todo.pop()
+        name = needed.name.lower().replace("_", "-")
+        if name in found or not (needed.marker is None or needed.marker.evaluate({"extra": ""})):
             continue
         found.add(name)
-        todo += [r for r in importlib.metadata.requires(name) or [] if "extra ==" not in r]
+        todo += map(Requirement, importlib.metadata.requires(name) or [])
     return found
 
 
@@ -91,7 +92,33 @@ main(["predict", "--model", sys.argv[3], "--format", "json", sys.argv[4]])
 """
 
 
-def test_the_base_requirements_alone_are_enough_to_predict(tmp_path):
+SERVE = """
+import json, sys
+sys.path[:] = [p for p in sys.path if "site-packages" not in p] + [sys.argv[1], sys.argv[2]]
+from serving.app import create_app
+from serving.settings import ServiceSettings
+import asyncio
+app = create_app(ServiceSettings(model=sys.argv[3]))
+body = open(sys.argv[4], "rb").read()
+scope = {"type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict",
+         "query_string": b"", "headers": [(b"content-type", b"image/png")], "root_path": "",
+         "scheme": "http", "server": ("x", 80), "client": ("y", 1), "http_version": "1.1"}
+parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+sent = []
+async def receive():
+    for part in parts:
+        return part
+    await asyncio.sleep(60)
+async def send(message):
+    sent.append(message)
+asyncio.run(app(scope, receive, send))
+assert sent[0]["status"] == 200, sent
+print(json.dumps(json.loads(sent[1]["body"])["predictions"][0]))
+"""
+
+
+@pytest.mark.parametrize("program", [ANSWER, SERVE], ids=["predict", "serve"])
+def test_the_base_requirements_alone_are_enough_to_answer(tmp_path, program):
     """As an installation without the `train` extra: nothing else can be imported."""
     root = Path(serving.__file__).parents[1]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
@@ -109,7 +136,7 @@ def test_the_base_requirements_alone_are_enough_to_predict(tmp_path):
     Image.new("RGB", (20, 10), (200, 150, 140)).save(image)
     words = [site, root, TINY_ONNX, image]
     done = subprocess.run(
-        [sys.executable, "-S", "-c", ANSWER, *map(str, words)], capture_output=True, text=True
+        [sys.executable, "-S", "-c", program, *map(str, words)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["predicted_class"] in serving.taxonomy.CLASS_NAMES

@@ -1,0 +1,273 @@
+"""The service as a process: slow and wrong clients, its end, its processes, its reloads."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from servers import free_port, running
+from strangers import png
+from tiny_model import TINY_ONNX
+
+pytestmark = pytest.mark.slow
+
+
+@contextlib.contextmanager
+def service(folder, *options, model=TINY_ONNX, **environment):
+    port = free_port()
+    command = [sys.executable, "-m", "dermalyze", "serve", "--model", str(model)]
+    command += ["--port", str(port), *map(str, options)]
+    env = os.environ | environment
+    url, log = f"http://127.0.0.1:{port}", folder / "service.log"
+    with running(command, health=f"{url}/health", cwd=folder, env=env, log=log) as pid:
+        yield Service(port, pid, log)
+
+
+class Service:
+    def __init__(self, port, pid, log):
+        self.port, self.pid, self.log = port, pid, log
+
+    def connection(self):
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def said(self, request):
+        """Send bytes, return all that comes back until the connection is closed."""
+        with self.connection() as client:
+            client.sendall(request)
+            return read_all(client)
+
+    def predict(self, data=None, path="/predict"):
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            png() if data is None else data,
+            {"Content-Type": "image/png"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
+
+    def metrics(self):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as response:
+            return response.read().decode()
+
+
+def read_all(client):
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := client.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def head(length=None, *, path="/predict", more=""):
+    body = "Transfer-Encoding: chunked\r\n" if length is None else f"Content-Length: {length}\r\n"
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n{body}{more}\r\n"
+    ).encode()
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory):
+    """A service with short bounds."""
+    bounds = ["--header-seconds", 1, "--body-seconds", 1, "--idle-seconds", 1]
+    with service(tmp_path_factory.mktemp("strict"), *bounds, "--max-body-bytes", 10_000) as strict:
+        yield strict
+
+
+def test_headers_that_do_not_come_end_the_connection(strict):
+    answer = strict.said(b"POST /predict HTTP/1.1\r\nHost: local")
+    assert b"408" in answer
+    assert b"the headers did not arrive in time" in answer
+    with strict.connection() as client:  # a byte now and then gives no more time
+        start = time.monotonic()
+        with contextlib.suppress(OSError):
+            for letter in b"POST /predict HTTP/1.1\r\nX: " + b"a" * 100:
+                client.sendall(bytes([letter]))
+                time.sleep(0.1)
+        assert time.monotonic() - start < 5
+    assert strict.said(b"") == b""
+    assert strict.predict()
+
+
+def test_a_body_that_does_not_come_ends_the_request(strict):
+    assert b"408" in strict.said(head(5000) + b"abc")
+    assert strict.predict()
+
+
+@pytest.mark.parametrize("length", [None, 10_001, 10**18])
+def test_a_body_over_the_bound_is_answered_although_it_is_still_being_sent(strict, length):
+    part = b"ffff\r\n" + bytes(0xFFFF) + b"\r\n" if length is None else bytes(65536)
+    with strict.connection() as client:
+        client.sendall(head(length))
+        with contextlib.suppress(OSError):
+            for _ in range(3):
+                client.sendall(part)
+        assert b"413" in client.recv(65536)
+    assert strict.predict()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"SECRET\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50),  # TLS
+        head(5, more="Content-Length: 6\r\n"),
+        head(-1),
+        head("x"),
+        head(5, more="Transfer-Encoding: chunked\r\n") + b"zz\r\n",
+        head() + b"SECRET\r\n",
+        head(5, more="X: " + "a" * 70_000 + "\r\n"),
+        head(5, more="SECRET\x00: 1\r\n"),
+        b"GET /predict HTTP/9.9\r\nHost: localhost\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused_in_json(strict, request_):
+    answer = strict.said(request_)
+    assert re.match(rb"HTTP/1.1 4\d\d ", answer), answer
+    assert b"SECRET" not in answer
+    body = answer.split(b"\r\n\r\n", 1)[1]
+    assert json.loads(body)["message"]
+    assert strict.predict()
+
+
+def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(strict):
+    for data in (head(5000), head(5000) + b"abc", head(len(png())) + png()):
+        with strict.connection() as client:
+            client.sendall(data)
+    for _ in range(100):
+        if "dermalyze_requests_in_flight 0.0" in strict.metrics():
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(strict.metrics())
+
+
+def test_two_requests_in_one_parcel_are_answered_one_after_the_other(strict):
+    two = (head(len(png(1))) + png(1)) + (head(len(png(2)), more="Connection: close\r\n") + png(2))
+    answers = strict.said(two)
+    assert answers.count(b"HTTP/1.1 200") == 2
+
+
+def test_an_idle_connection_is_closed(strict):
+    with strict.connection() as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in read_all(client)  # which ends where the connection does
+
+
+def test_the_log_has_no_traceback_and_nothing_that_was_sent(strict):
+    text = strict.log.read_text()
+    assert "request_id=" in text
+    assert "Traceback" not in text
+    assert "SECRET" not in text
+
+
+def test_after_sigterm_what_is_in_flight_is_finished_and_what_is_new_is_refused(tmp_path):
+    with service(tmp_path) as own, own.connection() as client:
+        client.sendall(head(len(png())) + png()[:100])
+        time.sleep(0.5)
+        os.kill(own.pid, signal.SIGTERM)
+        time.sleep(1)
+        with pytest.raises(ConnectionRefusedError):
+            own.connection()
+        client.sendall(png()[100:])
+        assert b"200 OK" in read_all(client)
+        deadline = time.monotonic() + 10
+        while alive(own.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not alive(own.pid)
+    assert "Traceback" not in own.log.read_text()
+
+
+def alive(pid):
+    """Say whether a child of ours still runs; one that has ended waits to be asked for its code."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def test_an_end_does_not_wait_longer_than_its_bound(tmp_path):
+    with service(tmp_path, "--shutdown-seconds", 1) as own, own.connection() as client:
+        client.sendall(head(5000))
+        time.sleep(0.5)
+        start = time.monotonic()
+        os.kill(own.pid, signal.SIGTERM)
+        while alive(own.pid):
+            time.sleep(0.1)
+            assert time.monotonic() - start < 10
+
+
+def test_two_processes_answer_count_together_and_end_together(tmp_path):
+    with service(tmp_path, "--workers", 2) as own:
+        for _ in range(20):
+            assert len(own.predict()["predictions"]) == 1
+        counted = 'dermalyze_requests_total{path="/predict",status="200"} 20.0'
+        assert counted in own.metrics()
+        processes = children_of(own.pid)
+        assert len(processes) >= 2
+        os.kill(own.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while alive(own.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not alive(own.pid)
+    while any(Path(f"/proc/{pid}").exists() for pid in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def children_of(pid):
+    done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+    return [int(word) for word in done.stdout.split()]
+
+
+def test_a_port_that_is_taken_and_a_model_that_is_not_there_are_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for options, sentence in (
+            (["--model", TINY_ONNX, "--port", port], f"cannot listen on 127.0.0.1, port {port}: "),
+            (["--model", tmp_path / "none.onnx"], "no model at "),
+            (["--model", TINY_ONNX, "--max-images", "0"], "DERMALYZE_MAX_IMAGES must be "),
+            (["--model", "models:/x/1", "--watch"], "--watch needs a file or "),
+        ):
+            command = [sys.executable, "-m", "dermalyze", "serve", *map(str, options)]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+            assert done.returncode == 1
+            assert done.stderr.splitlines()[-1].startswith(f"Error: {sentence}"), done.stderr
+
+
+def test_a_new_champion_answers_without_a_lost_request(tmp_path, store):
+    """The registry's alias moves while clients ask; every request is answered."""
+    import mlflow
+    from mlflow import MlflowClient
+
+    from dermalyze.export.pyfunc_arguments import pyfunc_arguments
+
+    versions = []
+    for _ in range(2):
+        with mlflow.start_run():
+            logged = mlflow.pyfunc.log_model(name="model", **pyfunc_arguments(TINY_ONNX))
+        versions.append(mlflow.register_model(logged.model_uri, "watched").version)
+    client = MlflowClient()
+    client.set_registered_model_alias("watched", "champion", versions[0])
+    options = ["--watch", "--watch-seconds", "0.2"]
+    store_uri = mlflow.get_tracking_uri()
+    with service(
+        tmp_path, *options, model="models:/watched@champion", MLFLOW_TRACKING_URI=store_uri
+    ) as own:
+        first = own.predict()
+        client.set_registered_model_alias("watched", "champion", versions[1])
+        deadline = time.monotonic() + 60
+        while 'reloads_total{outcome="ok"} 1.0' not in own.metrics():
+            assert own.predict() == first  # the same weights under another version
+            assert time.monotonic() < deadline, own.log.read_text()
+        assert own.predict() == first
+        assert children_of(own.pid)
+    assert shutil.which("pgrep")
+    assert f"version {versions[1]} of models:/watched@champion is there" in own.log.read_text()
