@@ -1,0 +1,315 @@
+"""The service under load, beside `mlflow models serve` with the same model, on loopback.
+
+    python -m benchmarks.service [--data-dir demo] [--seconds 8] [--soak 600]
+
+Clients keep their connections and send JPEG photographs of 600 x 450, one a request: ours as they
+are, to /predict, MLflow's as base64 in JSON, the only way that it takes them.  Clients and servers
+share the cores of the machine.  `--soak` adds so many seconds of mixed load on our service alone.
+"""
+
+import argparse
+import base64
+import contextlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+
+from benchmarks.models import model_files
+from benchmarks.predict import write_images
+from benchmarks.report import Figure, publish
+from dermalyze.data.auto import find_data
+from dermalyze.export.pyfunc_arguments import pyfunc_arguments
+from serving import Predictor
+from tests.servers import free_port, running
+
+CLIENTS = (1, 2, 8)
+WARM_UP = 40  # requests
+
+
+@dataclass(frozen=True)
+class Load:
+    """What clients saw of a server."""
+
+    per_second: float
+    p50: float  # ms
+    p99: float  # ms
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", default="auto", help="a folder, demo or auto")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each load")
+    parser.add_argument("--rounds", type=int, default=3, help="of each server, in turn")
+    parser.add_argument("--soak", type=float, default=0.0, help="seconds of mixed load")
+    args = parser.parse_args()
+    data_dir, _ = find_data(args.data_dir, make=True)
+    figures: list[Figure] = []
+    context: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        images = [path.read_bytes() for path in write_images(data_dir, home, 50)]
+        figures += beside_mlflow(home, images, args.seconds, args.rounds)
+        figures += beside_bare(home, images, args.seconds)
+        if args.soak:
+            context["soak"] = soak(home, images, args.soak)
+    publish("service", figures, seconds=args.seconds, rounds=args.rounds, **context)
+
+
+def beside_mlflow(home: Path, images: Sequence[bytes], seconds: float, rounds: int) -> list[Figure]:
+    model, _ = model_files("MobileNetV3-Small")
+    logged = home / "logged"
+    mlflow.pyfunc.save_model(logged, **pyfunc_arguments(model))
+    raw = [request("/predict", "image/jpeg", image) for image in images]
+    wrapped = [request("/invocations", "application/json", as_json(image)) for image in images]
+    sides = {
+        "ours": (ours(model), raw),
+        "ours, /invocations": (ours(model), wrapped),
+        "two workers": (ours(model, "--workers", "2"), raw),
+        "mlflow": (theirs(logged), wrapped),
+    }
+    loads: dict[tuple[str, int], list[Load]] = {}
+    memory: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name, (command, requests) in sides.items():
+            with served(command, home) as (port, pid):
+                load(port, requests, 1, WARM_UP / 20)
+                for clients in CLIENTS:
+                    found = load(port, requests, clients, seconds)
+                    loads.setdefault((name, clients), []).append(found)
+                    print(f"{name}, {clients} clients: {found}", flush=True)
+                memory.setdefault(name, []).append(megabytes(pid))
+    figures = []
+    for clients in CLIENTS:
+        own, base = (best(loads[side, clients]) for side in ("ours", "mlflow"))
+        same = best(loads["ours, /invocations", clients])
+        two = best(loads["two workers", clients])
+        who = f"{clients} client{'s' if clients > 1 else ''}"
+        against = "mlflow models serve"
+        figures += [
+            ratio(f"throughput, {who}", own.per_second, base.per_second, "/s", against, ">= 1.3"),
+            ratio(f"p50, {who}", own.p50, base.p50, "ms", against, ""),
+            ratio(f"p99, {who}", own.p99, base.p99, "ms", against, "<= 1.0"),
+            ratio(
+                f"throughput of /invocations, {who}",
+                same.per_second,
+                base.per_second,
+                "/s",
+                against,
+                "",
+            ),
+            ratio(
+                f"throughput of two workers, {who}",
+                two.per_second,
+                own.per_second,
+                "/s",
+                "one worker",
+                ">= 1.0",
+            ),
+        ]
+    own, base = (statistics.median(memory[side]) for side in ("ours", "mlflow"))
+    figures.append(ratio("memory of all processes", own, base, "MB", against, "<= 0.6"))
+    return figures
+
+
+def beside_bare(home: Path, images: Sequence[bytes], seconds: float) -> list[Figure]:
+    """Compare with a loop over decoding and network, in this process, without HTTP."""
+    model, _ = model_files("EfficientNetV2-S")
+    requests = [request("/predict", "image/jpeg", image) for image in images]
+    predictor = Predictor(model)
+    bare, found = [], {}
+    for _ in range(2):
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            predictor.logits(predictor.pixels(images[count % len(images)])[None])
+            count += 1
+        bare.append(count / (time.perf_counter() - start))
+        with served(ours(model), home) as (port, _):
+            load(port, requests, 1, 2)
+            for clients in CLIENTS:
+                seen = load(port, requests, clients, seconds)
+                found.setdefault(clients, []).append(seen)
+                print(f"EfficientNetV2-S, {clients} clients: {seen}", flush=True)
+    return [
+        ratio(
+            f"EfficientNetV2-S, {clients} clients",
+            best(seen).per_second,
+            max(bare),
+            "/s",
+            "bare decoding and network",
+            ">= 0.85",
+        )
+        for clients, seen in found.items()
+    ]
+
+
+def soak(home: Path, images: Sequence[bytes], seconds: float) -> dict[str, object]:
+    """Mix all kinds of requests, good and bad; memory must stay, and every one be answered."""
+    model, _ = model_files("MobileNetV3-Small")
+    boundary = "limit"
+    form = b"".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="p"; filename="x"\r\n\r\n'.encode()
+        + image
+        + b"\r\n"
+        for image in images[:4]
+    )
+    form += f"--{boundary}--\r\n".encode()
+    kinds = [
+        (200, [request("/predict", "image/jpeg", image) for image in images]),
+        (200, [request("/invocations", "application/json", as_json(image)) for image in images]),
+        (200, [request("/predict", f"multipart/form-data; boundary={boundary}", form)]),
+        (400, [request("/predict", "image/jpeg", image[:3000]) for image in images]),
+        (400, [request("/invocations", "application/json", b"[" * 50_000)]),
+        (413, [request("/predict", "image/jpeg", bytes(9 * 2**20))]),
+        (415, [request("/predict", "image/gif", images[0])]),
+    ]
+    curve: list[float] = []
+    counts = {"answered": 0, "wrong": 0}
+    with served(ours(model), home) as (port, pid):
+        end = time.perf_counter() + seconds
+        stop = threading.Event()
+
+        def client(first: int) -> None:
+            connection, i = connect(port), first
+            while not stop.is_set():
+                status, requests = kinds[i % len(kinds)]
+                i += 1
+                found = status_of(connection, requests[i % len(requests)])
+                if found in (0, 413):  # the connection is closed after these
+                    connection.close()
+                    connection = connect(port)
+                counts["answered" if found == status else "wrong"] += 1
+            connection.close()
+
+        threads = [threading.Thread(target=client, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        while time.perf_counter() < end:
+            time.sleep(min(10, seconds / 20))
+            curve.append(megabytes(pid))
+            print(f"{curve[-1]:.0f} MB, {counts}", flush=True)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    return {**counts, "memory_mb": [round(value, 1) for value in curve]}
+
+
+def ours(model: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "dermalyze", "serve", "--model", str(model.resolve()), *options]
+
+
+def theirs(logged: Path) -> list[str]:
+    serve = ["models", "serve", "-m", str(logged), "--env-manager", "local"]
+    return [sys.executable, "-m", "mlflow", *serve]
+
+
+@contextlib.contextmanager
+def served(command: Sequence[str], home: Path) -> Iterator[tuple[int, int]]:
+    port = free_port()
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with running(
+        [*command, "--port", str(port)],
+        health=f"http://127.0.0.1:{port}/health",
+        cwd=home,
+        env=env,
+        log=home / "server.log",
+    ) as pid:
+        yield port, pid
+
+
+def request(path: str, kind: str, body: bytes) -> bytes:
+    lines = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+    return f"{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def as_json(image: bytes) -> bytes:
+    return json.dumps({"inputs": [base64.b64encode(image).decode()]}).encode()
+
+
+def connect(port: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def status_of(connection: socket.socket, request: bytes) -> int:
+    """Send a request, read its whole answer, return its status; 0: the connection was closed."""
+    try:
+        connection.sendall(request)
+    except OSError:
+        pass  # refused before all of it was sent: the answer is there to be read
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        part = connection.recv(65536)
+        if not part:
+            return 0
+        answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    received = len(body)
+    while received < length:
+        received += len(connection.recv(65536))
+    return int(head.split(b" ", 2)[1])
+
+
+def load(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Load:
+    """Let clients ask one after the other for some seconds; every answer must be 200."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+
+    def client(first: int) -> None:
+        connection, i = connect(port), first
+        while (start := time.perf_counter()) < end:
+            status = status_of(connection, requests[i % len(requests)])
+            assert status == 200, status
+            times.append(time.perf_counter() - start)
+            i += clients
+        connection.close()
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(clients)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    p50, p99 = np.percentile(times, [50, 99])
+    return Load(len(times) / (time.perf_counter() - start), 1000 * p50, 1000 * p99)
+
+
+def best(loads: Sequence[Load]) -> Load:
+    """Return the load of the round with the most answers: what else ran disturbs, never helps."""
+    return max(loads, key=lambda found: found.per_second)
+
+
+def megabytes(pid: int) -> float:
+    """Return the memory of a process and all below it; what they share counts once."""
+    total, todo = 0, [pid]
+    while todo:
+        pid = todo.pop()
+        with contextlib.suppress(OSError):  # it may have ended
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += int(text.split("\nPss:")[1].split()[0])
+        found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+        todo += map(int, found.stdout.split())
+    return total / 1024
+
+
+def ratio(what: str, own: float, base: float, unit: str, against: str, goal: str) -> Figure:
+    return Figure(
+        what=what, ours=own, baseline=base, unit=unit, against=against, ratio=own / base, goal=goal
+    )
+
+
+if __name__ == "__main__":
+    main()
