@@ -245,10 +245,8 @@ def connect(port: int) -> socket.socket:
 
 def status_of(connection: socket.socket, request: bytes) -> int:
     """Send a request, read its whole answer, return its status; 0: the connection was closed."""
-    try:
+    with contextlib.suppress(OSError):  # refused before all of it was sent: the answer is there
         connection.sendall(request)
-    except OSError:
-        pass  # refused before all of it was sent: the answer is there to be read
     answer = b""
     while b"\r\n\r\n" not in answer:
         part = connection.recv(65536)
