@@ -32,7 +32,7 @@ from benchmarks.report import Figure, publish
 from dermalyze.data.auto import find_data
 from dermalyze.export.pyfunc_arguments import pyfunc_arguments
 from serving import Predictor
-from tests.servers import free_port, running
+from tests.servers import free_port, memory_of, running
 
 CLIENTS = (1, 2, 8)
 WARM_UP = 40  # requests
@@ -292,15 +292,14 @@ def best(loads: Sequence[Load]) -> Load:
 
 def megabytes(pid: int) -> float:
     """Return the memory of a process and all below it; what they share counts once."""
-    total, todo = 0, [pid]
+    total, todo = 0.0, [pid]
     while todo:
         pid = todo.pop()
         with contextlib.suppress(OSError):  # it may have ended
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            total += int(text.split("\nPss:")[1].split()[0])
+            total += memory_of(pid)
         found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
         todo += map(int, found.stdout.split())
-    return total / 1024
+    return total
 
 
 def ratio(what: str, own: float, base: float, unit: str, against: str, goal: str) -> Figure:

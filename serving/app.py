@@ -31,6 +31,7 @@ from serving.envelope import KEY_PATHS, OPEN_PATHS, Envelope
 from serving.errors import ImageError, RequestError
 from serving.limits import DEFAULT_LEVEL
 from serving.loaded import LoadedModel
+from serving.memory import return_large_blocks
 from serving.metadata import Metadata
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.predictor import Predictor
@@ -115,6 +116,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         ArtifactError: the model cannot be used.
     """
     settings = settings or ServiceSettings.from_environment()
+    return_large_blocks()
     metrics = Metrics((*OPEN_PATHS, *KEY_PATHS, "/"))
     workers, num_threads = share_cores(_MANY, settings.threads)
     service = Service(

@@ -91,6 +91,14 @@ class Service:
         with urllib.request.urlopen(request, timeout=30) as response:
             return json.load(response)
 
+    def status(self, path, data):
+        """Send an image, return the status."""
+        try:
+            self.predict(data, path)
+        except urllib.error.HTTPError as error:
+            return error.code
+        return 200
+
     def metrics(self):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as response:
             return response.read().decode()
@@ -103,3 +111,9 @@ def read_all(client):
         while part := client.recv(65536):
             parts.append(part)
     return b"".join(parts)
+
+
+def memory_of(pid):
+    """Return the memory of a process in MB."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(text.split("\nPss:")[1].split()[0]) / 1024
