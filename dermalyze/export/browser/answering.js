@@ -1,0 +1,200 @@
+// From what the network gives to an answer, as `serving/answering.py` and `quality.py` do.
+
+/** Encode age, sex and site: Float32Array of the width that the spec asks for. */
+export function encode(metadata, fields) {
+  const { sexes, localizations } = fields;
+  const row = new Float32Array(2 + sexes.length + localizations.length);
+  if (!metadata) return row;
+  if (known(metadata.age)) {
+    const age = Number(metadata.age);
+    if (!(age >= 0 && age <= 120)) throw new Error("an age must be a number of years from 0 to 120");
+    row[0] = (age - fields.age_mean) / fields.age_std;
+    row[1] = 1;
+  }
+  let start = 2;
+  for (const [name, words] of [["sex", sexes], ["localization", localizations]]) {
+    if (known(metadata[name])) {
+      const at = words.indexOf(metadata[name].trim().toLowerCase());
+      if (at < 0) {
+        throw new Error(
+          `the ${name} is unknown to this model, expected one of ${words.join(", ")}, or unknown`,
+        );
+      }
+      row[start + at] = 1;
+    }
+    start += words.length;
+  }
+  return row;
+}
+
+function known(value) {
+  return !["", "unknown", undefined, null].includes(value);
+}
+
+/** Return the answer for one image; what the model lacks is left out. */
+export function answerOf(outputs, pixels, size, spec, level) {
+  const names = spec.class_names;
+  const logits = [...outputs.logits];
+  const probs = softmax(logits, spec.temperature);
+  const best = probs.indexOf(Math.max(...probs));
+  const answer = {
+    predicted_class: names[best],
+    predicted_class_description: spec.class_descriptions[best],
+    confidence: probs[best],
+    probabilities: named(probs, names),
+    logits: named(logits, names),
+    ...setOf(probs, best, spec, level),
+  };
+  const more = {};
+  if (spec.quality) more.quality = hints(pixels, size, spec);
+  if (spec.scope) more.scope_score = outputs.scope_score[0];
+  const decision = decide(answer.confidence, more, spec);
+  Object.assign(answer, decision);
+  if (spec.scope) answer.scope_score = more.scope_score;
+  if (spec.quality) answer.quality = more.quality;
+  if (outputs.member_logits) answer.spread = spreadOf(outputs.member_logits, best, spec);
+  answer.disclaimer = spec.disclaimer;
+  return answer;
+}
+
+function softmax(logits, temperature) {
+  const scaled = logits.map((value) => value / temperature);
+  const largest = Math.max(...scaled);
+  const powers = scaled.map((value) => Math.exp(value - largest));
+  const sum = powers.reduce((total, value) => total + value, 0);
+  return powers.map((value) => value / sum);
+}
+
+function named(values, names) {
+  return Object.fromEntries(names.map((name, i) => [name, values[i]]));
+}
+
+function setOf(probs, best, spec, level) {
+  const sets = spec.prediction_sets;
+  if (!sets) return {};
+  const column = sets.levels.findIndex((known) => known >= level - 1e-9);
+  if (column < 0 || level < sets.levels[0] - 1e-9) {
+    const [low, high] = [sets.levels[0], sets.levels.at(-1)];
+    throw new Error(
+      `the level of prediction sets must be from ${low} to ${high}, got ${level}`,
+    );
+  }
+  const members = spec.class_names.filter(
+    (_, i) => i === best || probs[i] >= sets.min_probs[i][column],
+  );
+  const alone = spec.class_names
+    .map((name, i) => [name, sets.num_lesions[i], sets.min_probs[i][column]])
+    .filter(([, , lowest]) => lowest === 0)
+    .map(([name, count]) => `${name} (${count})`);
+  return {
+    prediction_set: members,
+    set_size: members.length,
+    set_level: sets.levels[column],
+    ...(alone.length && {
+      set_note: `in every set, for too few lesions to calibrate on: ${alone.join(", ")}`,
+    }),
+  };
+}
+
+function decide(confidence, { quality, scope_score: score }, spec) {
+  const { abstention, scope } = spec;
+  if (!abstention) return {};
+  const decided = (decision, reason) => ({ decision, decision_reason: reason });
+  if (quality?.length) return decided("out_of_scope", quality.join("; "));
+  if (scope && score > scope.max_score) {
+    return decided(
+      "out_of_scope",
+      "the image is unlike those that the model was judged on "
+        + `(score ${general(score)}, limit ${general(scope.max_score)})`,
+    );
+  }
+  const risk = `${(100 * abstention.risk).toFixed(0)}%`;
+  if (abstention.min_confidence > 1) {
+    return decided(
+      "uncertain",
+      `on validation images no confidence kept wrong answers below ${risk}`,
+    );
+  }
+  const below = confidence < abstention.min_confidence;
+  return decided(
+    below ? "uncertain" : "answer",
+    `the confidence ${percent(confidence)} is ${below ? "below" : "at least"} `
+      + `${percent(abstention.min_confidence)}, from which on at most ${risk} of the `
+      + "answers were wrong on validation images",
+  );
+}
+
+/** Say what is wrong with a photograph: pixels (H x W x 3), and its own width and height. */
+function hints(pixels, [photoWidth, photoHeight], spec) {
+  const limits = spec.quality;
+  const measured = measure(pixels, spec.input_size);
+  const said = [];
+  if (Math.min(photoWidth, photoHeight) < limits.min_side) {
+    said.push(
+      `the photograph is too small (${photoWidth} x ${photoHeight} pixels); send one of at least `
+        + `${limits.min_side} pixels on its shorter side`,
+    );
+  }
+  if (measured.brightness < limits.min_brightness) {
+    said.push("the photograph is too dark; use more light");
+  }
+  if (measured.brightness > limits.max_brightness) {
+    said.push("the photograph is too bright; use less light, and no flash on wet skin");
+  }
+  if (measured.color < limits.min_color) {
+    said.push("the photograph has hardly any color; send one in color");
+  }
+  if (measured.sharpness < limits.min_sharpness) {
+    said.push("the photograph is blurred; hold still and focus on the lesion");
+  }
+  return said;
+}
+
+function measure(pixels, [height, width]) {
+  const luma = new Float32Array(height * width); // single precision, as in Python
+  const [red, green, blue] = [0.299, 0.587, 0.114].map(Math.fround);
+  let [brightness, color, sharpness] = [0, 0, 0];
+  for (let i = 0; i < luma.length; i += 1) {
+    const [r, g, b] = [pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2]];
+    luma[i] = Math.fround(Math.fround(r * red) + Math.fround(g * green)) + Math.fround(b * blue);
+    brightness += luma[i];
+    color += Math.max(r, g, b) - Math.min(r, g, b);
+  }
+  for (let y = 1; y < height - 1; y += 1) {
+    for (let x = 1; x < width - 1; x += 1) {
+      const i = y * width + x;
+      const around = luma[i - width] + luma[i + width] + luma[i - 1] + luma[i + 1];
+      sharpness += Math.abs(Math.fround(luma[i] - Math.fround(around) / 4));
+    }
+  }
+  return {
+    brightness: brightness / luma.length,
+    color: color / luma.length,
+    sharpness: sharpness / ((height - 2) * (width - 2)),
+  };
+}
+
+/** Return the standard deviation of the members' probability of a class. */
+function spreadOf(memberLogits, best, spec) {
+  const count = spec.class_names.length;
+  const shares = [];
+  for (let at = 0; at < memberLogits.length; at += count) {
+    shares.push(softmax([...memberLogits.slice(at, at + count)], spec.temperature)[best]);
+  }
+  const mean = shares.reduce((sum, value) => sum + value, 0) / shares.length;
+  const squares = shares.reduce((sum, value) => sum + (value - mean) ** 2, 0);
+  return Math.sqrt(squares / shares.length);
+}
+
+function percent(value) {
+  return `${(100 * value).toFixed(1)}%`;
+}
+
+/** Write a number with three digits as Python's format `.3g` does. */
+function general(value) {
+  const [digits, power] = value.toExponential(2).split("e");
+  const exponent = Number(power);
+  if (exponent >= -4 && exponent < 3) return String(Number(value.toPrecision(3)));
+  const sign = exponent < 0 ? "-" : "+";
+  return `${Number(digits)}e${sign}${String(Math.abs(exponent)).padStart(2, "0")}`;
+}

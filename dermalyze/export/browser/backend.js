@@ -1,0 +1,84 @@
+// This browser answers by itself: the model lies beside the page, photographs stay here.
+
+const FILES = { model: "model.onnx", spec: "spec.json", description: "description.json" };
+const tasks = new Map(); // id -> {resolve, reject}
+let worker;
+let count = 0;
+
+export class BackendError extends Error {}
+
+/** Load the model and say what it is and can; `tell` hears which part has been loaded. */
+export async function describe(tell = () => {}) {
+  navigator.serviceWorker?.register("service_worker.js");
+  worker ??= startWorker();
+  const [description, spec, model] = await Promise.all([
+    load(FILES.description).then((response) => response.json()),
+    load(FILES.spec).then((response) => response.json()),
+    load(FILES.model).then((response) => wholeOf(response, tell)),
+  ]);
+  await ask("load", { model, spec });
+  return { ...description, local: true };
+}
+
+/** Answer for one photograph, a Blob. */
+export async function predict(blob, { level = 0.9, metadata = null, explain = true, signal } = {}) {
+  signal?.throwIfAborted();
+  const answered = ask("answer", { blob, level, metadata, explain });
+  if (!signal) return answered;
+  const left = new Promise((_, reject) => {
+    signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+  });
+  return Promise.race([answered, left]);
+}
+
+function startWorker() {
+  const made = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+  made.addEventListener("message", ({ data: { id, result, error } }) => {
+    const { resolve, reject } = tasks.get(id);
+    tasks.delete(id);
+    if (error === undefined) resolve(result);
+    else reject(new BackendError(`${error[0].toUpperCase()}${error.slice(1)}.`));
+  });
+  made.addEventListener("error", (event) => {
+    const failed = new BackendError("This browser cannot run the model. A newer one may.");
+    tasks.forEach(({ reject }) => reject(failed));
+    tasks.clear();
+    event.preventDefault();
+  });
+  return made;
+}
+
+function ask(task, values) {
+  count += 1;
+  const id = count;
+  return new Promise((resolve, reject) => {
+    tasks.set(id, { resolve, reject });
+    worker.postMessage({ id, task, values });
+  });
+}
+
+async function load(name) {
+  let response;
+  try {
+    response = await fetch(name);
+  } catch {
+    throw new BackendError("The model cannot be loaded. Is there a network?");
+  }
+  if (!response.ok) throw new BackendError(`The model cannot be loaded (${response.status}).`);
+  return response;
+}
+
+async function wholeOf(response, tell) {
+  const length = Number(response.headers.get("content-length"));
+  const reader = response.body.getReader();
+  const parts = [];
+  let received = 0;
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    parts.push(value);
+    received += value.length;
+    if (length) tell(Math.min(1, received / length));
+  }
+  return new Blob(parts).arrayBuffer();
+}
