@@ -23,9 +23,10 @@ from benchmarks.models import SIZE, model_files
 from benchmarks.report import Figure, publish
 from dermalyze.data.auto import find_data
 from dermalyze.data.ham10000 import ImageReader, open_dataset
-from serving.files import predict_files, render
+from serving.files import predict_files
 from serving.predictor import Predictor
 from serving.preprocess import to_pixels
+from serving.rendering import render
 from serving.session import share_cores
 from serving.spec import RESIZE_FILTERS, ModelSpec
 

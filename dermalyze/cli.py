@@ -21,7 +21,7 @@ from dermalyze.cli_judge import (
     report,
 )
 from dermalyze.cli_options import FILE, FOLDER, auto_option, folder_or_none, say
-from dermalyze.cli_serve import serve
+from dermalyze.cli_serve import export_web, serve
 from serving.errors import ConfigError, DermalyzeError
 
 EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
@@ -65,7 +65,17 @@ def main() -> None:
     """
 
 
-for _command in (evaluate, report, compare, leakage, promote, check_fit, plot_training, serve):
+for _command in (
+    evaluate,
+    report,
+    compare,
+    leakage,
+    promote,
+    check_fit,
+    plot_training,
+    serve,
+    export_web,
+):
     main.add_command(_command)
 
 # What `train` and `benchmark` override in the config, by option.

@@ -1,4 +1,4 @@
-"""The commands that put a model where people reach it: `serve`."""
+"""The commands that put a model where people reach it: `serve`, `export-web`."""
 
 import dataclasses
 import multiprocessing
@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from dermalyze.cli_options import Command, say
+from dermalyze.cli_options import FILE, FOLDER, Command, folder_or_none, say
 from serving.errors import ConfigError
 from serving.settings import PREFIX, ServiceSettings
 
@@ -91,6 +91,54 @@ def serve(
         if host not in _LOCAL and not settings.api_key:
             say(f"warning: everybody who reaches {host} may ask; set {PREFIX}API_KEY for a key")
         serve_model(settings, host=host, port=port, workers=workers)
+
+
+@click.command("export-web")
+@click.option("--run-id", "run_ids", multiple=True, help="As for export-onnx.")
+@click.option("--model", type=FILE, default=None, help="An ONNX file, instead of a run.")
+@click.option("--output", type=FOLDER, required=True, help="The folder to write.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "int8"]),
+    default="int8",
+    show_default=True,
+    help="Of a run's model; int8 is a quarter of the size.",
+)
+@click.option("--data-dir", type=FOLDER, default=None, help="The images; else as for evaluate.")
+@click.option(
+    "--runtime",
+    type=click.Path(exists=True, path_type=Path),
+    default=None,
+    help="onnxruntime-web, as npm packs it; else npm fetches it.",
+)
+def export_web(
+    run_ids: tuple[str, ...],
+    model: Path | None,
+    output: Path,
+    precision: str,
+    data_dir: Path | None,
+    runtime: Path | None,
+) -> None:
+    """Write the page as a folder that runs the model in the browser.
+
+    Photographs never leave the device that the page is open on, and it works offline once it was
+    loaded.
+    """
+    from dermalyze.export.web import export_web as write
+
+    if bool(run_ids) == (model is not None):
+        raise click.UsageError("give either --run-id or --model")
+    with tempfile.TemporaryDirectory() as folder:
+        if model is None:
+            from dermalyze.training.shipping import export_runs
+
+            model = Path(folder) / "model.onnx"
+            data = folder_or_none(data_dir)
+            said = export_runs(
+                run_ids, model, tta=False, precision=precision, data_dir=data, say=say
+            )
+            say(said)
+        click.echo(f"{output}: {write(model, output, runtime=runtime)}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ same settings from the environment (see `settings.py`) but without the bounds of
 import asyncio
 import io
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -25,15 +26,16 @@ from starlette.middleware.cors import CORSMiddleware
 from serving import api
 from serving.asked import REFUSALS, Item, Params, answers_for, read_csv, read_json
 from serving.bodies import read_photographs
-from serving.bounds import BUSY, Bounds, ClientGoneError, Load, RefusedError, error_body
+from serving.bounds import BUSY, Bounds, ClientGoneError, RefusedError, error_body
 from serving.described import VERSION, describe
 from serving.envelope import KEY_PATHS, OPEN_PATHS, Envelope
 from serving.errors import ImageError, RequestError
 from serving.limits import DEFAULT_LEVEL
+from serving.load import Load
 from serving.loaded import LoadedModel
 from serving.memory import return_large_blocks
 from serving.metadata import Metadata
-from serving.metrics import CONTENT_TYPE, Metrics
+from serving.metrics import CONTENT_TYPE, MULTIPROCESS, Metrics
 from serving.predictor import Predictor
 from serving.preprocess import decode_image
 from serving.session import share_cores
@@ -71,7 +73,8 @@ class Service:
     async def do(self, request: Request, work: Callable[[Predictor], Result]) -> Result:
         """Do `work` with the present model, within the time of a request."""
         seconds = self.settings.request_seconds
-        return await run(self.pool, self.model.predictor, work, request.receive, seconds)
+        predictor = self.model.predictor(alone=self.load.is_alone())
+        return await run(self.pool, predictor, work, request.receive, seconds)
 
     async def answers(
         self, request: Request, items: Sequence[Item], params: Params
@@ -118,13 +121,14 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     settings = settings or ServiceSettings.from_environment()
     return_large_blocks()
     metrics = Metrics((*OPEN_PATHS, *KEY_PATHS, "/"))
-    workers, num_threads = share_cores(_MANY, settings.threads)
+    workers, _ = share_cores(_MANY, settings.threads)
+    shared = os.environ.get(MULTIPROCESS)
     service = Service(
         settings,
-        LoadedModel(Path(settings.model), num_threads=num_threads),
+        LoadedModel(Path(settings.model), num_threads=workers),
         ThreadPoolExecutor(workers, thread_name_prefix="predict"),
         metrics,
-        Load(metrics.in_flight.set),
+        Load(metrics.in_flight.set, Path(shared) if shared else None),
     )
 
     @asynccontextmanager
@@ -253,7 +257,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/version", summary="The program, the model and what the model can")
     async def version() -> Response:
-        return _json(describe(service.model.predictor.spec))
+        return _json(describe(service.model.spec))
 
     @app.get("/metrics", summary="Counts for Prometheus", response_class=Response)
     async def metrics() -> Response:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from serving.load import Load
 from serving.settings import ServiceSettings
 
 Message = MutableMapping[str, Any]
@@ -73,19 +74,6 @@ async def send_error(send: Send, refused: RefusedError) -> None:
         }
     )
     await send({"type": "http.response.body", "body": body})
-
-
-class Load:
-    """How much a process has to do."""
-
-    def __init__(self, observe: Callable[[int], None] = lambda in_flight: None) -> None:
-        self._observe = observe
-        self.in_flight = 0  # requests with a body, from their headers to their answer
-
-    def add(self, change: int) -> None:
-        """Count a request that has come, or one that has been answered."""
-        self.in_flight += change
-        self._observe(self.in_flight)
 
 
 class Bounds:

@@ -1,7 +1,10 @@
 """A real Chromium, driven by Playwright."""
 
 import contextlib
+import functools
 import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
@@ -25,3 +28,54 @@ def chromium():
             yield browser
         finally:
             browser.close()
+
+
+class Files(SimpleHTTPRequestHandler):
+    """Gives the files of a folder, as any web server does, and says nothing."""
+
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript"}
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def files_of(folder):
+    """Serve a folder; yield its address."""
+    handler = functools.partial(Files, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Opened:
+    """A tab with the page; what it asked for and complained of is looked at when it closes."""
+
+    def __init__(self, browser, address, **options):
+        self.context = browser.new_context(accept_downloads=True, **options)
+        self.page = self.context.new_page()
+        self.address, self.asked, self.complaints = address, [], []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._console)
+
+    def _console(self, message):
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            self.complaints.append(message.text)
+
+    def __enter__(self):
+        self.page.goto(self.address)
+        self.page.get_by_text("Model of run").wait_for()
+        return self.page
+
+    def __exit__(self, *error):
+        self.context.close()
+        if error[0] is None:
+            own = (self.address, f"blob:{self.address}", "data:")
+            assert [url for url in self.asked if not url.startswith(own)] == []
+            assert self.complaints == []

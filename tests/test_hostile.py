@@ -18,7 +18,8 @@ from mlflow.pyfunc import scoring_server
 from rich_model import rich_bytes
 from schemathesis import openapi
 from schemathesis.checks import CHECKS
-from servers import memory_of, service
+from servers import memory_of
+from services import service
 from strangers import png, text
 from tiny_model import TINY_ONNX
 

@@ -8,12 +8,13 @@ import re
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browsers import SIZES, chromium
+from browsers import SIZES, Opened, chromium, files_of
 from PIL import Image
 from rich_model import RICH, rich_bytes
-from servers import service
+from services import service
 from strangers import text
 
+from dermalyze.export.web import export_web
 from serving import Predictor
 from serving.metadata import Metadata
 from serving.taxonomy import CLASS_DESCRIPTIONS, DISCLAIMER
@@ -61,7 +62,15 @@ def served(model, tmp_path_factory):
         yield f"http://127.0.0.1:{own.port}/"
 
 
-@pytest.fixture(params=["served"])
+@pytest.fixture(scope="module")
+def static(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("static") / "page"
+    export_web(model, folder)
+    with files_of(folder) as address:
+        yield address
+
+
+@pytest.fixture(params=["served", "static"])
 def address(request):
     return request.getfixturevalue(request.param)
 
@@ -72,34 +81,6 @@ def page(request, browser, address):
     width, height = SIZES[request.param]
     with Opened(browser, address, viewport={"width": width, "height": height}) as page:
         yield page
-
-
-class Opened:
-    """A tab with the page; what it asked for and complained of is looked at when it closes."""
-
-    def __init__(self, browser, address, **options):
-        self.context = browser.new_context(accept_downloads=True, **options)
-        self.page = self.context.new_page()
-        self.address, self.asked, self.complaints = address, [], []
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", self._console)
-
-    def _console(self, message):
-        if message.type == "error" and "Failed to load resource" not in message.text:
-            self.complaints.append(message.text)
-
-    def __enter__(self):
-        self.page.goto(self.address)
-        self.page.get_by_text("Model of run").wait_for()
-        return self.page
-
-    def __exit__(self, *error):
-        self.context.close()
-        if error[0] is None:
-            own = (self.address, f"blob:{self.address}", "data:")
-            assert [url for url in self.asked if not url.startswith(own)] == []
-            assert self.complaints == []
 
 
 def choose(page, *names, field="#files"):

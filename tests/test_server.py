@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from servers import read_all, service
+from servers import read_all
+from services import service
 from strangers import png
 from tiny_model import TINY_ONNX
 

@@ -20,10 +20,10 @@ export async function describe(tell = () => {}) {
   return { ...description, local: true };
 }
 
-/** Answer for one photograph, a Blob. */
-export async function predict(blob, { level = 0.9, metadata = null, explain = true, signal } = {}) {
+/** Answer for one photograph, a Blob, or for its RGB levels: {data, width, height}. */
+export async function predict(photograph, { level = 0.9, metadata = null, explain = true, signal } = {}) {
   signal?.throwIfAborted();
-  const answered = ask("answer", { blob, level, metadata, explain });
+  const answered = ask("answer", { photograph, level, metadata, explain });
   if (!signal) return answered;
   const left = new Promise((_, reject) => {
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });

@@ -27,8 +27,8 @@ async function load({ model, spec: given }) {
   });
 }
 
-async function answer({ blob, image, level, metadata, explain }) {
-  const opened = image || await decode(blob);
+async function answer({ photograph, level, metadata, explain }) {
+  const opened = photograph instanceof Blob ? await decode(photograph) : photograph;
   const pixels = resize(opened, spec.input_size, {
     mode: spec.resize_mode,
     filter: spec.resize_filter,
