@@ -6,6 +6,8 @@ from pydantic import BaseModel
 
 from serving.asked import HOW_TO_ASK
 from serving.bounds import ERROR_CODES
+from serving.limits import DEFAULT_LEVEL
+from serving.metadata import COLUMNS, MAX_AGE
 from serving.prediction import Prediction
 from serving.taxonomy import CLASS_DESCRIPTIONS, CLASS_NAMES, DISCLAIMER
 
@@ -123,4 +125,25 @@ def invocations_body() -> dict[str, Any]:
                 "text/csv": {"schema": {"type": "string"}, "example": "image\n<base64>\n"},
             },
         }
+    }
+
+
+_QUERY: dict[str, tuple[dict[str, Any], str]] = {
+    "level": ({"type": "number", "default": DEFAULT_LEVEL}, "coverage of the prediction set"),
+    "explain": ({"type": "boolean"}, "whether each answer has the map of its class"),
+    "one_lesion": ({"type": "boolean"}, "whether all images show one lesion: one answer"),
+    "class_name": ({"type": "string"}, "whose map; without it, of the predicted class"),
+    "age": ({"type": "number", "minimum": 0, "maximum": MAX_AGE}, "years"),
+    "sex": ({"type": "string"}, "as in HAM10000's metadata"),
+    "localization": ({"type": "string"}, "as in HAM10000's metadata"),
+}
+
+
+def query(*names: str) -> dict[str, Any]:
+    """Describe the values that a query may have, and metadata, for a model that takes it."""
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "schema": _QUERY[name][0], "description": _QUERY[name][1]}
+            for name in (*names, *COLUMNS)
+        ]
     }

@@ -15,22 +15,20 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from serving import api
-from serving.asked import REFUSALS, Item, Params, answers_for, read_csv, read_json
+from serving.asked import REFUSALS, Item, Params, answers_for, facts_of_query, read_csv, read_json
 from serving.bodies import read_photographs
 from serving.bounds import BUSY, Bounds, ClientGoneError, RefusedError, error_body
 from serving.described import VERSION, describe
 from serving.envelope import KEY_PATHS, OPEN_PATHS, Envelope
 from serving.errors import ImageError, RequestError
-from serving.limits import DEFAULT_LEVEL
 from serving.load import Load
 from serving.loaded import LoadedModel
 from serving.memory import return_large_blocks
@@ -43,13 +41,6 @@ from serving.settings import ServiceSettings
 from serving.work import run
 
 Result = TypeVar("Result")
-Level = Annotated[float, Query(description="coverage of the prediction set, a fraction")]
-Explain = Annotated[bool, Query(description="whether each answer has the map of its class")]
-OneLesion = Annotated[bool, Query(description="whether all images show one lesion: one answer")]
-Age = Annotated[float | None, Query(description="years, for a model that takes metadata")]
-Word = Annotated[str | None, Query(max_length=100, description="as in HAM10000's metadata")]
-ClassName = Annotated[str, Query(max_length=100, description="whose map; empty: the predicted")]
-_QUERY = ("level", "explain", "one_lesion", "age", "sex", "localization", "class_name")
 _PAGE_TYPES = {
     ".html": "text/html",
     ".css": "text/css",
@@ -175,21 +166,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             **api.POST_ERRORS,
         },
         response_model=api.Predictions,
-        openapi_extra=api.image_body(several=True),
+        openapi_extra={
+            **api.image_body(several=True),
+            **api.query("level", "explain", "one_lesion"),
+        },
     )
-    async def predict(
-        request: Request,
-        level: Level = DEFAULT_LEVEL,
-        explain: Explain = False,
-        one_lesion: OneLesion = False,
-        age: Age = None,
-        sex: Word = None,
-        localization: Word = None,
-    ) -> Response:
+    async def predict(request: Request) -> Response:
+        query = request.query_params
+        params, facts = Params.of_query(query), facts_of_query(query)
         body = await request.body()
         photographs = read_photographs(body, request.headers.get("content-type", ""))
-        facts = _facts(age, sex, localization)
-        params = Params(level=level, explain=explain, one_lesion=one_lesion)
         items = [Item(data, facts) for data in photographs]
         return _json({"predictions": await service.answers(request, items, params)})
 
@@ -201,20 +187,15 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             200: {"content": {"image/png": {}}, "description": "a picture"},
             **api.POST_ERRORS,
         },
-        openapi_extra=api.image_body(several=False),
+        openapi_extra={**api.image_body(several=False), **api.query("class_name")},
     )
-    async def explain(
-        request: Request,
-        class_name: ClassName = "",
-        age: Age = None,
-        sex: Word = None,
-        localization: Word = None,
-    ) -> Response:
+    async def explain(request: Request) -> Response:
+        class_name = request.query_params.get("class_name", "")
+        facts = facts_of_query(request.query_params)
         body = await request.body()
         photographs = read_photographs(body, request.headers.get("content-type", ""))
         if len(photographs) != 1:
             raise RequestError(f"a map is drawn of one image, got {len(photographs)}")
-        facts = _facts(age, sex, localization)
 
         def draw(predictor: Predictor) -> bytes:
             image = decode_image(photographs[0], max_pixels=service.settings.max_pixels)
@@ -262,12 +243,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", summary="Counts for Prometheus", response_class=Response)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
-
-
-def _facts(age: float | None, sex: str | None, localization: str | None) -> dict[str, Any]:
-    """Return what a query says of the patient and the site."""
-    facts = {"age": age, "sex": sex, "localization": localization}
-    return {name: value for name, value in facts.items() if value not in (None, "")}
 
 
 def _json(value: Any) -> Response:
@@ -320,12 +295,6 @@ def _add_errors(app: FastAPI) -> None:
     async def unfit(_: Request, error: Exception) -> Response:
         return answer(400 if isinstance(error, (ImageError, RequestError)) else 422, str(error))
 
-    async def mistyped(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        names = sorted({str(found["loc"][-1]) for found in error.errors()})
-        known = ", ".join(name for name in names if name in _QUERY)
-        return answer(422, f"the query has a value of another kind: {known or 'unknown'}")
-
     async def gone(_: Request, error: Exception) -> Response:
         return Response(status_code=499)  # never arrives; it is for the log and the counts
 
@@ -339,7 +308,6 @@ def _add_errors(app: FastAPI) -> None:
 
     app.add_exception_handler(RefusedError, refused)
     app.add_exception_handler(ClientGoneError, gone)
-    app.add_exception_handler(RequestValidationError, mistyped)
     app.add_exception_handler(HTTPException, other)
     for kind in REFUSALS:
         app.add_exception_handler(kind, unfit)

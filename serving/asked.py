@@ -25,6 +25,7 @@ HOW_TO_ASK = (
     'expected Content-Type: application/json and {"dataframe_records": [{"image": "<base64>"}]}'
 )
 REFUSALS = (ImageError, MetadataError, ConfigError, RequestError)  # the request is to blame
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
 
@@ -54,6 +55,34 @@ class Params:
                 kind = "a number" if name == "level" else "true or false"
                 raise RequestError(f"the parameter {name} must be {kind}")
         return cls(**known)
+
+    @classmethod
+    def of_query(cls, query: Mapping[str, str]) -> "Params":
+        """Take them out of the query of an address; unknown ones are passed over.
+
+        Raises:
+            ConfigError: one is of another kind.
+        """
+        values: dict[str, object] = {}
+        for name in PARAMS:
+            text = query.get(name)
+            if text is None:
+                continue
+            if name == "level":
+                try:
+                    values[name] = float(text)
+                except ValueError as error:
+                    raise ConfigError("level must be a number, such as 0.95") from error
+            elif text.lower() in _BOOLEANS:
+                values[name] = _BOOLEANS[text.lower()]
+            else:
+                raise ConfigError(f"{name} must be true or false")
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def facts_of_query(query: Mapping[str, str]) -> dict[str, str]:
+    """Return what the query of an address says of the patient and the site."""
+    return {name: query[name] for name in METADATA_COLUMNS if query.get(name)}
 
 
 @dataclass(frozen=True)
