@@ -15,11 +15,16 @@ from tiny_model import TINY_ONNX
 from serving import Predictor
 from serving.app import create_app
 from serving.errors import ArtifactError
+from serving.load import Load
+from serving.loaded import LoadedModel
 from serving.settings import ServiceSettings
 from serving.taxonomy import DISCLAIMER
 
 PNG = {"content-type": "image/png"}
-SETTINGS = ServiceSettings(model=str(TINY_ONNX), max_body_bytes=20_000, max_pixels=1_000_000)
+# One thread: nothing is timed when the model is loaded, so that tests may slow the network down.
+SETTINGS = ServiceSettings(
+    model=str(TINY_ONNX), max_body_bytes=20_000, max_pixels=1_000_000, threads=1
+)
 
 
 def client_of(**changes):
@@ -409,3 +414,23 @@ def test_the_openapi_document_names_every_path_with_an_example(client):
 def test_a_model_that_is_not_there_is_told_before_anything_listens(tmp_path):
     with pytest.raises(ArtifactError):
         create_app(ServiceSettings(model=str(tmp_path / "none.onnx")))
+
+
+def test_one_image_alone_gets_every_core_and_several_get_one_each(monkeypatch):
+    monkeypatch.setattr("serving.loaded._WORTH_SECONDS", 0.0)
+    model = LoadedModel(TINY_ONNX, num_threads=2)
+    assert model.predictor(alone=True) is not model.predictor(alone=False)
+    monkeypatch.setattr("serving.loaded._WORTH_SECONDS", 60.0)  # a network that is fast by itself
+    model = LoadedModel(TINY_ONNX, num_threads=2)
+    assert model.predictor(alone=True) is model.predictor(alone=False)
+
+
+def test_a_request_is_alone_when_for_a_while_no_process_had_another(tmp_path):
+    here, there = Load(shared=tmp_path), Load(shared=tmp_path)
+    here.add(1)
+    assert here.is_alone()
+    there.add(1)
+    assert not here.is_alone()
+    there.add(-1)
+    assert not here.is_alone()  # it may come again at once
+    wait_for(here.is_alone)
