@@ -28,6 +28,11 @@ async function load({ model, spec: given }) {
 }
 
 async function answer({ photograph, level, metadata, explain }) {
+  if (metadata && !spec.metadata) {
+    throw new Error(
+      "this model takes no metadata, only images; leave age, sex and localization out",
+    );
+  }
   const opened = photograph instanceof Blob ? await decode(photograph) : photograph;
   const pixels = resize(opened, spec.input_size, {
     mode: spec.resize_mode,
