@@ -259,5 +259,5 @@ def test_the_page_may_reach_nothing_but_its_own_folder(folder):
     assert "default-src &#x27;none&#x27;" in policy
     assert "http" not in policy
     kept = (folder / "service_worker.js").read_text().split("FILES = ")[1].split(";")[0]
-    names = {path.name for path in folder.iterdir()} - {"service_worker.js"}
+    names = {path.name for path in folder.iterdir()} - {"service_worker.js", "index.html"}
     assert set(json.loads(kept)) == names | {"./"}
