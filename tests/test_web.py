@@ -16,8 +16,6 @@ from dermalyze.export.web import export_web
 from serving import Predictor
 from serving.errors import ArtifactError, ConfigError, DermalyzeError
 from serving.metadata import Metadata
-from serving.preprocess import resize
-from serving.spec import RESIZE_FILTERS, RESIZE_MODES
 
 pytestmark = pytest.mark.slow
 
@@ -26,11 +24,6 @@ REFUSED = {name: data for name, (data, answered) in crafted().items() if not ans
 # Browsers turn inks into colors in a way of their own: the answer is one, but not Python's.
 OTHERWISE = ("CMYK JPEG",)
 
-RESIZE = """async ([text, width, height, size, mode, filter]) => {
-  const { resize } = await import(new URL("resample.js", location.href));
-  const data = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  return [...resize({ data, width, height }, size, { mode, filter })];
-}"""
 PREDICT = """async ([text, options]) => {
   const backend = await import(new URL("backend.js", location.href));
   const data = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -75,25 +68,6 @@ def page(browser, folder):
 
 def answer_of(page, data, **options):
     return page.evaluate(PREDICT, [text(data), options])
-
-
-@pytest.mark.parametrize("mode", RESIZE_MODES)
-@pytest.mark.parametrize("filter_name", RESIZE_FILTERS)
-def test_resizing_is_pillows_to_the_byte(page, mode, filter_name):
-    rng = np.random.default_rng(0)
-    sizes = [(30, 40, 6, 8), (6, 8, 30, 40), (7, 50, 7, 20), (50, 7, 20, 7), (9, 9, 9, 9)]
-    sizes += [(1, 1, 5, 5), (300, 2, 4, 64), (2, 300, 64, 4), (64, 64, 1, 1)]
-    sizes += [tuple(rng.integers(1, 90, 4).tolist()) for _ in range(20)]
-    for height, width, rows, columns in sizes:
-        pixels = rng.integers(0, 2, (height, width, 3)).astype(np.uint8) * 255  # overshoots most
-        if rng.random() < 0.5:
-            pixels = rng.integers(0, 256, pixels.shape).astype(np.uint8)
-        expected = resize(
-            Image.fromarray(pixels), (rows, columns), mode=mode, filter_name=filter_name
-        )
-        asked = [text(pixels.tobytes()), width, height, [rows, columns], mode, filter_name]
-        found = np.array(page.evaluate(RESIZE, asked), np.uint8).reshape(rows, columns, 3)
-        np.testing.assert_array_equal(found, expected, err_msg=str((height, width, rows, columns)))
 
 
 def assert_same(found, expected, difference):
