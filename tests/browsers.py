@@ -35,14 +35,23 @@ class Files(SimpleHTTPRequestHandler):
 
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript"}
 
+    def __init__(self, *args, more, **options):
+        self.more = more  # headers beside those of any web server
+        super().__init__(*args, **options)
+
+    def end_headers(self):
+        for name, value in self.more.items():
+            self.send_header(name, value)
+        super().end_headers()
+
     def log_message(self, *_):
         pass
 
 
 @contextlib.contextmanager
-def files_of(folder):
+def files_of(folder, *, headers=None):
     """Serve a folder; yield its address."""
-    handler = functools.partial(Files, directory=str(folder))
+    handler = functools.partial(Files, directory=str(folder), more=headers or {})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -70,7 +79,7 @@ class Opened:
 
     def __enter__(self):
         self.page.goto(self.address)
-        self.page.get_by_text("Model of run").wait_for()
+        self.page.get_by_text("Model of").first.wait_for()
         return self.page
 
     def __exit__(self, *error):

@@ -52,10 +52,7 @@ def export_web(model: Path, output: Path, *, runtime: Path | None = None) -> str
         ArtifactError: the model or the runtime cannot be used.
         ConfigError: the folder holds something else, or there is no npm.
     """
-    if output.exists() and not (output / _MARK).is_file() and any(output.iterdir()):
-        raise ConfigError(
-            f"{output} is not empty and no earlier export; choose another folder for the page"
-        )
+    _check_place(output)
     predictor = Predictor(model)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
@@ -67,20 +64,59 @@ def export_web(model: Path, output: Path, *, runtime: Path | None = None) -> str
         shutil.copyfile(model, made / "model.onnx")
         _write_json(made / "spec.json", json.loads(predictor.spec.to_json()))
         _write_json(made / "description.json", describe(predictor.spec))
-        _write_json(
-            made / _MARK, {"made_by": "dermalyze export-web", "run_id": predictor.spec.run_id}
-        )
+        names = sorted([_MARK, *(file.name for file in made.iterdir())])
+        mark = {"made_by": "dermalyze export-web", "run_id": predictor.spec.run_id, "files": names}
+        _write_json(made / _MARK, mark)
         _add_policy(made / "index.html")
         _list_files(made)
         size = sum(file.stat().st_size for file in made.iterdir())
         made.chmod(0o755)
-        if output.exists():
-            output.replace(Path(folder) / "earlier")
-        made.replace(output)
+        _put(made, output)
     return (
-        f"{len(list(output.iterdir()))} files, {size / 1e6:.1f} MB; put them on any web server, "
+        f"{len(names)} files, {size / 1e6:.1f} MB; put them on any web server, "
         f"or look at them here: python -m http.server --bind 127.0.0.1 --directory {output}"
     )
+
+
+def _check_place(output: Path) -> None:
+    """Refuse a place that holds what no export has written: the folder is replaced as a whole."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise ConfigError(f"{output} is a file; choose a folder for the page")
+    found = {file.name for file in output.iterdir()}
+    if found and _MARK not in found:
+        raise ConfigError(
+            f"{output} is not empty and no earlier export; choose another folder for the page"
+        )
+    if foreign := sorted(found - _files_of(output)):
+        raise ConfigError(
+            f"{output} holds {foreign[0]}, which no export has written; move it away, or choose "
+            "another folder for the page"
+        )
+
+
+def _files_of(folder: Path) -> set[str]:
+    """Name the files that an earlier export has written."""
+    try:
+        mark = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+        return set(mark["files"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return {_MARK}
+
+
+def _put(made: Path, output: Path) -> None:
+    """Put a folder in its place; what was there comes back if that cannot be."""
+    if not output.exists():
+        made.replace(output)
+        return
+    earlier = made.with_name("earlier")
+    output.replace(earlier)
+    try:
+        made.replace(output)
+    except OSError:
+        earlier.replace(output)
+        raise
 
 
 def _copy(source: Traversable, target: Path) -> None:
@@ -96,6 +132,7 @@ def _write_json(path: Path, value: object) -> None:
 def _add_policy(page: Path) -> None:
     """Let the page reach nothing but its own folder, whoever serves it."""
     text = page.read_text(encoding="utf-8")
+    assert text.count(_HEAD) == 1, "a page without a policy must not leave"
     policy = html.escape(_POLICY, quote=True)
     tag = f'  <meta http-equiv="Content-Security-Policy" content="{policy}">\n'
     page.write_text(text.replace(_HEAD, _HEAD + tag, 1), encoding="utf-8")
@@ -108,7 +145,7 @@ def _list_files(folder: Path) -> None:
     digest = hashlib.sha256()
     for name in names:
         digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
-    kept = json.dumps(["./", *names])
+    kept = json.dumps(["./", *(name for name in names if name != "index.html")])  # "./" is it
     text = worker.read_text(encoding="utf-8")
     text = text.replace("@DIGEST@", digest.hexdigest()[:16]).replace('["@FILES@"]', kept)
     worker.write_text(text, encoding="utf-8")
@@ -123,11 +160,14 @@ def _write_runtime(folder: Path, runtime: Path | None) -> None:
                     f"{RUNTIME_VERSION}"
                 )
             shutil.copyfile(runtime / name, folder / name)
+        with (folder / _RUNTIME_FILES[0]).open("rb") as file:
+            if f" v{RUNTIME_VERSION}\n".encode() not in file.read(200):  # its first comment
+                raise ArtifactError(f"{runtime} is not {RUNTIME} {RUNTIME_VERSION}")
     else:
         _unpack(runtime if runtime is not None else _fetched(), folder)
+    license_text = (resources.files("onnxruntime") / "LICENSE").read_text(encoding="utf-8")
     (folder / "ort.txt").write_text(
-        f"ort* are files of {RUNTIME} {RUNTIME_VERSION}, Copyright (c) Microsoft Corporation, "
-        "MIT License: https://github.com/microsoft/onnxruntime/blob/main/LICENSE\n",
+        f"ort* are files of {RUNTIME} {RUNTIME_VERSION}, under this license:\n\n{license_text}",
         encoding="utf-8",
     )
 
@@ -138,7 +178,7 @@ def _unpack(tarball: Path, folder: Path) -> None:
         content = tarball.read_bytes()
     except OSError as error:
         raise ArtifactError(f"cannot read {tarball}: {error.strerror}") from error
-    if base64.b64encode(hashlib.sha512(content).digest()).decode() != _RUNTIME_SHA512:
+    if not _is_known(content):
         raise ArtifactError(
             f"{tarball} is not {RUNTIME} {RUNTIME_VERSION} as npm has it: its digest differs; "
             f"get it with `npm pack {RUNTIME}@{RUNTIME_VERSION}`"
@@ -150,11 +190,15 @@ def _unpack(tarball: Path, folder: Path) -> None:
             (folder / name).write_bytes(file.read())
 
 
+def _is_known(tarball: bytes) -> bool:
+    return base64.b64encode(hashlib.sha512(tarball).digest()).decode() == _RUNTIME_SHA512
+
+
 def _fetched() -> Path:
     """Return the tarball, fetched once with the user's npm and then kept."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dermalyze"
     kept = cache / f"{RUNTIME}-{RUNTIME_VERSION}.tgz"
-    if kept.is_file():
+    if kept.is_file() and _is_known(kept.read_bytes()):
         return kept
     by_hand = "or fetch it elsewhere and name the file with --runtime"
     npm = shutil.which("npm")
@@ -175,6 +219,11 @@ def _fetched() -> Path:
         if done.returncode or len(files) != 1:
             raise ConfigError(
                 f"npm cannot fetch {RUNTIME} {RUNTIME_VERSION}; look at its settings, {by_hand}"
+            )
+        if not _is_known(files[0].read_bytes()):  # never kept: it would be found again
+            raise ArtifactError(
+                f"npm gives another {RUNTIME} {RUNTIME_VERSION} than is known here: its digest "
+                f"differs; look at its registry, {by_hand}"
             )
         files[0].replace(kept)
     return kept

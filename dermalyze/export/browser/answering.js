@@ -1,20 +1,21 @@
 // From what the network gives to an answer, as `serving/answering.py` and `quality.py` do.
 
+const EXACT = 60; // decimal digits; enough to see whether a number lies just between two
+const MISSING = ["", "unknown"];
+const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
+
 /** Encode age, sex and site: Float32Array of the width that the spec asks for. */
 export function encode(metadata, fields) {
   const { sexes, localizations } = fields;
   const row = new Float32Array(2 + sexes.length + localizations.length);
   if (!metadata) return row;
-  if (known(metadata.age)) {
-    const age = Number(metadata.age);
-    if (!(age >= 0 && age <= 120)) throw new Error("an age must be a number of years from 0 to 120");
-    row[0] = (age - fields.age_mean) / fields.age_std;
-    row[1] = 1;
-  }
+  const age = ageOf(metadata.age);
+  if (age !== null) row.set([(age - fields.age_mean) / fields.age_std, 1]);
   let start = 2;
   for (const [name, words] of [["sex", sexes], ["localization", localizations]]) {
-    if (known(metadata[name])) {
-      const at = words.indexOf(metadata[name].trim().toLowerCase());
+    const word = wordOf(name, metadata[name]);
+    if (word !== null) {
+      const at = words.indexOf(word);
       if (at < 0) {
         throw new Error(
           `the ${name} is unknown to this model, expected one of ${words.join(", ")}, or unknown`,
@@ -27,8 +28,25 @@ export function encode(metadata, fields) {
   return row;
 }
 
-function known(value) {
-  return !["", "unknown", undefined, null].includes(value);
+function ageOf(value = null) {
+  let age = value;
+  if (typeof value === "string") {
+    const text = value.trim();
+    if (MISSING.includes(text.toLowerCase())) return null;
+    age = NUMBER.test(text) ? Number(text) : undefined; // Number alone takes more than numbers
+  }
+  if (age === null || Number.isNaN(age)) return null;
+  if (typeof age !== "number" || !(age >= 0 && age <= 120)) {
+    throw new Error("an age must be a number of years from 0 to 120");
+  }
+  return age;
+}
+
+function wordOf(name, value = null) {
+  if (value === null || Number.isNaN(value)) return null;
+  if (typeof value !== "string") throw new Error(`the ${name} must be text, got ${typeof value}`);
+  const word = value.trim().toLowerCase();
+  return MISSING.includes(word) ? null : word;
 }
 
 /** Return the answer for one image; what the model lacks is left out. */
@@ -76,7 +94,7 @@ function setOf(probs, best, spec, level) {
   if (column < 0 || level < sets.levels[0] - 1e-9) {
     const [low, high] = [sets.levels[0], sets.levels.at(-1)];
     throw new Error(
-      `the level of prediction sets must be from ${low} to ${high}, got ${level}`,
+      `the level of prediction sets must be from ${low} to ${high}, got ${decimal(level)}`,
     );
   }
   const members = spec.class_names.filter(
@@ -108,7 +126,7 @@ function decide(confidence, { quality, scope_score: score }, spec) {
         + `(score ${general(score)}, limit ${general(scope.max_score)})`,
     );
   }
-  const risk = `${(100 * abstention.risk).toFixed(0)}%`;
+  const risk = percent(abstention.risk, 0);
   if (abstention.min_confidence > 1) {
     return decided(
       "uncertain",
@@ -186,15 +204,35 @@ function spreadOf(memberLogits, best, spec) {
   return Math.sqrt(squares / shares.length);
 }
 
-function percent(value) {
-  return `${(100 * value).toFixed(1)}%`;
+function percent(value, digits = 1) {
+  return `${fixed(100 * value, digits)}%`;
+}
+
+/** Round as Python does: of two equally near numbers to the one with an even last digit. */
+function fixed(value, digits) {
+  const all = value.toFixed(EXACT);
+  const cut = all.length - EXACT + digits;
+  const kept = all.slice(0, digits ? cut : cut - 1); // without a point at the end
+  return tied(kept, all.slice(cut)) ? kept : value.toFixed(digits);
 }
 
 /** Write a number with three digits as Python's format `.3g` does. */
 function general(value) {
-  const [digits, power] = value.toExponential(2).split("e");
-  const exponent = Number(power);
-  if (exponent >= -4 && exponent < 3) return String(Number(value.toPrecision(3)));
+  const [all, power] = value.toExponential(EXACT).split("e");
+  const cut = all.indexOf(".") + 3;
+  const kept = all.slice(0, cut);
+  const short = tied(kept, all.slice(cut)) ? `${kept}e${power}` : value.toExponential(2);
+  const [digits, exponent] = short.split("e").map(Number);
+  if (exponent >= -4 && exponent < 3) return String(Number(short));
   const sign = exponent < 0 ? "-" : "+";
-  return `${Number(digits)}e${sign}${String(Math.abs(exponent)).padStart(2, "0")}`;
+  return `${digits}e${sign}${String(Math.abs(exponent)).padStart(2, "0")}`;
+}
+
+function tied(kept, rest) {
+  return /^50*$/.test(rest) && Number(kept.at(-1)) % 2 === 0;
+}
+
+/** Write a number as Python does, a whole one with its point. */
+function decimal(value) {
+  return Number.isInteger(value) ? `${value}.0` : String(value);
 }

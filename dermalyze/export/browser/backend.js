@@ -3,20 +3,22 @@
 const FILES = { model: "model.onnx", spec: "spec.json", description: "description.json" };
 const tasks = new Map(); // id -> {resolve, reject}
 let worker;
+let broken = null; // why the worker cannot be asked any more
 let count = 0;
 
 export class BackendError extends Error {}
 
 /** Load the model and say what it is and can; `tell` hears which part has been loaded. */
 export async function describe(tell = () => {}) {
-  navigator.serviceWorker?.register("service_worker.js");
   worker ??= startWorker();
   const [description, spec, model] = await Promise.all([
-    load(FILES.description).then((response) => response.json()),
-    load(FILES.spec).then((response) => response.json()),
-    load(FILES.model).then((response) => wholeOf(response, tell)),
+    load(FILES.description, (response) => response.json()),
+    load(FILES.spec, (response) => response.json()),
+    load(FILES.model, (response) => wholeOf(response, tell)),
   ]);
   await ask("load", { model, spec });
+  // Only now, or each file would be fetched twice at a time.  Without it the page needs a network.
+  navigator.serviceWorker?.register("service_worker.js").catch(() => {});
   return { ...description, local: true };
 }
 
@@ -40,8 +42,8 @@ function startWorker() {
     else reject(new BackendError(`${error[0].toUpperCase()}${error.slice(1)}.`));
   });
   made.addEventListener("error", (event) => {
-    const failed = new BackendError("This browser cannot run the model. A newer one may.");
-    tasks.forEach(({ reject }) => reject(failed));
+    broken = new BackendError("This browser cannot run the model. A newer one may.");
+    tasks.forEach(({ reject }) => reject(broken));
     tasks.clear();
     event.preventDefault();
   });
@@ -49,6 +51,7 @@ function startWorker() {
 }
 
 function ask(task, values) {
+  if (broken) return Promise.reject(broken);
   count += 1;
   const id = count;
   return new Promise((resolve, reject) => {
@@ -57,15 +60,15 @@ function ask(task, values) {
   });
 }
 
-async function load(name) {
+async function load(name, read) {
   let response;
   try {
     response = await fetch(name);
+    if (response.ok) return await read(response);
   } catch {
     throw new BackendError("The model cannot be loaded. Is there a network?");
   }
-  if (!response.ok) throw new BackendError(`The model cannot be loaded (${response.status}).`);
-  return response;
+  throw new BackendError(`The model cannot be loaded (${response.status}).`);
 }
 
 async function wholeOf(response, tell) {

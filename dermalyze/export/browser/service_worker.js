@@ -19,10 +19,15 @@ self.addEventListener("fetch", (event) => {
   event.respondWith(
     caches
       .open(CACHE)
-      .then((cache) => cache.match(event.request, { ignoreSearch: true }))
+      .then((cache) => cache.match(nameOf(event.request), { ignoreSearch: true, ignoreVary: true }))
       .then((kept) => kept || fetch(event.request)),
   );
 });
+
+/** The page has two names; some servers send whoever asks for one of them to the other. */
+function nameOf(request) {
+  return new URL(request.url).pathname.endsWith("/index.html") ? "./" : request;
+}
 
 /** Forget what earlier exports kept at this address. */
 async function dropOthers() {

@@ -22,12 +22,22 @@ async function load({ model, spec: given }) {
   ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", import.meta.url).href };
   // Threads need a page that is isolated from all others, which only a server's headers can say.
   ort.env.wasm.numThreads = self.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
-  session = await ort.InferenceSession.create(new Uint8Array(model), {
-    executionProviders: ["wasm"],
-  });
+  try {
+    session = await ort.InferenceSession.create(new Uint8Array(model), {
+      executionProviders: ["wasm"],
+    });
+  } catch (error) {
+    console.warn(error); // the runtime's own words are for those who look after the page
+    throw new Error("this browser cannot run the model; load the page again, or try a newer one");
+  }
 }
 
 async function answer({ photograph, level, metadata, explain }) {
+  if (metadata && !spec.metadata) {
+    throw new Error(
+      "this model takes no metadata, only images; leave age, sex and localization out",
+    );
+  }
   const opened = photograph instanceof Blob ? await decode(photograph) : photograph;
   const pixels = resize(opened, spec.input_size, {
     mode: spec.resize_mode,
@@ -42,7 +52,7 @@ async function answer({ photograph, level, metadata, explain }) {
   const wanted = session.outputNames.filter(
     (name) => !["saliency", "attention"].includes(name) || (mapped && name === "saliency"),
   );
-  const found = await session.run(feeds, wanted);
+  const found = await run(feeds, wanted);
   const outputs = Object.fromEntries(wanted.map((name) => [name, found[name].data]));
   if (!wanted.every((name) => outputs[name].every(Number.isFinite))) {
     throw new Error(
@@ -56,6 +66,15 @@ async function answer({ photograph, level, metadata, explain }) {
     said.saliency = rowsOf(found.saliency, index);
   }
   return said;
+}
+
+async function run(feeds, wanted) {
+  try {
+    return await session.run(feeds, wanted);
+  } catch (error) {
+    console.warn(error);
+    throw new Error("the model failed in this browser; load the page again, or try a newer one");
+  }
 }
 
 /** Return the map of one class as rows, of (1, C, h, w). */
