@@ -36,8 +36,9 @@ demo: $(READY)
 test: $(READY)
 	python -m pytest -q -m "not slow"
 
+# Two files at a time, each with one core for its computing: most of it is Python, and waiting.
 slow: $(READY)
-	python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 python -m pytest -q -m slow -n 2 --dist loadfile --durations 25
 
 lint: $(READY)
 	ruff format --check .
