@@ -19,6 +19,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
 from serving.asked import HOW_TO_ASK, REFUSALS, Item, Params, answers_for, items_of
+from serving.memory import return_large_blocks
 from serving.predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class DermalyzeModel(PythonModel):
         self._predictor = Predictor(context.artifacts["onnx"])
         if "__pyfunc_model_path__" in os.environ:  # MLflow's scoring server is loading us
             _guard_server()
+            return_large_blocks()
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

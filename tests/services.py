@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 
+import pytest
 from servers import free_port, read_all, running
 from strangers import png
 from tiny_model import TINY_ONNX
@@ -57,3 +58,22 @@ class Service:
     def metrics(self):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as response:
             return response.read().decode()
+
+
+@contextlib.contextmanager
+def mlflows_own(model):
+    """MLflow's server in process, guarded as a served model guards it; its test takes `store`."""
+    import mlflow
+    from fastapi.testclient import TestClient
+    from mlflow.pyfunc import scoring_server
+
+    from dermalyze.export.pyfunc_arguments import pyfunc_arguments
+
+    with mlflow.start_run():
+        logged = mlflow.pyfunc.log_model(name="model", **pyfunc_arguments(model))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring_server, "invocations", scoring_server.invocations)
+        patch.setenv("__pyfunc_model_path__", logged.model_uri)
+        app = scoring_server.init(mlflow.pyfunc.load_model(logged.model_uri))
+        with TestClient(app, raise_server_exceptions=False) as client:
+            yield client

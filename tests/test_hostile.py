@@ -8,22 +8,19 @@ import base64
 import json
 import logging
 
-import mlflow
 import pytest
 from crafted import crafted
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from mlflow.pyfunc import scoring_server
 from rich_model import rich_bytes
 from schemathesis import openapi
 from schemathesis.checks import CHECKS
 from servers import memory_of
-from services import service
+from services import mlflows_own, service
 from strangers import png, text
 from tiny_model import TINY_ONNX
 
-from dermalyze.export.pyfunc_arguments import pyfunc_arguments
 from serving.app import create_app
 from serving.settings import ServiceSettings
 
@@ -189,17 +186,11 @@ def test_after_all_of_it_the_process_lives_and_its_memory_returns(tmp_path):
 
 def test_mlflow_serves_our_model_as_cleanly_as_it_can(store):
     """The same images against MLflow's server: 200 or 400, one sentence, nothing sent back."""
-    with mlflow.start_run():
-        logged = mlflow.pyfunc.log_model(name="model", **pyfunc_arguments(TINY_ONNX))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring_server, "invocations", scoring_server.invocations)
-        patch.setenv("__pyfunc_model_path__", logged.model_uri)
-        app = scoring_server.init(mlflow.pyfunc.load_model(logged.model_uri))
-        with TestClient(app, raise_server_exceptions=False) as client:
-            for name, (data, answered) in CRAFTED.items():
-                body = {"inputs": [base64.b64encode(data).decode()]}
-                response = client.post("/invocations", json=body)
-                assert response.status_code == (200 if answered else 400), name
-                if not answered:
-                    assert set(response.json()) == {"error_code", "message"}
-                    assert len(response.json()["message"]) < 200
+    with mlflows_own(TINY_ONNX) as client:
+        for name, (data, answered) in CRAFTED.items():
+            body = {"inputs": [base64.b64encode(data).decode()]}
+            response = client.post("/invocations", json=body)
+            assert response.status_code == (200 if answered else 400), name
+            if not answered:
+                assert set(response.json()) == {"error_code", "message"}
+                assert len(response.json()["message"]) < 200

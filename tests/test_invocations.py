@@ -2,14 +2,12 @@
 
 import json
 
-import mlflow
 import pytest
 from fastapi.testclient import TestClient
-from mlflow.pyfunc import scoring_server
+from services import mlflows_own
 from strangers import BAD_REQUESTS, GOOD_REQUESTS, ONE, ONE_IMAGE, TWO, UNREADABLE
 from tiny_model import TINY_ONNX
 
-from dermalyze.export.pyfunc_arguments import pyfunc_arguments
 from serving.app import create_app
 from serving.settings import ServiceSettings
 
@@ -18,15 +16,8 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def theirs(store):
-    """MLflow's server, in process, guarded as a served model guards it."""
-    with mlflow.start_run():
-        logged = mlflow.pyfunc.log_model(name="model", **pyfunc_arguments(TINY_ONNX))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring_server, "invocations", scoring_server.invocations)
-        patch.setenv("__pyfunc_model_path__", logged.model_uri)
-        model = mlflow.pyfunc.load_model(logged.model_uri)
-        with TestClient(scoring_server.init(model), raise_server_exceptions=False) as client:
-            yield client
+    with mlflows_own(TINY_ONNX) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
