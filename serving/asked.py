@@ -16,7 +16,8 @@ from serving.errors import ConfigError, ImageError, MetadataError, RequestError
 from serving.limits import is_number
 from serving.metadata import COLUMNS as METADATA_COLUMNS
 from serving.metadata import Metadata
-from serving.preprocess import MAX_PIXELS, decode_image
+from serving.preprocess import decode_image
+from serving.sizes import MAX_PIXELS
 
 COLUMN = "image"
 MAX_IMAGES = 32  # in one request

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.errors import ImageError
+from serving.sizes import MAX_PIXELS
 from serving.spec import ModelSpec
 
 Pixels = NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG")
 _ORIENTATION = 0x0112  # the EXIF tag
-MAX_PIXELS = 40_000_000  # width x height, read from the header before anything is decoded
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serving.errors import ConfigError
-from serving.preprocess import MAX_PIXELS
+from serving.sizes import MAX_PIXELS
 
 PREFIX = "DERMALYZE_"  # of each variable: DERMALYZE_MODEL, DERMALYZE_MAX_BODY_BYTES, ...
 _TOP: dict[str, float] = {"max_pixels": MAX_PIXELS, "max_images": 1000, "threads": 1024}

@@ -87,6 +87,16 @@ def call(tmp_path, monkeypatch):
          "of onnxruntime"),
         (["predict", "--model", TINY_ONNX, "--threads", "-1", __file__], 2, "Invalid value for "
          "'--threads': -1 is not in the range x>=0. (see `dermalyze predict --help`)"),
+        (["serve", "--model", "no.onnx"], 1, "no model at no.onnx; create one with `dermalyze "
+         "export-onnx`"),
+        (["serve", "--model", TINY_ONNX, "--max-images", "0"], 1, "DERMALYZE_MAX_IMAGES must be "
+         "from 1 to 1,000, got 0"),
+        (["serve", "--model", "models:/x/1", "--watch"], 1, "--watch needs a file or "
+         "models:/NAME@ALIAS, got 'models:/x/1'"),
+        (["export-web", "--output", "page"], 2, "give either --run-id or --model (see `dermalyze "
+         "export-web --help`)"),
+        (["export-web", "--model", "no.onnx", "--output", "page"], 1, "no model at no.onnx; create "
+         "one with `dermalyze export-onnx`"),
         (["benchmark", "--num-batches", "0"], 2, "Invalid value for '--num-batches': 0 is not in "
          "the range x>=1. (see `dermalyze benchmark --help`)"),
     ],
