@@ -17,8 +17,7 @@ export async function describe(tell = () => {}) {
     load(FILES.model, (response) => wholeOf(response, tell)),
   ]);
   await ask("load", { model, spec });
-  // Only now, or each file would be fetched twice at a time.  Without it the page needs a network.
-  navigator.serviceWorker?.register("service_worker.js").catch(() => {});
+  keepForLater();
   return { ...description, local: true };
 }
 
@@ -31,6 +30,16 @@ export async function predict(photograph, { level = 0.9, metadata = null, explai
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
   return Promise.race([answered, left]);
+}
+
+/** Let the service worker keep all files; only now, or each would be fetched twice at a time. */
+async function keepForLater() {
+  try {
+    const registration = await navigator.serviceWorker?.register("service_worker.js");
+    await registration?.update(); // a new export is found at once, not when the browser likes
+  } catch {
+    // Without it, or without a network, the page works as it is.
+  }
 }
 
 function startWorker() {
