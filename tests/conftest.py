@@ -36,3 +36,31 @@ def store(tmp_path_factory):
         mlflow.set_experiment("tests")  # or MLflow takes the last one, of another store
         yield folder
         mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture(scope="session")
+def rich(tmp_path_factory):
+    """A model file with all that a model can have."""
+    from rich_model import rich_bytes
+
+    path = tmp_path_factory.mktemp("rich") / "rich.onnx"
+    path.write_bytes(rich_bytes())
+    return path
+
+
+@pytest.fixture(scope="session")
+def rich_page(rich, tmp_path_factory):
+    """The page without a server, for that model."""
+    from dermalyze.export.web import export_web
+
+    folder = tmp_path_factory.mktemp("static") / "page"
+    export_web(rich, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from browsers import chromium
+
+    with chromium() as browser:
+        yield browser

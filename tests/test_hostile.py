@@ -13,7 +13,6 @@ from crafted import crafted
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from rich_model import rich_bytes
 from schemathesis import openapi
 from schemathesis.checks import CHECKS
 from servers import memory_of
@@ -43,10 +42,8 @@ MANY = settings(
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    path = tmp_path_factory.mktemp("rich") / "rich.onnx"
-    path.write_bytes(rich_bytes())
-    return create_app(ServiceSettings(model=str(path), max_body_bytes=2**20))
+def app(rich):
+    return create_app(ServiceSettings(model=str(rich), max_body_bytes=2**20))
 
 
 @pytest.fixture(scope="module")

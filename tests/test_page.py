@@ -8,13 +8,12 @@ import re
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browsers import SIZES, Opened, chromium, files_of
+from browsers import SIZES, Opened, files_of
 from PIL import Image
-from rich_model import RICH, rich_bytes
+from rich_model import RICH
 from services import service
 from strangers import text
 
-from dermalyze.export.web import export_web
 from serving import Predictor
 from serving.metadata import Metadata
 from serving.taxonomy import CLASS_DESCRIPTIONS, DISCLAIMER
@@ -38,35 +37,20 @@ PHOTOGRAPHS = {  # name -> bytes, and the decision that the model comes to
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
+def predictor(rich):
+    return Predictor(rich)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("rich") / "rich.onnx"
-    path.write_bytes(rich_bytes())
-    return path
-
-
-@pytest.fixture(scope="module")
-def predictor(model):
-    return Predictor(model)
-
-
-@pytest.fixture(scope="module")
-def served(model, tmp_path_factory):
+def served(rich, tmp_path_factory):
     bounds = ["--max-body-bytes", 50_000]
-    with service(tmp_path_factory.mktemp("page"), *bounds, model=model) as own:
+    with service(tmp_path_factory.mktemp("page"), *bounds, model=rich) as own:
         yield f"http://127.0.0.1:{own.port}/"
 
 
 @pytest.fixture(scope="module")
-def static(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("static") / "page"
-    export_web(model, folder)
-    with files_of(folder) as address:
+def static(rich_page):
+    with files_of(rich_page) as address:
         yield address
 
 
@@ -386,8 +370,8 @@ def test_a_busy_service_is_asked_again(browser, served):
     assert len(times) == 3
 
 
-def test_a_service_with_a_key_asks_for_it(browser, model, tmp_path):
-    with service(tmp_path, model=model, DERMALYZE_API_KEY="right") as own:
+def test_a_service_with_a_key_asks_for_it(browser, rich, tmp_path):
+    with service(tmp_path, model=rich, DERMALYZE_API_KEY="right") as own:
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{own.port}/")
         field = page.get_by_label("This service asks for an API key")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from browsers import Opened, chromium, files_of
+from browsers import Opened, files_of
 from crafted import ORIENTATION, crafted, exif, saved
 from PIL import Image
 from rich_model import RICH, rich_bytes
@@ -35,33 +35,13 @@ PREDICT = """async ([text, options]) => {
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("rich") / "rich.onnx"
-    path.write_bytes(rich_bytes())
-    return path
+def predictor(rich):
+    return Predictor(rich)
 
 
 @pytest.fixture(scope="module")
-def predictor(model):
-    return Predictor(model)
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("web") / "page"
-    export_web(model, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def page(browser, folder):
-    with files_of(folder) as address, Opened(browser, address) as page:
+def page(browser, rich_page):
+    with files_of(rich_page) as address, Opened(browser, address) as page:
         yield page
 
 
@@ -215,8 +195,8 @@ def test_an_aborted_question_ends_at_once_as_the_platform_says_it(page):
     assert "answer" in answer_of(page, png_up_to(99))
 
 
-def test_a_model_that_cannot_be_run_is_told_in_words(browser, model, tmp_path):
-    export_web(model, tmp_path / "page")
+def test_a_model_that_cannot_be_run_is_told_in_words(browser, rich, tmp_path):
+    export_web(rich, tmp_path / "page")
     (tmp_path / "page" / "model.onnx").write_bytes(b"no model")
     with files_of(tmp_path / "page") as address:
         page = browser.new_context().new_page()
@@ -227,22 +207,22 @@ def test_a_model_that_cannot_be_run_is_told_in_words(browser, model, tmp_path):
         page.context.close()
 
 
-def test_an_isolated_page_uses_more_threads_and_answers_the_same(browser, folder, predictor):
+def test_an_isolated_page_uses_more_threads_and_answers_the_same(browser, rich_page, predictor):
     apart = {"Cross-Origin-Opener-Policy": "same-origin"}
     apart["Cross-Origin-Embedder-Policy"] = "require-corp"
     data = png_up_to(220)
-    with files_of(folder, headers=apart) as address, Opened(browser, address) as page:
+    with files_of(rich_page, headers=apart) as address, Opened(browser, address) as page:
         assert page.evaluate("crossOriginIsolated")
         found = answer_of(page, data, explain=False)["answer"]
     assert_same(found, predictor.predict(data).to_dict(), 1e-5)
 
 
 def test_once_loaded_it_works_without_a_network_and_a_new_export_takes_over(
-    browser, model, tmp_path, predictor
+    browser, rich, tmp_path, predictor
 ):
     data = png_up_to(220)
     folder = tmp_path / "page"
-    export_web(model, folder)
+    export_web(rich, folder)
     # Many hosts answer by what is accepted; what was kept must be found all the same.
     with files_of(folder, headers={"Vary": "Accept, Origin"}) as address:
         opened = Opened(browser, address)

@@ -5,13 +5,11 @@ import zlib
 
 import numpy as np
 import pytest
-from browsers import Opened, chromium, files_of
+from browsers import Opened, files_of
 from crafted import ORIENTATION, chunk, crafted, exif, saved
 from PIL import Image
-from rich_model import rich_bytes
 from strangers import text
 
-from dermalyze.export.web import export_web
 from serving.errors import ImageError
 from serving.preprocess import decode_image, resize
 from serving.spec import RESIZE_FILTERS, RESIZE_MODES
@@ -41,15 +39,8 @@ JPEG_LEVELS = 6  # how far two decoders of JPEG may lie apart on noise; measured
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pixels")
-    (folder / "rich.onnx").write_bytes(rich_bytes())
-    export_web(folder / "rich.onnx", folder / "page")
-    with (
-        chromium() as browser,
-        files_of(folder / "page") as address,
-        Opened(browser, address) as page,
-    ):
+def page(browser, rich_page):
+    with files_of(rich_page) as address, Opened(browser, address) as page:
         yield page
 
 
