@@ -17,9 +17,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,34 +176,31 @@ def soak(home: Path, images: Sequence[bytes], seconds: float) -> dict[str, objec
         (415, [request("/predict", "image/gif", images[0])]),
     ]
     curve: list[float] = []
-    counts = {"answered": 0, "wrong": 0}
     with served(ours(model), home) as (port, pid):
         end = time.perf_counter() + seconds
-        stop = threading.Event()
 
-        def client(first: int) -> None:
+        def client(first: int) -> Counter[str]:
+            seen: Counter[str] = Counter()
             connection, i = connect(port), first
-            while not stop.is_set():
+            while time.perf_counter() < end:
                 status, requests = kinds[i % len(kinds)]
                 i += 1
                 found = status_of(connection, requests[i % len(requests)])
                 if found in (0, 413):  # the connection is closed after these
                     connection.close()
                     connection = connect(port)
-                counts["answered" if found == status else "wrong"] += 1
+                seen["as it should be" if found == status else f"{found} for {status}"] += 1
             connection.close()
+            return seen
 
-        threads = [threading.Thread(target=client, args=(i,)) for i in range(4)]
-        for thread in threads:
-            thread.start()
-        while time.perf_counter() < end:
-            time.sleep(min(10, seconds / 20))
-            curve.append(megabytes(pid))
-            print(f"{curve[-1]:.0f} MB, {counts}", flush=True)
-        stop.set()
-        for thread in threads:
-            thread.join()
-    return {**counts, "memory_mb": [round(value, 1) for value in curve]}
+        with ThreadPoolExecutor() as pool:
+            clients = [pool.submit(client, i) for i in range(4)]
+            while time.perf_counter() < end:
+                time.sleep(min(10, seconds / 20))
+                curve.append(megabytes(pid))
+                print(f"{curve[-1]:.0f} MB", flush=True)
+            answers = sum((found.result() for found in clients), Counter())
+    return {"answers": dict(answers), "memory_mb": [round(value, 1) for value in curve]}
 
 
 def ours(model: Path, *options: str) -> list[str]:
@@ -263,24 +261,23 @@ def status_of(connection: socket.socket, request: bytes) -> int:
 
 def load(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Load:
     """Let clients ask one after the other for some seconds; every answer must be 200."""
-    times: list[float] = []
     end = time.perf_counter() + seconds
 
-    def client(first: int) -> None:
+    def client(first: int) -> list[float]:
+        times = []
         connection, i = connect(port), first
         while (start := time.perf_counter()) < end:
             status = status_of(connection, requests[i % len(requests)])
-            assert status == 200, status
+            if status != 200:
+                raise RuntimeError(f"a photograph was answered with {status}")
             times.append(time.perf_counter() - start)
             i += clients
         connection.close()
+        return times
 
-    threads = [threading.Thread(target=client, args=(i,)) for i in range(clients)]
     start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(clients) as pool:
+        times = [second for found in pool.map(client, range(clients)) for second in found]
     p50, p99 = np.percentile(times, [50, 99])
     return Load(len(times) / (time.perf_counter() - start), 1000 * p50, 1000 * p99)
 

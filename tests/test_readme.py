@@ -110,7 +110,7 @@ def test_make_demo_ends_with_three_commands_that_work_as_printed(project, demo_o
 
 @pytest.mark.slow
 def test_the_blocks_of_the_readme_run(project, demo_output):
-    _, real_data, commands, serving = blocks()
+    _, real_data, commands, serving, service = blocks()
     make_demo_data(project / "data" / "HAM10000", num_images=140)  # stands in for the record
     small = real_data.replace("-P size=small", "-P size=small -P epochs=1 -P image_size=32")
     assert small != real_data
@@ -131,3 +131,6 @@ def test_the_blocks_of_the_readme_run(project, demo_output):
     drawn = {path.stem for path in (project / "pictures").iterdir()}
     assert drawn == {path.stem for path in photographs.iterdir()} != set()
     assert "predicted_class_description" in shell(project, serving)
+    answers = shell(project, service)
+    assert '"disclaimer"' in answers  # of /predict
+    assert '"predictions"' in answers  # of /invocations
