@@ -19,7 +19,7 @@ from serving.explanation import Explanation
 from serving.limits import DEFAULT_LEVEL
 from serving.metadata import Metadata, encode
 from serving.prediction import ImageInput, Prediction, open_image, softmax
-from serving.preprocess import Pixels, SecondHand, to_pixels
+from serving.preprocess import Pixels, to_pixels
 from serving.quality import hints
 from serving.spec import ModelSpec
 
@@ -47,7 +47,6 @@ class AnyPredictor(ABC):
     """A network with a spec.  Safe to share between threads."""
 
     spec: ModelSpec
-    _hand: SecondHand | None = None
 
     @abstractmethod
     def run(
@@ -85,7 +84,7 @@ class AnyPredictor(ABC):
                 "this model takes no metadata, only images; leave age, sex and localization out"
             )
         opened = open_image(image)
-        return Case(to_pixels(opened, self.spec, self._hand), opened.size, metadata)
+        return Case(to_pixels(opened, self.spec), opened.size, metadata)
 
     def predict(
         self,

@@ -18,9 +18,8 @@ log = logging.getLogger("serving")
 class LoadedModel:
     """A model file and what answers with it.  Requests keep the predictor they began with.
 
-    There are two where there are cores for it.  Several images at a time are answered fastest with
-    one core each.  Of one alone, a slow network is run by every core; a fast one gains nothing from
-    that, but its image is resized by two.
+    There are two where it pays: of a slow network, one image alone is answered fastest with every
+    core, several at a time with one core each.
     """
 
     def __init__(self, path: Path, *, num_threads: int) -> None:
@@ -49,10 +48,8 @@ class LoadedModel:
 
     def _load(self) -> tuple[Predictor, Predictor]:
         together = Predictor(self._path, num_threads=1)
-        if self._num_threads == 1:
+        if self._num_threads == 1 or _seconds(together) < _WORTH_SECONDS:
             return together, together
-        if _seconds(together) < _WORTH_SECONDS:
-            return together.helped(), together
         return Predictor(self._path, num_threads=self._num_threads), together
 
     def changed(self) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from serving.answering import AnyPredictor, Outputs, map_names, output_names
 from serving.digest import is_intact
 from serving.errors import ArtifactError
-from serving.preprocess import Pixels, SecondHand
+from serving.preprocess import Pixels
 from serving.session import open_session, require_provider, require_session, run_options
 from serving.spec import SPEC_KEY, ModelSpec
 
@@ -81,16 +81,6 @@ class Predictor(AnyPredictor):
         """Return a predictor of the same loaded network that `stop` ends, and only it."""
         other = copy.copy(self)
         other._options = run_options()
-        return other
-
-    def helped(self) -> "Predictor":
-        """Return a predictor of the same loaded network that resizes one image with two threads.
-
-        It gains where the network has one thread and another core is idle; the waiting threads of a
-        network that has more would keep that core busy.
-        """
-        other = copy.copy(self)
-        other._hand = SecondHand()
         return other
 
     def stop(self) -> None:

@@ -5,14 +5,11 @@ input size in pixels.  Never imports torch.
 """
 
 import io
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.Image import Resampling
 
 from serving.errors import ImageError
 from serving.sizes import MAX_PIXELS
@@ -23,9 +20,9 @@ Pixels = NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG")
 _ORIENTATION = 0x0112  # the EXIF tag
 _FILTERS = {
-    "bilinear": Resampling.BILINEAR,
-    "bicubic": Resampling.BICUBIC,
-    "lanczos": Resampling.LANCZOS,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
 }
 
 
@@ -91,43 +88,8 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
 
 
-class SecondHand:
-    """A thread that resizes half of an image while its caller resizes the other.
-
-    It helps one caller at a time; another one does the whole work at once, alone.
-    """
-
-    def __init__(self) -> None:
-        """Be ready; the thread begins with its first image."""
-        self._pool = ThreadPoolExecutor(1)
-        self._free = threading.Lock()
-
-    def resize(self, image: Image.Image, size: tuple[int, int], resample: Resampling) -> Pixels:
-        """Do the same as `Image.resize`, level for level; `size` is (width, height)."""
-        width, height = size
-        # Pillow 13 begins with the height where that leaves it less to do; half the width would
-        # mislead it to another order, which rounds otherwise.
-        by_height = image.height > height and 2 * (image.width - width) < image.height - height
-        if width % 2 or by_height or not self._free.acquire(blocking=False):
-            return np.asarray(image.resize(size, resample))
-        try:
-            middle, half = image.width / 2, (width // 2, height)
-            left = self._pool.submit(image.resize, half, resample, box=(0, 0, middle, image.height))
-            right = image.resize(half, resample, box=(middle, 0, image.width, image.height))
-            return np.concatenate([np.asarray(left.result()), np.asarray(right)], axis=1)
-        finally:
-            self._free.release()
-
-
-def resize(
-    image: Image.Image,
-    size: tuple[int, int],
-    *,
-    mode: str,
-    filter_name: str,
-    hand: SecondHand | None = None,
-) -> Pixels:
-    """Resize an RGB image to uint8 (H, W, 3); `size` is (H, W).  A second hand makes it faster."""
+def resize(image: Image.Image, size: tuple[int, int], *, mode: str, filter_name: str) -> Pixels:
+    """Resize an RGB image to uint8 (H, W, 3); `size` is (H, W)."""
     height, width = size
     resample = _FILTERS[filter_name]
     if mode == "center_crop":
@@ -137,14 +99,12 @@ def resize(
         crop_height = min(height * scale, image.height)
         left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
         box = (left, top, left + crop_width, top + crop_height)
-        return np.asarray(image.resize((width, height), resample, box=box), np.uint8)
-    if hand is not None:
-        return hand.resize(image, (width, height), resample)
-    return np.asarray(image.resize((width, height), resample), np.uint8)
+        resized = image.resize((width, height), resample, box=box)
+    else:
+        resized = image.resize((width, height), resample)
+    return np.asarray(resized, np.uint8)
 
 
-def to_pixels(image: Image.Image, spec: ModelSpec, hand: SecondHand | None = None) -> Pixels:
+def to_pixels(image: Image.Image, spec: ModelSpec) -> Pixels:
     """RGB image -> uint8 (H, W, 3), as the model of `spec` expects it."""
-    return resize(
-        image, spec.input_size, mode=spec.resize_mode, filter_name=spec.resize_filter, hand=hand
-    )
+    return resize(image, spec.input_size, mode=spec.resize_mode, filter_name=spec.resize_filter)

@@ -2,20 +2,18 @@
 
 import io
 import re
-import threading
 import warnings
 import zlib
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from serving.errors import ImageError
 from serving.preprocess import (
     MAX_PIXELS,
-    SecondHand,
     decode_image,
     read_bytes,
     resize,
@@ -24,7 +22,6 @@ from serving.preprocess import (
 )
 from serving.spec import RESIZE_FILTERS, RESIZE_MODES, ModelSpec
 
-HAND = SecondHand()
 _ORIENTATION = 0x0112
 # What a viewer has to do to show the picture upright (EXIF 2.32, table of tag 0x0112), done with
 # numpy: rows and columns of the stored picture.
@@ -202,42 +199,6 @@ def test_any_size_becomes_the_size_of_the_model(width, height, size, mode):
     pixels = resize(Image.new("RGB", (width, height)), size, mode=mode, filter_name="bilinear")
     assert pixels.shape == (*size, 3)
     assert pixels.dtype == np.uint8
-
-
-@settings(max_examples=300)
-@given(
-    width=st.integers(1, 500),
-    height=st.integers(1, 500),
-    size=st.tuples(st.integers(1, 120), st.integers(1, 120)),
-    mode=st.sampled_from(RESIZE_MODES),
-    filter_name=st.sampled_from(RESIZE_FILTERS),
-)
-@example(width=97, height=300, size=(64, 64), mode="squash", filter_name="bicubic")  # tall
-@example(width=300, height=97, size=(64, 64), mode="squash", filter_name="bicubic")
-@example(width=64, height=64, size=(64, 64), mode="squash", filter_name="bicubic")
-def test_two_hands_do_the_same_as_one(width, height, size, mode, filter_name):
-    image = Image.fromarray(noise(height, width))
-    settings = {"mode": mode, "filter_name": filter_name}
-    both = resize(image, size, **settings, hand=HAND)
-    np.testing.assert_array_equal(both, resize(image, size, **settings))
-
-
-def test_the_second_hand_takes_half_and_only_when_it_is_free(monkeypatch):
-    seen = []
-    pillows = Image.Image.resize
-
-    def watched(image, size, *args, **kwargs):
-        seen.append((size, threading.current_thread() is threading.main_thread()))
-        return pillows(image, size, *args, **kwargs)
-
-    monkeypatch.setattr(Image.Image, "resize", watched)
-    image, options = Image.fromarray(noise(30, 40)), {"mode": "squash", "filter_name": "bicubic"}
-    resize(image, (8, 10), **options, hand=HAND)
-    assert sorted(seen) == [((5, 8), False), ((5, 8), True)]
-    seen.clear()
-    with HAND._free:  # it helps another
-        resize(image, (8, 10), **options, hand=HAND)
-    assert seen == [((10, 8), True)]
 
 
 @pytest.mark.parametrize("filter_name", RESIZE_FILTERS)
