@@ -9,6 +9,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ import torch
 
 from benchmarks.report import Figure, publish
 from dermalyze.config import ModelConfig
-from dermalyze.export.int8 import IMAGES_A_CLASS, write_int8
-from dermalyze.export.onnx import export_onnx
+from dermalyze.export.int8 import IMAGES_A_CLASS
+from dermalyze.export.onnx import export_onnx, write_model
 from dermalyze.export.parity import parity_images
 from dermalyze.export.quantize import calibrate, quantize
 from dermalyze.models.checkpoint import load_classifier
@@ -82,7 +83,8 @@ def main():
         calibrated = calibrate(onnx.load(files["float32"]), {"image": pixels})
         calibration_seconds = time.perf_counter() - start
         start = time.perf_counter()
-        write_int8(files["int8"], quantize(calibrated, calibrated.layers[1:]), spec)
+        quantized = quantize(calibrated, calibrated.layers[1:])
+        write_model(files["int8"], quantized, replace(spec, precision="int8"))
         quantization_seconds = time.perf_counter() - start
         sizes = {name: path.stat().st_size / 1e6 for name, path in files.items()}
         predictors = {name: Predictor(path, num_threads=THREADS) for name, path in files.items()}

@@ -10,6 +10,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
+PRECISION = click.Choice(["float32", "float16", "int8"])
 RUN_ID = click.option("--run-id", required=True, help="An MLflow run of `dermalyze train`.")
 RUN_DATA = click.option(
     "--data-dir", type=FOLDER, default=None, help="[default: where the run found it]"

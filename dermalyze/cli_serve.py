@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from dermalyze.cli_options import FILE, FOLDER, Command, folder_or_none, say
+from dermalyze.cli_options import FILE, FOLDER, PRECISION, Command, folder_or_none, say
 from serving.errors import ConfigError
 from serving.settings import PREFIX, ServiceSettings
 
@@ -99,10 +99,10 @@ def serve(
 @click.option("--output", type=FOLDER, required=True, help="The folder to write.")
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "int8"]),
-    default="int8",
+    type=PRECISION,
+    default="float16",
     show_default=True,
-    help="Of a run's model; int8 is a quarter of the size.",
+    help="Of a run's model; int8 is a quarter of float32, but slower and less exact in a browser.",
 )
 @click.option("--data-dir", type=FOLDER, default=None, help="The images; else as for evaluate.")
 @click.option(

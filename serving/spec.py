@@ -27,7 +27,7 @@ FORMAT_VERSION = 2
 _VERSIONS = (1, FORMAT_VERSION)  # that are read; 1 knew nothing of its limits
 RESIZE_MODES = ("squash", "center_crop")
 RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos")
-PRECISIONS = ("float32", "int8")
+PRECISIONS = ("float32", "float16", "int8")
 SALIENCY_KINDS = ("", "grad_cam", "attention_evidence")  # "": the graph has no map
 _PARTS: dict[str, type[SpecPart]] = {
     "prediction_sets": PredictionSets,
@@ -48,7 +48,7 @@ class ModelSpec:
     input_size: tuple[int, int]  # height, width; pixels
     resize_mode: str = "squash"  # squash: the whole image; center_crop: its middle, undistorted
     resize_filter: str = "bicubic"
-    precision: str = "float32"  # of the weights; int8 answers a little otherwise, and faster
+    precision: str = "float32"  # of the weights; the smaller ones answer a little otherwise
     temperature: float = 1.0  # logits are divided by it before the softmax
     thresholds: dict[str, float] = field(default_factory=dict)  # class name -> probability
     run_id: str = ""  # the MLflow run that trained the weights; empty: not tracked

@@ -66,3 +66,12 @@ def memory_of(pid):
     """Return the memory of a process in MB."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return int(text.split("\nPss:")[1].split()[0]) / 1024
+
+
+def wait_for(condition):
+    """Wait until it is true, for ten seconds at most."""
+    for _ in range(500):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it never happened")

@@ -9,14 +9,13 @@ import zlib
 
 import pytest
 from fastapi.testclient import TestClient
+from servers import wait_for
 from strangers import header_of_a_large_png, png
 from tiny_model import TINY_ONNX
 
 from serving import Predictor
 from serving.app import create_app
 from serving.errors import ArtifactError
-from serving.load import Load
-from serving.loaded import LoadedModel
 from serving.settings import ServiceSettings
 from serving.taxonomy import DISCLAIMER
 
@@ -373,14 +372,6 @@ def test_a_new_model_file_is_loaded_and_a_broken_one_is_not(tmp_path, monkeypatc
         assert client.post("/predict", content=png(), headers=PNG).status_code == 200
 
 
-def wait_for(condition):
-    for _ in range(500):
-        if condition():
-            return
-        threading.Event().wait(0.02)
-    raise AssertionError("it never happened")
-
-
 def test_the_counts_are_those_of_the_requests(predictor):
     with client_of() as client:
         for _ in range(3):
@@ -414,28 +405,3 @@ def test_the_openapi_document_names_every_path_with_an_example(client):
 def test_a_model_that_is_not_there_is_told_before_anything_listens(tmp_path):
     with pytest.raises(ArtifactError):
         create_app(ServiceSettings(model=str(tmp_path / "none.onnx")))
-
-
-def test_one_image_alone_gets_every_core_and_several_get_one_each(monkeypatch):
-    def threads(num_threads):
-        """Return those of the network, for an image alone and for several."""
-        model = LoadedModel(TINY_ONNX, num_threads=num_threads)
-        sessions = [model.predictor(alone=alone)._session for alone in (True, False)]
-        return [session.get_session_options().intra_op_num_threads for session in sessions]
-
-    monkeypatch.setattr("serving.loaded._WORTH_SECONDS", 0.0)
-    assert threads(3) == [3, 1]
-    assert threads(1) == [1, 1]
-    monkeypatch.setattr("serving.loaded._WORTH_SECONDS", 60.0)  # a network that is fast by itself
-    assert threads(3) == [1, 1]
-
-
-def test_a_request_is_alone_when_for_a_while_no_process_had_another(tmp_path):
-    here, there = Load(shared=tmp_path), Load(shared=tmp_path)
-    here.add(1)
-    assert here.is_alone()
-    there.add(1)
-    assert not here.is_alone()
-    there.add(-1)
-    assert not here.is_alone()  # it may come again at once
-    wait_for(here.is_alone)

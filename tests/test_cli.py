@@ -73,8 +73,8 @@ def call(tmp_path, monkeypatch):
         (["evaluate", "--run-id", "r", "--images", "d"], 2, "--images and --labels go together "
          "(see `dermalyze evaluate --help`)"),
         (["export-onnx", "--run-id", "r", "--precision", "int4"], 2, "Invalid value for "
-         "'--precision': 'int4' is not one of 'float32', 'int8'. (see `dermalyze export-onnx "
-         "--help`)"),
+         "'--precision': 'int4' is not one of 'float32', 'float16', 'int8'. (see `dermalyze "
+         "export-onnx --help`)"),
         (["predict", "--model", "m", "--one-lesion", "--explain", "d", "a"], 2, "--explain shows "
          "one image at a time; leave out --one-lesion (see `dermalyze predict --help`)"),
         (["predict", "--model", "m", "--metadata", "no.csv", __file__], 1, "cannot read no.csv; "

@@ -160,7 +160,7 @@ VERSION = "this program reads 1 and 2; update dermalyze or export the model agai
         ),
         (
             {"precision": "int4"},
-            "the model's spec has precision 'int4', expected float32 or int8; "
+            "the model's spec has precision 'int4', expected float32 or float16 or int8; "
             "export the model again",
         ),
         (

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, helper
+from onnx import ModelProto
 from tqdm import tqdm
 
 from dermalyze.data.loader import Rows
 from dermalyze.data.pixels import PixelStore
 from dermalyze.evaluation.metrics import score
-from dermalyze.export.onnx import export_onnx
+from dermalyze.export.onnx import export_onnx, write_model
 from dermalyze.export.quantize import (
     Calibrated,
     Inputs,
@@ -33,11 +33,10 @@ from dermalyze.export.quantize import (
 )
 from dermalyze.models.shipped import ShippedNetwork
 from serving.answering import BATCH_SIZE
-from serving.digest import DIGEST_KEY, NO_DIGEST, seal
 from serving.errors import ArtifactError, DataError
 from serving.predictor import Predictor
 from serving.preprocess import Pixels
-from serving.spec import SPEC_KEY, ModelSpec
+from serving.spec import ModelSpec
 
 MAX_DROP = 0.005  # of balanced accuracy
 IMAGES_A_CLASS = 32  # to calibrate with
@@ -130,7 +129,7 @@ def export_int8(
     partial = output.with_name(output.name + ".partial")  # `output` never names an unproven model
     try:
         for layers, quantized in _candidates(calibrated, inputs):
-            write_int8(partial, quantized, spec)
+            write_model(partial, quantized, replace(spec, precision="int8"))
             predictor = Predictor(partial)
             answers = _logits(predictor, validation, f"int8 on val, try {len(reports) + 1}")
             in_int8 = {layer.name for layer in layers}
@@ -148,7 +147,7 @@ def export_int8(
             )
             if report.good:
                 if respec is not None:
-                    write_int8(partial, quantized, respec(answers))
+                    write_model(partial, quantized, replace(respec(answers), precision="int8"))
                 partial.replace(output)
                 return report
             reports.append(report)
@@ -190,13 +189,6 @@ def drawn_by_class(targets: Rows, images_a_class: int) -> Rows:
         for target in np.unique(targets)
     ]
     return rng.permutation(np.concatenate(drawn))
-
-
-def write_int8(path: Path, quantized: ModelProto, spec: ModelSpec) -> None:
-    """Write a quantized graph with its contract; nothing is proven yet."""
-    written = replace(spec, precision="int8")
-    helper.set_model_props(quantized, {SPEC_KEY: written.to_json(), DIGEST_KEY: NO_DIGEST})
-    path.write_bytes(seal(quantized.SerializeToString(deterministic=True)))
 
 
 def _candidates(

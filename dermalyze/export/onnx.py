@@ -65,7 +65,7 @@ def export_onnx(
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")  # `output` never names an unproven model
     try:
-        partial.write_bytes(seal(_model(network, spec).SerializeToString(deterministic=True)))
+        write_model(partial, _model(network, spec), spec)
         report = check_parity(
             SkinLesionPredictor.of(network, spec),
             Predictor(partial),
@@ -88,6 +88,13 @@ def export_onnx(
     finally:
         partial.unlink(missing_ok=True)
     return report
+
+
+def write_model(path: Path, model: ModelProto, spec: ModelSpec) -> None:
+    """Write a graph with its contract inside, which replaces any other; nothing is proven yet."""
+    del model.metadata_props[:]
+    helper.set_model_props(model, {SPEC_KEY: spec.to_json(), DIGEST_KEY: NO_DIGEST})
+    path.write_bytes(seal(model.SerializeToString(deterministic=True)))
 
 
 def _model(network: ShippedNetwork, spec: ModelSpec) -> ModelProto:
@@ -113,7 +120,6 @@ def _model(network: ShippedNetwork, spec: ModelSpec) -> ModelProto:
     model: ModelProto = program.model_proto  # a new object on every access
     _strip(model)
     del model.graph.value_info[:]
-    helper.set_model_props(model, {SPEC_KEY: spec.to_json(), DIGEST_KEY: NO_DIGEST})
     return model
 
 

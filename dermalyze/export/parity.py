@@ -38,10 +38,12 @@ class ParityReport:
     @property
     def agrees(self) -> bool:
         """Whether the two may stand for each other."""
-        return (
-            self.max_difference <= MAX_DIFFERENCE
-            and not self.changed_classes
-            and all(share <= MAX_SHARE for share in self.output_differences.values())
+        return not self.changed_classes and self.within(MAX_DIFFERENCE, MAX_SHARE)
+
+    def within(self, difference: float, share: float) -> bool:
+        """Whether no probability differs by more, nor another output by more than that share."""
+        return self.max_difference <= difference and all(
+            found <= share for found in self.output_differences.values()
         )
 
 

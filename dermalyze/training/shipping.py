@@ -20,6 +20,7 @@ from dermalyze.data.metadata import metadata_of
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits
 from dermalyze.evaluation.predictions import MEASURED, predictions_table, read_predictions
+from dermalyze.export.float16 import export_float16
 from dermalyze.export.int8 import LabelledImages, describe, export_int8
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.checkpoint import load_member
@@ -101,7 +102,7 @@ def export_runs(
         run_ids: one run, or those of an ensemble; a run of folds stands for its folds.
         output: the file.
         tta: answer with the mean of eight views.
-        precision: float32 or int8.
+        precision: float32, float16 or int8.
         data_dir: the images; None: where the runs found them.
         say: shows a line to the user.
 
@@ -147,6 +148,8 @@ def export_runs(
                     respec=lambda logits: _limits_of(tables, spec, images, logits),
                 )
             )
+        if precision == "float16":
+            return f"{_what(spec)}, {export_float16(network, spec, output)}"
         report = export_onnx(network, spec, output)
     return (
         f"{_what(spec)}; differs from PyTorch by at most {report.max_difference:.1e} in a "
