@@ -59,6 +59,7 @@ bench: $(READY)
 	python -m benchmarks.startup
 	python -m benchmarks.intervals
 	python -m benchmarks.int8
+	python -m benchmarks.service --data-dir $(DATA) --soak 600
 
 fix: $(READY)
 	ruff check --fix .

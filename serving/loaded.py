@@ -10,7 +10,7 @@ from serving.errors import ArtifactError
 from serving.predictor import Predictor
 from serving.spec import ModelSpec
 
-_WORTH_SECONDS = 0.005  # of a network on one core; a faster one gains nothing from more
+_WORTH_SECONDS = 0.005  # of a network on one core; for a faster one, more threads mostly get in the way
 
 log = logging.getLogger("serving")
 

@@ -208,13 +208,16 @@ def test_what_is_saved_is_what_was_answered(page, predictor):
     assert {row["disclaimer"] for row in rows} == {DISCLAIMER}
 
 
-def test_a_printed_page_has_the_answers_and_no_buttons(page):
+def test_a_printed_page_has_the_answers_and_no_buttons(page, predictor):
     choose(page, "answer.png")
+    name = predictor.predict(PHOTOGRAPHS["answer.png"][0]).predicted_class_description
     page.emulate_media(media="print")
-    for part in (".drop", "#tools", ".remove", ".strength", "#options"):
+    for part in (".drop", "#tools", ".remove", ".strength", "#options", "#choose-title", "#words"):
         assert not page.locator(part).first.is_visible()
     for part in (".card table", ".card canvas", ".card .disclaimer"):
         assert page.locator(part).first.is_visible()
+    legend = f"The lighter the map, the more evidence for {name}; without color: none."
+    assert page.get_by_text(legend).is_visible()
     page.emulate_media(media="screen")
     page.evaluate("window.print = () => { document.title = 'printed'; }")
     page.get_by_role("button", name="Print").click()

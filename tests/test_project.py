@@ -35,7 +35,7 @@ def test_every_requirement_is_pinned():
 def test_the_base_installation_is_the_runtime_half():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {text.split(">")[0] for text in project["dependencies"]}
-    service = {"fastapi", "uvicorn", "python-multipart", "prometheus-client"}
+    service = {"fastapi", "uvicorn", "uvloop", "python-multipart", "prometheus-client"}
     assert names == {"numpy", "pillow", "onnxruntime", "click"} | service
     pinned = {line.split("==")[0] for line in requirements()}
     assert names <= pinned

@@ -15,6 +15,7 @@ from servers import running
 from dermalyze.cli import main
 from dermalyze.data.demo import make_demo_data
 from dermalyze.summary import PORT
+from serving import Predictor
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -121,6 +122,7 @@ def test_the_blocks_of_the_readme_run(project, demo_output):
     assert "this is drawn demo data" in output
     output = shell(project, commands, RUN_ID=run_id)
     assert "differs from PyTorch by at most" in output
+    assert Predictor(project / "page" / "model.onnx").spec.precision == "float16"
     for name in ("lesion", "near", "far"):
         shutil.copy(next((project / "lesions").rglob("*.jpg")), project / f"{name}.jpg")
     code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))

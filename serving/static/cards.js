@@ -146,7 +146,9 @@ function showMap(card, answer, model) {
   if (image.complete && image.naturalWidth) draw();
   else image.addEventListener("load", draw, { once: true });
   card.querySelector(".frame").append(canvas);
-  card.querySelector(".photograph").append(label);
+  const name = answer.predicted_class_description;
+  const legend = `The lighter the map, the more evidence for ${name}; without color: none.`;
+  card.querySelector(".photograph").append(label, element("p", { className: "note" }, legend));
 }
 
 /** Draw the map at the shape of the photograph: color by evidence, nothing where there is none. */
