@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from serving.whole import write_text
+
 RESULTS = Path("build/benchmarks")
 
 
@@ -60,7 +62,5 @@ def publish(name: str, figures: Sequence[Figure], **context: object) -> None:
     values = [{**asdict(figure), "met": figure.met} for figure in figures]
     content = {"figures": values, "context": context, "machine": machine}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    partial = RESULTS / f"{name}.json.partial"
-    partial.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
-    partial.replace(RESULTS / f"{name}.json")
+    write_text(RESULTS / f"{name}.json", json.dumps(content, indent=1, default=str))
     print(f"written: {RESULTS / name}.json")

@@ -11,6 +11,7 @@ from dermalyze.evaluation.folder import format_metrics
 from dermalyze.training.folds import FoldsResult
 from dermalyze.training.ship import RunResult
 from serving.taxonomy import DISCLAIMER
+from serving.whole import write_text
 
 REQUEST = Path(".dermalyze/request.json")
 PORT = 5001
@@ -56,9 +57,7 @@ def summarize(result: RunResult | FoldsResult) -> str:
 def _write_request(result: RunResult) -> Path:
     REQUEST.parent.mkdir(parents=True, exist_ok=True)
     image = base64.b64encode(result.sample).decode("ascii")
-    partial = REQUEST.with_suffix(".partial")
-    partial.write_text(json.dumps({"dataframe_records": [{"image": image}]}), encoding="utf-8")
-    partial.replace(REQUEST)
+    write_text(REQUEST, json.dumps({"dataframe_records": [{"image": image}]}))
     return REQUEST
 
 

@@ -17,6 +17,7 @@ from serving.limits import DEFAULT_LEVEL
 from serving.metadata import COLUMNS, Metadata
 from serving.prediction import Prediction
 from serving.predictor import Predictor
+from serving.whole import whole_file
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
@@ -183,11 +184,10 @@ def save_whole(image: Image.Image, path: Path) -> None:
     Raises:
         ConfigError: the folder cannot be written to.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(partial, "PNG")
-        partial.replace(path)
+        with whole_file(path) as partial:
+            image.save(partial, "PNG")
     except OSError as error:
         raise ConfigError(
             f"cannot write {path}: {error.strerror}; choose another folder"

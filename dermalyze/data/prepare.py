@@ -27,6 +27,7 @@ from dermalyze.data.pixels import (
     reason_of,
 )
 from serving.errors import DataError
+from serving.whole import write_text
 
 LABELS, AUDIT_JSON, AUDIT_TEXT = "labels.csv", "audit.json", "audit.txt"
 _NEAR = "near_duplicates.json"
@@ -206,9 +207,7 @@ def _read(path: Path) -> str | None:
 def _write(texts: Mapping[Path, str]) -> None:
     for path, text in texts.items():
         try:
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text(text, encoding="utf-8", newline="\n")
-            partial.replace(path)
+            write_text(path, text)
         except OSError as error:
             raise _cannot_write(path.parent, error) from error
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dermalyze.data.audit import Audit
 from serving.errors import DataError
+from serving.whole import whole_file
 
 Rows = NDArray[np.int64]
 
@@ -131,10 +132,9 @@ def save_splits(folder: Path, manifest: pd.DataFrame, splits: Splits) -> tuple[P
     paths = []
     for name in SPLITS:
         path = folder / f"{name}_split.csv"
-        partial = folder / f"{name}_split.csv.partial"
         rows = manifest.iloc[getattr(splits, name)]
-        rows[list(COLUMNS)].to_csv(partial, index=False, lineterminator="\n")
-        partial.replace(path)
+        with whole_file(path) as partial:
+            rows[list(COLUMNS)].to_csv(partial, index=False, lineterminator="\n")
         paths.append(path)
     train, val, test = paths
     return train, val, test

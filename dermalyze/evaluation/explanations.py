@@ -16,6 +16,7 @@ from dermalyze.evaluation.bootstrap import Basis, Interval, interval_of, lesion_
 from dermalyze.evaluation.metrics import Floats
 from dermalyze.evaluation.scope import lesion_shares
 from dermalyze.evaluation.scored import lesion_numbers
+from serving.whole import whole_file
 
 EXPLANATIONS = "explanations.csv"
 CENTER_SIGMA = 0.25  # of the baseline "center Gaussian", a share of each side
@@ -103,9 +104,8 @@ def write_explanations(folder: Path, table: pd.DataFrame) -> None:
     if table.empty:
         path.unlink(missing_ok=True)
         return
-    partial = path.with_name(path.name + ".partial")
-    table.to_csv(partial, index=False, lineterminator="\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def read_explanations(folder: Path) -> pd.DataFrame | None:

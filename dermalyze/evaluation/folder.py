@@ -22,6 +22,7 @@ from dermalyze.evaluation.predictions import (
     write_predictions,
 )
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
+from serving.whole import write_text
 
 HEADLINES = (
     ("loss", "loss (nats)"),
@@ -78,10 +79,7 @@ def write_evaluation(
     plots.save_roc_curves(folder / "roc_curves.png", logits, targets, CLASS_NAMES)
     plots.save_per_class_metrics(folder / "per_class_metrics.png", logits, targets, CLASS_NAMES)
     plots.save_calibration_curve(folder / "calibration_curve.png", logits, targets)
-    path = folder / "evaluation_metrics.json"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_text(folder / "evaluation_metrics.json", text)
     return metrics
 
 

@@ -12,6 +12,7 @@ from dermalyze.evaluation.compare import LOWER_IS_BETTER, Comparison
 from dermalyze.evaluation.plots import BLUE, DPI, GREEN, GREY, ORANGE, VERMILION
 from dermalyze.evaluation.words import percent, things, title_of
 from serving.taxonomy import DISCLAIMER
+from serving.whole import whole_file
 
 _COLORS, _MARKERS = (BLUE, VERMILION, GREEN, ORANGE, "#000000"), "osD^v*P"
 _HIGHER = "higher is better \N{RIGHTWARDS ARROW}"
@@ -46,9 +47,8 @@ def save_forest(path: Path, comparison: Comparison) -> None:
         handles=_handles(comparison), loc="outside upper center", ncols=3, fontsize=9, frameon=False
     )
     figure.supxlabel(DISCLAIMER, fontsize=8, color=GREY)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=DPI, facecolor="white")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI, facecolor="white")
 
 
 def _draw(axes: Axes, comparison: Comparison, metrics: Sequence[str]) -> None:

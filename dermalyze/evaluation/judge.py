@@ -33,6 +33,7 @@ from dermalyze.evaluation.metrics import Counts, Floats
 from dermalyze.evaluation.scored import Scored
 from dermalyze.evaluation.subgroups import judge_subgroups
 from serving.errors import ConfigError
+from serving.whole import write_text
 
 JUDGEMENT = "judgement.json"
 
@@ -133,11 +134,8 @@ def check_settings(
 
 def write_judgement(folder: Path, judgement: Mapping[str, Any]) -> None:
     """Write a judgement as JSON, whole or not at all."""
-    path = folder / JUDGEMENT
-    partial = path.with_name(path.name + ".partial")
     text = json.dumps(judgement, indent=1, allow_nan=False) + "\n"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_text(folder / JUDGEMENT, text)
 
 
 def seen_priors(targets: Counts, num_classes: int, *, balanced: bool) -> Floats:

@@ -29,6 +29,7 @@ from dermalyze.evaluation.metrics import (
 from serving.errors import DataError
 from serving.prediction import softmax
 from serving.taxonomy import DISCLAIMER
+from serving.whole import whole_file
 
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#000000", "#D55E00", "#0072B2", "#CC79A7")
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
@@ -289,6 +290,5 @@ def _save(figure: Figure, path: Path, *, with_disclaimer: bool) -> None:
     """Write the figure as PNG, whole or not at all."""
     if with_disclaimer:
         figure.supxlabel(DISCLAIMER, fontsize=8, color=GREY)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=DPI, facecolor="white")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI, facecolor="white")

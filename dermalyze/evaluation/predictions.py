@@ -15,6 +15,7 @@ from dermalyze.evaluation.metrics import Counts, check_logits
 from serving.errors import DataError
 from serving.prediction import softmax
 from serving.taxonomy import CLASS_NAMES
+from serving.whole import whole_file
 
 FACTS = ("dx_type", "age", "sex", "localization")  # columns taken over from the manifest
 # What a model measures of an image beside its class, where it does; a column each.
@@ -79,10 +80,9 @@ def logits_of(table: pd.DataFrame, class_names: Sequence[str]) -> NDArray[np.flo
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
     """Write a table of predictions as CSV, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    # Nine digits tell every float32 from its neighbors.
-    table.to_csv(partial, index=False, float_format="%.9g", lineterminator="\n", encoding="utf-8")
-    partial.replace(path)
+    nine = "%.9g"  # digits tell every float32 from its neighbors
+    with whole_file(path) as partial:
+        table.to_csv(partial, index=False, float_format=nine, lineterminator="\n", encoding="utf-8")
 
 
 def read_predictions(

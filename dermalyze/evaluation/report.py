@@ -34,6 +34,7 @@ from dermalyze.evaluation.words import (
     title_of,
 )
 from serving.taxonomy import CLASS_DESCRIPTIONS, DATA_LICENSE, DISCLAIMER, MALIGNANT
+from serving.whole import write_text
 
 NUM_MISTAKES = 12
 _TILES = ("balanced_accuracy", "recall/mel", "malignant_auc", "ece")
@@ -68,10 +69,7 @@ class ReportInputs:
 
 def write_report(path: Path, inputs: ReportInputs) -> None:
     """Write the report as one HTML file, whole or not at all."""
-    text = html("report.html", _page(inputs))
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, html("report.html", _page(inputs)))
 
 
 def most_confident_mistakes(scored: Scored, number: int = NUM_MISTAKES) -> Counts:

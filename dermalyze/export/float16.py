@@ -19,6 +19,7 @@ from dermalyze.models.shipped import ShippedNetwork
 from serving.errors import ArtifactError
 from serving.predictor import Predictor
 from serving.spec import ModelSpec
+from serving.whole import whole_file
 
 MAX_ROUNDED = 0.01  # of a probability, and of any other output in shares of its largest value
 _MIN_WEIGHTS = 1024  # fewer are not worth a node
@@ -57,8 +58,7 @@ def export_float16(network: ShippedNetwork, spec: ModelSpec, output: Path) -> Fl
             probability by more than 0.01; nothing is written.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")  # `output` never names an unproven model
-    try:
+    with whole_file(output) as partial:  # `output` never names an unproven model
         with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
             exact = Path(folder) / "float32.onnx"
             export_onnx(network, spec, exact)
@@ -77,9 +77,6 @@ def export_float16(network: ShippedNetwork, spec: ModelSpec, output: Path) -> Fl
         report = Float16Report(
             parity=parity, float_bytes=float_bytes, float16_bytes=partial.stat().st_size
         )
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
     return report
 
 

@@ -37,6 +37,7 @@ from serving.errors import ArtifactError, DataError
 from serving.predictor import Predictor
 from serving.preprocess import Pixels
 from serving.spec import ModelSpec
+from serving.whole import whole_file
 
 MAX_DROP = 0.005  # of balanced accuracy
 IMAGES_A_CLASS = 32  # to calibrate with
@@ -126,8 +127,7 @@ def export_int8(
     expected = _logits(float_predictor, validation, "float32 on val")
     calibrated = calibrate(model, inputs)
     reports: list[Int8Report] = []
-    partial = output.with_name(output.name + ".partial")  # `output` never names an unproven model
-    try:
+    with whole_file(output) as partial:  # `output` never names an unproven model
         for layers, quantized in _candidates(calibrated, inputs):
             write_model(partial, quantized, replace(spec, precision="int8"))
             predictor = Predictor(partial)
@@ -148,18 +148,15 @@ def export_int8(
             if report.good:
                 if respec is not None:
                     write_model(partial, quantized, replace(respec(answers), precision="int8"))
-                partial.replace(output)
                 return report
             reports.append(report)
-    finally:
-        partial.unlink(missing_ok=True)
-    best = max(reports, key=lambda report: report.int8_accuracy)
-    raise ArtifactError(
-        f"{output} is not written: balanced accuracy on {best.num_images:,} validation images "
-        f"falls from {best.float_accuracy:.2%} in float32 to {best.int8_accuracy:.2%} in int8 at "
-        f"best of {len(reports)} tries, where {100 * MAX_DROP:.1f} points are allowed; export with "
-        "--precision float32, or train longer"
-    )
+        best = max(reports, key=lambda report: report.int8_accuracy)
+        raise ArtifactError(
+            f"{output} is not written: balanced accuracy on {best.num_images:,} validation images "
+            f"falls from {best.float_accuracy:.2%} in float32 to {best.int8_accuracy:.2%} in int8 "
+            f"at best of {len(reports)} tries, where {100 * MAX_DROP:.1f} points are allowed; "
+            "export with --precision float32, or train longer"
+        )
 
 
 def describe(report: Int8Report) -> str:

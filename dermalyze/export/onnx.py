@@ -25,6 +25,7 @@ from serving.digest import DIGEST_KEY, NO_DIGEST, seal
 from serving.errors import ArtifactError
 from serving.predictor import Predictor
 from serving.spec import SPEC_KEY, ModelSpec
+from serving.whole import whole_file
 
 OPSET = 20
 
@@ -63,8 +64,7 @@ def export_onnx(
     network = copy.deepcopy(network).cpu().float().eval()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")  # `output` never names an unproven model
-    try:
+    with whole_file(output) as partial:  # `output` never names an unproven model
         write_model(partial, _model(network, spec), spec)
         report = check_parity(
             SkinLesionPredictor.of(network, spec),
@@ -84,15 +84,11 @@ def export_onnx(
                 f"{len(report.changed_classes)} change their class{others}; if the network was "
                 "hardly trained, train it longer"
             )
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
     return report
 
 
 def write_model(path: Path, model: ModelProto, spec: ModelSpec) -> None:
-    """Write a graph with its contract inside, which replaces any other; nothing is proven yet."""
-    del model.metadata_props[:]
+    """Write a graph with its contract inside; nothing is proven yet."""
     helper.set_model_props(model, {SPEC_KEY: spec.to_json(), DIGEST_KEY: NO_DIGEST})
     path.write_bytes(seal(model.SerializeToString(deterministic=True)))
 

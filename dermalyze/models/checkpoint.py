@@ -20,6 +20,7 @@ from dermalyze.models.scope import ScopeScore
 from dermalyze.models.shipped import Member
 from serving.errors import ArtifactError, ConfigError
 from serving.spec import ModelSpec
+from serving.whole import whole_file
 
 FORMAT = "dermalyze-checkpoint"
 FORMAT_VERSION = 1
@@ -52,9 +53,8 @@ def save_checkpoint(
         "training": dict(training or {}),
         "scope": dict(scope or {}),
     }
-    partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        torch.save(content, partial)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

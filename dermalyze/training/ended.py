@@ -42,7 +42,6 @@ from dermalyze.training.job import (
     HISTORY,
     SPLIT_FILES,
     prepare_for,
-    write_text,
 )
 from dermalyze.training.judged import (
     PREDICTIONS,
@@ -58,6 +57,7 @@ from serving.errors import DataError, ImageError, TrackingError
 from serving.files import find_images
 from serving.preprocess import read_bytes
 from serving.taxonomy import CLASS_NAMES
+from serving.whole import write_text
 
 Metrics = dict[str, float]
 

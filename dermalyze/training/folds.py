@@ -39,12 +39,12 @@ from dermalyze.training.job import (
     prepare_again,
     prepare_for,
     run_name,
-    write_text,
 )
 from dermalyze.training.judged import RunFacts, interval_metrics, write_judged
 from dermalyze.training.run import TrainingInterruptedError, resolve, train_in
 from serving.errors import TrackingError, TrainingError
 from serving.taxonomy import CLASS_NAMES
+from serving.whole import write_text
 
 MIN_FOLDS, MAX_FOLDS = 2, 20
 PREDICTIONS = f"{EVALUATION}/predictions.csv"

@@ -22,6 +22,7 @@ from dermalyze.training.state import TrainingState
 from serving.errors import ArtifactError, TrackingError, TrainingError
 from serving.metadata import MetadataFields
 from serving.spec import ModelSpec
+from serving.whole import write_text
 
 WORK = Path(".dermalyze/runs")
 LATEST = "checkpoint_latest.pt"
@@ -181,10 +182,3 @@ def repair_best(job: Job, state: TrainingState) -> None:
         job.run.log_file(path)
         return
     raise TrainingError(f"run {job.run.run_id} has lost {BEST}; train anew")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -28,9 +28,10 @@ from dermalyze.evaluation.report import (
 )
 from dermalyze.evaluation.scored import Scored, read_scored
 from dermalyze.evaluation.words import TITLES, Judgement
-from dermalyze.training.job import AUDIT, CONFIG, HISTORY, SPLIT_FILES, write_text
+from dermalyze.training.job import AUDIT, CONFIG, HISTORY, SPLIT_FILES
 from serving.errors import DermalyzeError
 from serving.preprocess import decode_image, upright_rgb
+from serving.whole import write_text
 
 PREDICTIONS = "predictions.csv"
 VALIDATION = "val_predictions.csv"  # what the calibrator is fitted on

@@ -46,13 +46,13 @@ from dermalyze.training.job import (
     run_name,
     save_best,
     save_latest,
-    write_text,
 )
 from dermalyze.training.loop import LearningData, fit
 from dermalyze.training.ship import RunResult, ship
 from dermalyze.training.state import TrainingState, new_state
 from serving.errors import TrainingError
 from serving.taxonomy import CLASS_NAMES
+from serving.whole import write_text
 
 
 class TrainingInterruptedError(TrainingError):

@@ -26,7 +26,6 @@ from dermalyze.training.job import (
     MODEL,
     Job,
     save_limits,
-    write_text,
 )
 from dermalyze.training.judged import (
     MODEL_CARD,
@@ -38,6 +37,7 @@ from dermalyze.training.judged import (
 )
 from dermalyze.training.limits import Runner, measured_on, with_limits
 from dermalyze.training.state import TrainingState
+from serving.whole import write_text
 
 _MODEL_URI_TAG = "dermalyze.model_uri"
 _NUM_CHECK_IMAGES = 32  # test images that the exported file is checked on beside the drawn ones
