@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import betabinom
 
 from benchmarks.report import Figure, publish
-from benchmarks.trained import trained
+from benchmarks.trained import parse, trained
 from dermalyze.evaluation.calibrators import fit_calibrator
 from dermalyze.evaluation.conformal import fit_sets
 from dermalyze.evaluation.limits import fit_limits
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run_id")
     parser.add_argument("data_dir")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     with trained(arguments.run_id, arguments.data_dir) as run:
         both = scored_of(pd.concat([run.validation.table, run.test.table], ignore_index=True))
         test, validation = run.test, run.validation

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.report import Figure, publish
-from benchmarks.trained import trained
+from benchmarks.trained import parse, trained
 from dermalyze.evaluation.bootstrap import lesion_weights
 from dermalyze.evaluation.compare import compare
 from dermalyze.evaluation.predictions import predictions_table
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data_dir")
     parser.add_argument("run_ids", nargs="+")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         runs = [stack.enter_context(trained(r, arguments.data_dir)) for r in arguments.run_ids]
         first, ids = runs[0], tuple(run.run_id for run in runs)

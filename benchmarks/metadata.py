@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.report import Figure, publish
-from benchmarks.trained import Trained, trained
+from benchmarks.trained import Trained, parse, trained
 from dermalyze.evaluation.compare import compare
 from dermalyze.evaluation.predictions import predictions_table
 from dermalyze.evaluation.scored import Scored, scored_of
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("data_dir", "run_without", "run_with"):
         parser.add_argument(name)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     models = {}
     with trained(arguments.run_without, arguments.data_dir) as run:
         models["trained without"] = scored_without(run, [])

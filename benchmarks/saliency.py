@@ -20,7 +20,7 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.report import Figure, publish
-from benchmarks.trained import Trained, trained
+from benchmarks.trained import Trained, parse, trained
 from dermalyze.config import ModelConfig
 from dermalyze.data.ham10000 import ImageReader
 from dermalyze.data.masks import find_masks, read_mask
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run_id")
     parser.add_argument("data_dir")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     with trained(arguments.run_id, arguments.data_dir) as run:
         masks = on_masks(run)
         sanity = randomized(run)

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import foreign
 from benchmarks.corruptions import CORRUPTIONS, HARMLESS
 from benchmarks.report import Figure, publish
-from benchmarks.trained import Trained, trained
+from benchmarks.trained import Trained, parse, trained
 from dermalyze.evaluation.bootstrap import Basis, interval_of, lesion_weights
 from dermalyze.evaluation.scope import (
     cross_fitted,
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("run_id")
     parser.add_argument("data_dir")
     parser.add_argument("--seed", type=int, default=0, help="Of the images and their corruption.")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     with trained(arguments.run_id, arguments.data_dir) as run:
         validation = features_of(run, run.prepared.store.batch(run.splits.val))
         test = features_of(run, run.prepared.store.batch(run.splits.test))

@@ -1,20 +1,21 @@
 """A trained run with its images and splits, as several benchmarks need them."""
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dermalyze.config_file import load_config
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits
 from dermalyze.evaluation.scored import Scored, read_scored
 from dermalyze.models.checkpoint import load_member
+from dermalyze.models.plugins import load_plugins
 from dermalyze.models.shipped import Member
 from dermalyze.tracking import fetched, require_run
 from dermalyze.training.device import choose_device, in_full_precision
 from dermalyze.training.ended import data_of_run
-from dermalyze.training.job import BEST, CONFIG, EVALUATION, SPLIT_FILES
+from dermalyze.training.job import BEST, CONFIG, EVALUATION, SPLIT_FILES, stored_config
 from dermalyze.training.judged import PREDICTIONS, VALIDATION
 from dermalyze.training.limits import Runner
 from serving.spec import ModelSpec
@@ -32,11 +33,19 @@ class Trained:
     validation: Scored
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line; `--plugin FILE_OR_MODULE` imports what the run's network needs."""
+    parser.add_argument("--plugin", action="append", default=[], help="code of the run's network")
+    arguments = parser.parse_args()
+    load_plugins(arguments.plugin)
+    return arguments
+
+
 @contextmanager
 def trained(run_id: str, data_dir: str) -> Iterator[Trained]:
     names = (BEST, CONFIG, *SPLIT_FILES, EVALUATION)
     with fetched(run_id, names) as (checkpoint, config_file, *_, evaluation):
-        config = load_config(config_file)
+        config = stored_config(config_file)
         prepared, splits = data_of_run(
             run_id, require_run(run_id), config, Path(data_dir), config_file.parent
         )

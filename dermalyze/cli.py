@@ -20,7 +20,15 @@ from dermalyze.cli_judge import (
     promote,
     report,
 )
-from dermalyze.cli_options import FILE, FOLDER, PRECISION, auto_option, folder_or_none, say
+from dermalyze.cli_options import (
+    FILE,
+    FOLDER,
+    PRECISION,
+    auto_option,
+    folder_or_none,
+    plugin_option,
+    say,
+)
 from dermalyze.cli_serve import export_web, serve
 from serving.errors import ConfigError, DermalyzeError
 
@@ -90,6 +98,7 @@ _OVERRIDES = {
     "pretrained": "model.pretrained",
     "seed": "training.seed",
     "experiment": "tracking.experiment",
+    "plugins": "model.plugins",
 }
 
 
@@ -108,11 +117,13 @@ _OVERRIDES = {
 @auto_option("--experiment", click.STRING, "MLflow experiment.")
 @auto_option("--folds", click.INT, "Train so many times, each on another part; auto: once.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting.")
+@plugin_option(expose_value=True)
 @click.option("--resume", metavar="RUN_ID", default="", help="Go on with a stopped run.")
 def train(
     data_dir: str,
     config: str,
     settings: tuple[str, ...],
+    plugins: tuple[str, ...],
     resume: str,
     folds: int | str,
     **overrides: Any,
@@ -141,7 +152,7 @@ def train(
 
         # The settings are checked before anything slow: the data, torch.
         folder, demo_data = find_data(data_dir, make=False)
-        resolved = _config(config, demo_data, settings, overrides)
+        resolved = _config(config, demo_data, settings, {**overrides, "plugins": list(plugins)})
         folder, demo_data = find_data(data_dir, make=True)
         from dermalyze.training.folds import train_folds
         from dermalyze.training.run import train as train_run
@@ -165,7 +176,9 @@ def _config(
     from dermalyze.config_file import load_config
     from dermalyze.data.auto import config_path
 
-    values = {_OVERRIDES[name]: value for name, value in overrides.items() if value != "auto"}
+    values = {
+        _OVERRIDES[name]: value for name, value in overrides.items() if value not in ("auto", [])
+    }
     if values.get("model.pretrained") in ("true", "false"):
         values["model.pretrained"] = values["model.pretrained"] == "true"
     path = config_path(demo_data) if config == "auto" else Path(config)
@@ -232,6 +245,7 @@ def demo_data(folder: Path, images: int, seed: int, layout: str) -> None:
     help="float16: half the size; int8: a quarter, and faster on a CPU.",
 )
 @click.option("--data-dir", type=FOLDER, default=None, help="The images; else as for evaluate.")
+@plugin_option()
 def export_onnx(
     run_ids: tuple[str, ...], output: Path, tta: bool, precision: str, data_dir: Path | None
 ) -> None:

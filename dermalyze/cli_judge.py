@@ -4,7 +4,15 @@ from pathlib import Path
 
 import click
 
-from dermalyze.cli_options import FILE, FOLDER, RUN_DATA, RUN_ID, folder_or_none, say
+from dermalyze.cli_options import (
+    FILE,
+    FOLDER,
+    RUN_DATA,
+    RUN_ID,
+    folder_or_none,
+    plugin_option,
+    say,
+)
 from serving.taxonomy import DISCLAIMER
 
 
@@ -15,6 +23,7 @@ from serving.taxonomy import DISCLAIMER
 @click.option("--images", type=FOLDER, default=None, help="Other images than the run's.")
 @click.option("--labels", type=FILE, default=None, help="Their CSV: image_id,label.")
 @click.option("--output", type=FOLDER, default=None, help="[default: evaluation-RUN_ID-SPLIT]")
+@plugin_option()
 def evaluate(
     run_id: str,
     split: str,
@@ -96,6 +105,7 @@ def compare(run_ids: tuple[str, ...], output: Path | None) -> None:
 @click.command()
 @RUN_ID
 @RUN_DATA
+@plugin_option()
 def leakage(run_id: str, data_dir: Path | None) -> None:
     """Show what a random split would have claimed: train again with siblings of test images."""
     from dermalyze.training.leakage import leakage_of

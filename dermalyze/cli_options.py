@@ -17,6 +17,30 @@ RUN_DATA = click.option(
 )
 
 
+def _load_plugins(
+    _context: click.Context, _param: click.Parameter, plugins: tuple[str, ...]
+) -> tuple[str, ...]:
+    plugins = tuple(plugin for plugin in plugins if plugin != "auto")  # which MLproject passes on
+    if plugins:
+        from dermalyze.models.plugins import load_plugins
+
+        load_plugins(plugins)
+    return plugins
+
+
+def plugin_option(*, expose_value: bool = False) -> Callable[[Command], Command]:
+    """Make the option that names plug-ins, which are imported while it is parsed."""
+    return click.option(
+        "--plugin",
+        "plugins",
+        multiple=True,
+        metavar="FILE_OR_MODULE",
+        callback=_load_plugins,
+        expose_value=expose_value,
+        help="Python code that the model needs and you trust; repeatable.",
+    )
+
+
 class AutoOr(click.ParamType[Any]):
     """The word `auto`, which leaves a setting as the config has it, or a value."""
 

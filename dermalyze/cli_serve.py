@@ -11,7 +11,15 @@ from typing import Any
 
 import click
 
-from dermalyze.cli_options import FILE, FOLDER, PRECISION, Command, folder_or_none, say
+from dermalyze.cli_options import (
+    FILE,
+    FOLDER,
+    PRECISION,
+    Command,
+    folder_or_none,
+    plugin_option,
+    say,
+)
 from serving.errors import ConfigError
 from serving.settings import PREFIX, ServiceSettings
 
@@ -111,6 +119,7 @@ def serve(
     default=None,
     help="onnxruntime-web, as npm packs it; else npm fetches it.",
 )
+@plugin_option()
 def export_web(
     run_ids: tuple[str, ...],
     model: Path | None,

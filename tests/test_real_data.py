@@ -87,7 +87,9 @@ def test_from_zips_to_a_rest_answer_on_real_images(real_data, tmp_path):
         for part in sorted((tmp_path / "data").glob("*.zip"))
         if image_id + ".jpg" in (archive := zipfile.ZipFile(part)).namelist()
     )
-    expected = SkinLesionPredictor(artifacts / "checkpoint_best.pt").predict(data)
+    expected = SkinLesionPredictor(artifacts / "checkpoint_best.pt", plugins=[str(PLUGIN)]).predict(
+        data
+    )
     port = free_port()
     command = [
         "mlflow", "models", "serve", "-m", "models:/dermalyze@champion", "--env-manager", "local",

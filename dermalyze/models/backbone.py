@@ -1,15 +1,12 @@
-"""A timm backbone by name: plug-ins, pretrained weights, and what its features look like.
+"""A timm backbone by name: its pretrained weights, and what its features look like.
 
 N images, F features, h x w places of the final feature map, E early features.
 """
 
 import difflib
-import importlib
-import importlib.util
 import logging
 import math
 import os
-import sys
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dermalyze.config import ModelConfig
+from dermalyze.models.plugins import load_plugins
 from serving.errors import ConfigError
 from serving.spec import RESIZE_FILTERS
 
@@ -116,37 +114,6 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[Backbone, Weig
             f"model.name {name} cannot be a backbone for images of {image_size} x {image_size}; "
             "try another data.image_size or model.name"
         ) from error
-
-
-def load_plugins(plugins: tuple[str, ...]) -> None:
-    """Import each plug-in, a module's name or a .py file, once; it may register timm models."""
-    for plugin in plugins:
-        try:
-            if plugin.endswith(".py"):
-                _import_file(Path(plugin))
-            else:
-                importlib.import_module(plugin)
-        except FileNotFoundError as error:
-            raise ConfigError(f"model.plugins names {plugin}, and there is no such file") from error
-        except ImportError as error:
-            raise ConfigError(f"model.plugins names {plugin}, which fails: {error}") from error
-
-
-def _import_file(path: Path) -> None:
-    name = "dermalyze_plugin_" + path.stem
-    known = sys.modules.get(name)
-    if known is not None and known.__file__ == str(path.resolve()):
-        return
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    assert spec is not None
-    assert spec.loader is not None  # a .py file always has one
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
 
 
 def resize_filter_of(config: ModelConfig) -> str:

@@ -16,6 +16,7 @@ from dermalyze.config import ModelConfig
 from dermalyze.config_file import config_from
 from dermalyze.models.classifier import Classifier, build_classifier
 from dermalyze.models.heads import AcrnnHead
+from dermalyze.models.plugins import with_named_plugins
 from dermalyze.models.scope import ScopeScore
 from dermalyze.models.shipped import Member
 from serving.errors import ArtifactError, ConfigError
@@ -85,14 +86,14 @@ def load_member(path: Path) -> tuple[Member, ModelSpec]:
     """Build the network of a checkpoint, and its scope where it has one, on the CPU.
 
     Raises:
-        ArtifactError: the file cannot be used, or a plug-in that it needs is gone.
+        ArtifactError: the file cannot be used, or needs a plug-in that the user has not named.
     """
     content = load_checkpoint(path)
     try:
         spec = ModelSpec.from_json(content["spec"])
         values = json.loads(content["model"])
         values["pretrained"] = False
-        config = config_from({"model": values}).model
+        config = with_named_plugins(config_from({"model": values}).model)
         classifier, _ = build_classifier(config, spec.input_size[0], len(spec.class_names))
         classifier.load_state_dict(content["weights"])
         scope = ScopeScore.of_state(content["scope"]) if spec.scope is not None else None

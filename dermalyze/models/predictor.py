@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dermalyze.models.checkpoint import load_member
+from dermalyze.models.plugins import load_plugins
 from dermalyze.models.shipped import ShippedNetwork
 from serving.answering import AnyPredictor, Outputs
 from serving.preprocess import Pixels
@@ -20,12 +21,19 @@ from serving.spec import ModelSpec
 class SkinLesionPredictor(AnyPredictor):
     """A trained network on the CPU, in full precision.  Safe to share between threads."""
 
-    def __init__(self, checkpoint: Path | str) -> None:
+    def __init__(self, checkpoint: Path | str, *, plugins: Sequence[str] = ()) -> None:
         """Load a checkpoint of `dermalyze train`.
 
+        Args:
+            checkpoint: the file; code that it names is not run.
+            plugins: modules and .py files to import first, because you trust them.
+
         Raises:
-            ArtifactError: the file is missing, damaged, foreign or of another version.
+            ArtifactError: the file is missing, damaged, foreign or of another version, or it asks
+                for a plug-in that was not named.
+            ConfigError: a plug-in cannot be imported.
         """
+        load_plugins(plugins)
         member, spec = load_member(Path(checkpoint))
         self._use(ShippedNetwork([member]), spec)
 

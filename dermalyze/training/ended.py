@@ -42,6 +42,7 @@ from dermalyze.training.job import (
     HISTORY,
     SPLIT_FILES,
     prepare_for,
+    stored_config,
 )
 from dermalyze.training.judged import (
     PREDICTIONS,
@@ -82,7 +83,7 @@ def evaluate_run(run_id: str, split: str, *, data_dir: Path | None, output: Path
     names = (CONFIG, HISTORY, *SPLIT_FILES, BEST)
     with fetched(run_id, names) as (config_file, *_, checkpoint):
         files = config_file.parent
-        config = load_config(config_file)
+        config = stored_config(config_file)
         prepared, splits = data_of_run(run_id, params, config, data_dir, files)
         member, spec = load_member(checkpoint)
         runner = Runner(

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from dermalyze.config import Config, require
-from dermalyze.config_file import flatten, load_config, to_yaml
+from dermalyze.config_file import flatten, to_yaml
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits, fold_splits
 from dermalyze.evaluation.folder import write_evaluation
@@ -39,6 +39,7 @@ from dermalyze.training.job import (
     prepare_again,
     prepare_for,
     run_name,
+    stored_config,
 )
 from dermalyze.training.judged import RunFacts, interval_metrics, write_judged
 from dermalyze.training.run import TrainingInterruptedError, resolve, train_in
@@ -119,7 +120,7 @@ def resume_folds(run_id: str, data_dir: Path | None, *, say: Say) -> FoldsResult
     folder = _folder(run_id)
     if not (folder / CONFIG).exists():
         fetch(run_id, CONFIG, folder)
-    config = load_config(folder / CONFIG)
+    config = stored_config(folder / CONFIG)
     plan = _plan(
         config,
         prepare_again(run_id, params, config, data_dir),

@@ -4,6 +4,7 @@ What is written while a run goes on lies in `.dermalyze/runs/<run id>`, each fil
 run killed at any point can be gone on with.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dermalyze.config import Config
+from dermalyze.config_file import load_config
 from dermalyze.data.loader import Rows
 from dermalyze.data.prepare import Prepared, prepare
 from dermalyze.data.splits import Splits
 from dermalyze.models.checkpoint import load_checkpoint, save_checkpoint
+from dermalyze.models.plugins import with_named_plugins
 from dermalyze.models.shipped import Member
 from dermalyze.tracking import TrackedRun, fetch
 from dermalyze.training.device import Device
@@ -66,6 +69,16 @@ class Job:
             data_fingerprint=self.prepared.fingerprint,
             metadata=MetadataFields() if self.config.model.use_metadata else None,
         )
+
+
+def stored_config(path: Path) -> Config:
+    """Read the settings that a run has kept; code that they ask for is not run.
+
+    Raises:
+        ConfigError: they cannot be read, or ask for a plug-in that the user has not named.
+    """
+    config = load_config(path)
+    return dataclasses.replace(config, model=with_named_plugins(config.model))
 
 
 def prepare_for(config: Config, data_dir: Path) -> Prepared:

@@ -15,14 +15,21 @@ import numpy as np
 import pandas as pd
 
 from dermalyze.config import Config
-from dermalyze.config_file import load_config
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import SharedPhotograph, Splits, near_duplicate_scan
 from dermalyze.evaluation.compare import Comparison, compare, table
 from dermalyze.evaluation.scored import Scored, read_scored
 from dermalyze.tracking import add_to_run, children_of, fetched, open_run, require_run, tags_of
 from dermalyze.training.ended import data_of_run
-from dermalyze.training.job import CONFIG, EVALUATION, FOLDS_TAG, SPLIT_FILES, Say, run_name
+from dermalyze.training.job import (
+    CONFIG,
+    EVALUATION,
+    FOLDS_TAG,
+    SPLIT_FILES,
+    Say,
+    run_name,
+    stored_config,
+)
 from dermalyze.training.run import TrainingInterruptedError, train_in
 from serving.errors import DataError
 
@@ -95,7 +102,7 @@ def leakage_of(run_id: str, data_dir: Path | None, *, say: Say) -> Leakage:
     if FOLDS_TAG in tags:
         raise DataError(f"run {run_id} stands for several folds; pass the run id of one of them")
     with fetched(run_id, (CONFIG, PREDICTIONS, *SPLIT_FILES)) as (config_file, own, split_file, *_):
-        config = load_config(config_file)
+        config = stored_config(config_file)
         if not config.data.lesion_aware:
             raise DataError(
                 f"run {run_id} was trained with siblings of its test images already; pass one with "

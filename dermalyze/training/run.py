@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dermalyze.config import Config
-from dermalyze.config_file import flatten, load_config, to_yaml
+from dermalyze.config_file import flatten, to_yaml
 from dermalyze.data.augment import augmentation_page
 from dermalyze.data.metadata import metadata_of
 from dermalyze.data.prepare import Prepared
@@ -46,6 +46,7 @@ from dermalyze.training.job import (
     run_name,
     save_best,
     save_latest,
+    stored_config,
 )
 from dermalyze.training.loop import LearningData, fit
 from dermalyze.training.ship import RunResult, ship
@@ -121,7 +122,7 @@ def resume(run_id: str, data_dir: Path | None, *, say: Say) -> RunResult:
     for name in (CONFIG, *SPLIT_FILES):
         if not (folder / name).exists():
             fetch(run_id, name, folder)
-    config = load_config(folder / CONFIG)
+    config = stored_config(folder / CONFIG)
     prepared = prepare_again(run_id, params, config, data_dir)
     splits = read_splits(folder, prepared.manifest, lesion_aware=config.data.lesion_aware)
     with open_run(config.tracking, resume=run_id) as run:

@@ -14,7 +14,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermalyze.config import Config
-from dermalyze.config_file import load_config
 from dermalyze.data.loader import Rows
 from dermalyze.data.metadata import metadata_of
 from dermalyze.data.prepare import Prepared
@@ -37,6 +36,7 @@ from dermalyze.training.job import (
     FOLDS_TAG,
     SPLIT_FILES,
     Say,
+    stored_config,
 )
 from dermalyze.training.judged import PREDICTIONS, VALIDATION
 from dermalyze.training.limits import Runner, limits_in, with_limits
@@ -194,7 +194,7 @@ def _trained(run_id: str, stack: ExitStack) -> _Trained:
         params=require_run(run_id),
         member=member,
         spec=spec,
-        config=load_config(config_file),
+        config=stored_config(config_file),
         files=config_file.parent,
         validation=tables[0],
         test=tables[1],
