@@ -1,5 +1,7 @@
 """Files appear whole or not at all, whatever ends the writing."""
 
+import os
+
 import pytest
 
 from serving.whole import whole_file, write_text
@@ -37,3 +39,16 @@ def test_nothing_stands_there_before_the_end(tmp_path):
         partial.write_text("half of it")
         assert not path.exists()
     assert path.read_text() == "half of it"
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_so_is_the_name(tmp_path, monkeypatch):
+    path = tmp_path / "note.txt"
+    synced = []
+
+    def fsync(descriptor):
+        number = os.fstat(descriptor).st_ino
+        synced.append((number, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(path, "text")
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]

@@ -37,6 +37,7 @@ from dermalyze.data.pixels import (
 from dermalyze.data.processes import Job, decode_in_processes, num_cores
 from dermalyze.data.store_files import PIXELS, StoreFiles, remove_scaffolding
 from serving.errors import DataError, ImageError
+from serving.whole import sync
 
 _FILES = "files.json"  # what the store was made of; one without it is good, but never copied from
 # What a killed build may have to decode again, for each worker twice.
@@ -70,7 +71,10 @@ def build_pixels(
         partial.mkdir(parents=True, exist_ok=True)
         records = _fill(files, partial, preprocessing, workers or num_cores())
         shutil.rmtree(folder, ignore_errors=True)  # there only if damaged
+        for path in (*partial.iterdir(), partial):  # a power cut must not leave an empty file
+            sync(path)
         partial.replace(folder)
+        sync(output)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         side = preprocessing.image_size
