@@ -4,6 +4,7 @@ N images, K numbers of each.  Never imports torch or pandas.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,11 @@ from serving.errors import MetadataError
 from serving.limits import SpecPart, is_number, require_part
 
 COLUMNS = ("age", "sex", "localization")  # HAM10000's names
-MAX_AGE = 120  # years
-_MISSING = ("", "unknown")
+MAX_AGE = 120  # years; HAM10000's oldest patient is 85, and more than 120 is a slip of the pen
+# What people and programs write for a value that is not known, in small letters; Excel writes
+# #N/A and pandas <NA>.
+MISSING = frozenset({"", "-", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ class MetadataFields(SpecPart):
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What is known of one image; None, NaN, empty text and `unknown`: not known.
+    """What is known of one image; None, NaN and the words of `MISSING`: not known.
 
     Raises:
         MetadataError: a value is of another type, or an age that nobody has.
@@ -87,7 +91,7 @@ class Metadata:
 
     def __post_init__(self) -> None:
         """Keep each value in its one form: a number, a word in small letters, or None."""
-        object.__setattr__(self, "age", _age(self.age))
+        object.__setattr__(self, "age", age_of(self.age))
         for name in ("sex", "localization"):
             object.__setattr__(self, name, _word(name, getattr(self, name)))
 
@@ -135,34 +139,41 @@ def encode(items: Sequence[Metadata | None], fields: MetadataFields) -> NDArray[
     return encoded
 
 
-def _age(value: Any) -> float | None:
+def is_missing(value: Any) -> bool:
+    """Say whether a cell of a table, or a value of JSON, means that nothing is known."""
     if isinstance(value, str):
-        if value.strip().lower() in _MISSING:
-            return None
-        try:
-            value = float(value)
-        except ValueError:
-            value = None
-            ok = False
-        else:
-            ok = True
-    else:
-        ok = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
-    if ok and (value is None or math.isnan(value)):
+        return value.strip().lower() in MISSING
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def age_of(value: Any) -> float | None:
+    """Return an age in years, given as a number or as text; None: not known.
+
+    Raises:
+        MetadataError: it is something else, or nobody is that old.
+    """
+    if is_missing(value):
         return None
-    if not ok or not 0 <= value <= MAX_AGE:
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value)  # float alone takes more than numbers, such as 4_5
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= MAX_AGE:
         raise MetadataError(f"an age must be a number of years from 0 to {MAX_AGE}")
     return float(value)
 
 
+def word_of(text: str) -> str | None:
+    """Return a word of a table in the one form it has everywhere; None: not known."""
+    return None if is_missing(text) else text.strip().lower()
+
+
 def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and value == value.strip().lower() and value not in _MISSING
+    return isinstance(value, str) and value == word_of(value)
 
 
 def _word(name: str, value: Any) -> str | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if is_missing(value):
         return None
     if not isinstance(value, str):
         raise MetadataError(f"the {name} must be text, got {type(value).__name__}")
-    word = value.strip().lower()
-    return None if word in _MISSING else word
+    return word_of(value)

@@ -33,8 +33,22 @@ def test_an_age_at_the_mean_is_not_the_same_as_no_age():
     assert known.tolist() != unknown.tolist()
 
 
-@pytest.mark.parametrize("missing", [None, "", " ", "unknown", "Unknown", math.nan])
-def test_what_is_missing_is_none(missing):
+WORDS = ("", "nan", "NA", "N/A", "None", "null", "unknown", "-", "#N/A", "<NA>")
+
+
+@given(
+    word=st.sampled_from(WORDS),
+    change=st.sampled_from([str, str.lower, str.upper, str.title]),
+    before=st.text(" \t\u00a0", max_size=2),
+    after=st.text(" \t\u00a0", max_size=2),
+)
+def test_any_word_for_what_is_missing_is_none(word, change, before, after):
+    values = dict.fromkeys(("age", "sex", "localization"), before + change(word) + after)
+    assert Metadata.of(values) == Metadata()
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_what_a_program_sends_for_what_is_missing_is_none(missing):
     values = dict.fromkeys(("age", "sex", "localization"), missing)
     assert Metadata.of(values) == Metadata() == Metadata.of({})
 
@@ -45,7 +59,9 @@ def test_csv_text_and_json_numbers_mean_the_same():
     assert text == Metadata(age=45.0, sex="male", localization="back")
 
 
-@pytest.mark.parametrize("age", [-1, 121, "old", True, math.inf, [], "1e9"])
+@pytest.mark.parametrize(
+    "age", [-1, 121, "old", True, math.inf, [], "1e9", "4_5", "-nan", 10**400, "9" * 400]
+)
 def test_an_age_that_nobody_has_is_refused(age):
     with pytest.raises(MetadataError) as caught:
         Metadata.of({"age": age})

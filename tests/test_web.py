@@ -142,7 +142,8 @@ def test_a_model_that_has_nothing_but_classes_gets_pythons_answer(browser, tmp_p
 @pytest.mark.parametrize(
     "facts",
     [{"age": age} for age in (" ", "Unknown", " 40 ", "4e1", "0x10", "abc", "-1", "121", 120)]
-    + [{"sex": sex} for sex in (" MALE ", "UNKNOWN", "other")],
+    + [{"age": age} for age in ("N/A", "4_5")]
+    + [{"sex": sex} for sex in (" MALE ", "UNKNOWN", "other", "-", "None", "<NA>")],
 )
 def test_metadata_are_read_as_python_reads_them(page, predictor, facts):
     data = ANSWERED["one pixel"]

@@ -1,7 +1,7 @@
 // From what the network gives to an answer, as `serving/answering.py` and `quality.py` do.
 
 const EXACT = 60; // decimal digits; enough to see whether a number lies just between two
-const MISSING = ["", "unknown"];
+const MISSING = ["", "-", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"];
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
 /** Encode age, sex and site: Float32Array of the width that the spec asks for. */
