@@ -96,7 +96,7 @@ class ModelConfig:
 
     size: str = "small"  # small, medium, large: an EfficientNetV2
     name: str = "auto"  # any timm model instead; auto: what `size` names
-    plugins: tuple[str, ...] = ()  # modules or .py files imported first; may register models
+    plugins: tuple[str, ...] = ()  # modules or .py files imported first, never from a stored file
     pretrained: str | bool = "auto"  # auto, true, false, or a .safetensors file
     head_type: str = "simple"  # simple or acrnn (convolution, LSTM, attention over all places)
     dropout_rate: float = 0.3  # fraction of activations dropped in the head

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from serving.errors import ImageError
 from serving.files import Answer
+from serving.spreadsheet import neutralized
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
 
 
@@ -78,7 +79,8 @@ def _cell(value: object) -> object:
 
 def _csv_line(*values: object) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(values)
+    cells = [neutralized(value) if isinstance(value, str) else value for value in values]
+    csv.writer(text, lineterminator="").writerow(cells)
     return text.getvalue()
 
 

@@ -335,3 +335,15 @@ def test_photographs_of_one_lesion_get_one_answer(tmp_path):
     assert path == paths[0]
     assert answer == predictor.predict_lesion(paths)
     assert answer.num_images == 2
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\uff1d", "'-"])
+def test_no_cell_of_the_csv_is_a_formula_and_numbers_stay_numbers(tmp_path, predictor, start):
+    path = tmp_path / f"{start}cmd.png"
+    Image.new("RGB", (9, 9)).save(path)
+    answer = predictor.predict(path)
+    lines = render([(Path(path.name), answer), (Path("x"), ImageError(f"{start}x"))], "csv")
+    good, bad = csv.DictReader(lines)
+    assert good["image"] == f"'{start}cmd.png"
+    assert bad["error"] == f"'{start}x"
+    assert float(good["confidence"]) == answer.confidence

@@ -198,3 +198,39 @@ def test_what_was_measured_of_an_image_reads_back_bit_for_bit(tmp_path):
     assert str(caught.value).endswith(
         "has scope_score 'high' for image 'ISIC_0000002', expected a number"
     )
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            "".join,
+            st.tuples(
+                st.sampled_from(["", "'", "''"]),
+                st.sampled_from(["", "=", "+", "-", "@", "\uff1d", "\t"]),
+                st.text("ab'=,;\"1 \n", max_size=5),
+            ),
+        ),
+        min_size=1,
+        max_size=5,
+        unique=True,
+    )
+)
+def test_any_image_id_reads_back_as_it_was_and_no_cell_is_a_formula(tmp_path_factory, ids):
+    path = tmp_path_factory.mktemp("ids") / "predictions.csv"
+    rows = manifest(["nv"] * len(ids)).assign(image_id=ids, localization=ids)
+    logits = np.full((len(ids), C), -1, np.float32)
+    write_predictions(path, predictions_table(rows, logits, CLASS_NAMES))
+    table, read, _ = read_predictions(path)
+    assert table["image_id"].tolist() == table["localization"].tolist() == ids
+    assert read.tolist() == logits.tolist()
+    cells = pd.read_csv(path, dtype=str, keep_default_na=False)
+    texts = [*cells["image_id"], *cells["localization"]]
+    assert not any(text.startswith(tuple("=+-@\uff1d\t\n")) for text in texts)
+    assert set(cells["logit_nv"]) == {"-1"}  # a negative number stays one
+
+
+def test_a_table_written_by_others_may_hold_ids_like_formulas(written):
+    text = written.read_text().replace("ISIC_0000000", "=1+1")
+    written.write_text(text)
+    assert read_predictions(written)[0]["image_id"][0] == "=1+1"

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dermalyze.evaluation.bootstrap import Basis, Interval, interval_of, lesion_weights
 from dermalyze.evaluation.metrics import Floats
+from dermalyze.evaluation.predictions import for_spreadsheet, from_spreadsheet
 from dermalyze.evaluation.scope import lesion_shares
 from dermalyze.evaluation.scored import lesion_numbers
 from serving.whole import whole_file
@@ -105,7 +106,7 @@ def write_explanations(folder: Path, table: pd.DataFrame) -> None:
         path.unlink(missing_ok=True)
         return
     with whole_file(path) as partial:
-        table.to_csv(partial, index=False, lineterminator="\n", encoding="utf-8")
+        for_spreadsheet(table).to_csv(partial, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def read_explanations(folder: Path) -> pd.DataFrame | None:
@@ -113,7 +114,8 @@ def read_explanations(folder: Path) -> pd.DataFrame | None:
     path = folder / EXPLANATIONS
     if not path.exists():
         return None
-    return pd.read_csv(path, dtype={"image_id": str, "lesion_id": str}, keep_default_na=False)
+    texts = {"image_id": str, "lesion_id": str}
+    return from_spreadsheet(pd.read_csv(path, dtype=texts, keep_default_na=False))
 
 
 def enlarged(small: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float64]:

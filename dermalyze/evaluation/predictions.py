@@ -3,7 +3,7 @@
 N images, C classes.  Logits are written so that they read back bit for bit.  Never imports torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dermalyze.evaluation.metrics import Counts, check_logits
 from serving.errors import DataError
 from serving.prediction import softmax
+from serving.spreadsheet import neutralized, restored
 from serving.taxonomy import CLASS_NAMES
 from serving.whole import whole_file
 
@@ -79,10 +80,31 @@ def logits_of(table: pd.DataFrame, class_names: Sequence[str]) -> NDArray[np.flo
 
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
-    """Write a table of predictions as CSV, whole or not at all."""
+    """Write a table of predictions as CSV, whole or not at all; no text in it runs as a formula."""
     nine = "%.9g"  # digits tell every float32 from its neighbors
     with whole_file(path) as partial:
-        table.to_csv(partial, index=False, float_format=nine, lineterminator="\n", encoding="utf-8")
+        for_spreadsheet(table).to_csv(
+            partial, index=False, float_format=nine, lineterminator="\n", encoding="utf-8"
+        )
+
+
+def for_spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
+    """Neutralize the texts of a table and its column names; `from_spreadsheet` undoes it."""
+    return _with_texts(table, neutralized)
+
+
+def from_spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the texts that `for_spreadsheet` was given."""
+    return _with_texts(table, restored)
+
+
+def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    changed = {
+        str(name): [change(value) if isinstance(value, str) else value for value in column]
+        for name, column in table.items()
+        if not pd.api.types.is_numeric_dtype(column)
+    }
+    return table.assign(**changed).rename(columns=change)
 
 
 def read_predictions(
@@ -101,6 +123,7 @@ def read_predictions(
         raise DataError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
     except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ValueErrors
         raise DataError(f"{path} is not a CSV table; write it with `dermalyze evaluate`") from error
+    table = from_spreadsheet(table)
     if missing := [name for name in (*TEXTS, *number_columns) if name not in table.columns]:
         raise DataError(
             f"{path} lacks the columns {', '.join(missing)}; write it with `dermalyze evaluate`"

@@ -39,8 +39,8 @@ export function asCsv(results, classNames, disclaimer) {
 
 function cell(value) {
   let text = String(value ?? "");
-  // A spreadsheet would run a file name that begins like a formula.
-  if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
+  // A spreadsheet would run a file name that begins like a formula (serving/spreadsheet.py).
+  if (typeof value === "string" && /^'*[=+\-@＝＋－＠\t\r\n]/.test(text)) text = `'${text}`;
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
