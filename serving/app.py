@@ -231,7 +231,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return _json({"status": "ok"})
 
     @app.get("/ready", summary="Whether a model is there and there is room for a request")
-    async def ready() -> Response:
+    async def ready(request: Request) -> Response:
+        if getattr(request.state, "ending", False):  # `dermalyze serve` after SIGTERM
+            raise RefusedError(503, "the service is ending; ask another one")
         if service.load.in_flight >= service.settings.max_in_flight:
             raise RefusedError(*BUSY)
         return _json({"status": "ready"})

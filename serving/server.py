@@ -1,20 +1,30 @@
 """Starting the service: sockets, the bounds of a connection, processes, an end in order.
 
-uvicorn listens; what it lacks is here: a time for headers to arrive, and one form of error.
+uvicorn listens; what it lacks is here: a time for headers to arrive, one form of error, and an end
+that answers whoever has connected before it.
 """
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import os
+import select
 import shutil
+import signal
 import socket
+import struct
+import sys
 import tempfile
+from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import h11
 import uvicorn
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors import Multiprocess, multiprocess
 
 from serving.bounds import error_body
 from serving.errors import ConfigError
@@ -23,6 +33,12 @@ from serving.settings import PREFIX, ServiceSettings
 
 _HEADER_SECONDS = f"{PREFIX}HEADER_SECONDS"
 _MAX_HEADER_BYTES = 32 * 1024
+_HANDSHAKE_SECONDS = 0.1  # a client whose connection is being made at SIGTERM may finish it in
+_BACKLOG_SECONDS = 5.0  # to accept those who have connected
+_LAST_SECONDS = 1.0  # a connection without a request may still send one in, after SIGTERM
+# For the kernel: of what comes to a listening socket, drop what opens a new connection (the SYN).
+_SO_ATTACH_FILTER = 26
+_DROP_NEW = ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 _LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -58,6 +74,23 @@ class BoundedProtocol(H11Protocol):
         self._wait_no_longer()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """End with the present answer; a connection without a request gets a moment for one."""
+        if self._is_quiet():
+            self._unset_keepalive_if_required()
+            self.loop.call_later(_LAST_SECONDS, self._end_if_quiet)
+        elif not self.cycle.response_started:
+            self.cycle.default_headers = [*self.cycle.default_headers, CLOSE_HEADER]
+        else:
+            self.cycle.keep_alive = False
+
+    def _is_quiet(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _end_if_quiet(self) -> None:
+        if self._is_quiet() and not self.conn.trailing_data[0] and not self.transport.is_closing():
+            self.transport.close()
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
         self._refuse(400, "the request is no HTTP, or its headers are too large")
@@ -92,6 +125,56 @@ class BoundedProtocol(H11Protocol):
             for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, which at its end answers whoever has connected before."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept who has connected, close the socket, answer all, within the grace period."""
+        self.lifespan.state["ending"] = True  # what /ready answers with
+        self.server_state.default_headers = [*self.server_state.default_headers, CLOSE_HEADER]
+        listening = sockets or []
+        if self.config.workers == 1:
+            drop_new(listening)  # of several processes, the one above them does it
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_BACKLOG_SECONDS):
+                await asyncio.sleep(_HANDSHAKE_SECONDS)
+                while select.select(listening, [], [], 0)[0]:
+                    await asyncio.sleep(_HANDSHAKE_SECONDS / 10)
+        await super().shutdown(sockets)
+
+
+class Workers(Multiprocess):
+    """uvicorn's processes, which share a socket and end together."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sign, self._end)
+
+    def _end(self, sign: int, _: FrameType | None) -> None:
+        """Let nobody new connect from this moment on: each worker may have got the signal too."""
+        drop_new(self.sockets)
+        self.signal_queue.append(sign)
+
+
+multiprocess.Server = DrainingServer  # type: ignore[attr-defined]  # uvicorn has no option
+
+
+def drop_new(listening: Sequence[socket.socket]) -> None:
+    """Let the kernel drop new connections, while those that wait to be accepted stay.
+
+    Otherwise a connection made between the last look at the queue and the closing of the socket is
+    reset.  Its client tries again after a second, and is refused then, or answered by another.
+    """
+    if sys.platform != "linux":
+        return
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *op) for op in _DROP_NEW))
+    described = struct.pack("HP", len(_DROP_NEW), ctypes.addressof(program))
+    for each in listening:
+        with contextlib.suppress(OSError):  # a kernel without it: a short moment stays
+            each.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
 
 def serve(settings: ServiceSettings, *, host: str, port: int, workers: int = 1) -> None:
@@ -131,9 +214,9 @@ def serve(settings: ServiceSettings, *, host: str, port: int, workers: int = 1) 
     log.info("listening on http://%s:%d", shown, listening.getsockname()[1])
     try:
         if workers > 1:
-            Multiprocess(config, sockets=[listening]).run()
+            Workers(config, sockets=[listening]).run()
         else:
-            uvicorn.Server(config).run(sockets=[listening])
+            DrainingServer(config).run(sockets=[listening])
     finally:
         listening.close()
         if counts:

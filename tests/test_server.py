@@ -1,6 +1,7 @@
 """The service as a process: slow and wrong clients, its end, its processes, its reloads."""
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,52 @@ def test_after_sigterm_what_is_in_flight_is_finished_and_what_is_new_is_refused(
             time.sleep(0.1)
         assert not alive(own.pid)
     assert "Traceback" not in own.log.read_text()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_resets_nobody_who_has_connected(tmp_path, workers):
+    """24 have sent and are not read yet; 8 connect for each request until they are refused."""
+    photograph = head(len(png()), more="Connection: close\r\n") + png()
+
+    def ask_until_refused(own):
+        answers = []
+        while True:
+            try:
+                answers.append(own.said(photograph))
+            except ConnectionRefusedError:
+                return answers
+
+    with ThreadPoolExecutor(8) as pool, service(tmp_path, "--workers", workers) as own:
+        streams = [pool.submit(ask_until_refused, own) for _ in range(8)]
+        own.predict()
+        clients = [own.connection() for _ in range(24)]
+        for client in clients:
+            client.sendall(photograph)
+        os.killpg(own.pid, signal.SIGTERM)  # each process, as a terminal or systemd does
+        answers = [read_all(client) for client in clients]
+        assert [answer[:12] for answer in answers] == [b"HTTP/1.1 200"] * 24
+        for stream in streams:
+            answers = stream.result()
+            assert answers
+            assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
+    assert "Traceback" not in own.log.read_text()
+
+
+def test_after_sigterm_a_kept_connection_hears_that_the_service_ends(tmp_path):
+    with service(tmp_path) as own, own.connection() as silent:
+        kept = http.client.HTTPConnection("127.0.0.1", own.port, timeout=30)
+        kept.request("GET", "/ready")
+        assert kept.getresponse().read() == b'{"status": "ready"}'
+        os.kill(own.pid, signal.SIGTERM)
+        status = 200
+        while status == 200:
+            kept.request("GET", "/ready")
+            response = kept.getresponse()
+            status, body = response.status, response.read()
+        assert (status, response.getheader("connection")) == (503, "close")
+        assert json.loads(body)["message"] == "the service is ending; ask another one"
+        silent.sendall(head(len(png())) + png())  # connected before, spoke after
+        assert b"200 OK" in read_all(silent)
 
 
 def alive(pid):
