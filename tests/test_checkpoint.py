@@ -73,6 +73,19 @@ def test_a_file_cut_short_is_explained(tmp_path, classifier):
     )
 
 
+def test_one_flipped_bit_among_the_weights_is_seen(tmp_path, classifier):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, classifier.state_dict(), CONFIG, SPEC)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError) as caught:
+        load_checkpoint(path)
+    assert str(caught.value) == (
+        f"{path} is no checkpoint of dermalyze, or it is damaged; train or download it again"
+    )
+
+
 def test_missing_foreign_and_newer_files_are_told_apart(tmp_path, classifier):
     missing, foreign, newer = (tmp_path / name for name in ("no.pt", "foreign.pt", "newer.pt"))
     torch.save({"state_dict": {}}, foreign)

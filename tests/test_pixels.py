@@ -54,6 +54,7 @@ def test_row_i_is_the_resized_image_i(tmp_path):
         "files.json",
         "images.json",
         "pixels.npy",
+        "sums.npy",
         "thumbnails.npy",
     ]
 
@@ -237,3 +238,42 @@ def test_preprocessing_out_of_range_is_refused(values, message):
     with pytest.raises(ConfigError) as caught:
         Preprocessing(image_size=size, resize_mode=mode, resize_filter=filter_name)
     assert str(caught.value) == message
+
+
+def flip_a_bit(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 4
+    path.write_bytes(data)
+
+
+def test_one_flipped_bit_among_the_pixels_is_named(tmp_path):
+    files = write_images(tmp_path / "images", [encode(noise(seed)) for seed in range(5)])
+    stored = build_pixels(files, tmp_path / "out", SMALL, workers=1)
+    digest = stored.verify()
+    row_bytes = 16 * 16 * 3
+    flip_a_bit(stored.folder / "pixels.npy", 128 + 2 * row_bytes + 7)  # behind the header
+    opened = open_pixels(files, tmp_path / "out", SMALL)
+    assert opened is not None
+    with pytest.raises(DataError) as caught:
+        opened.verify()
+    assert str(caught.value) == (
+        f"the pixels of 1 of 5 images in {stored.folder} are damaged, among them ISIC_0002; "
+        "delete that folder, and they are decoded again"
+    )
+    flip_a_bit(stored.folder / "pixels.npy", 128 + 2 * row_bytes + 7)
+    (stored.folder / "sums.npy").unlink()  # as in a store of an older version
+    old = open_pixels(files, tmp_path / "out", SMALL)
+    assert old is not None
+    assert old.verify() == digest
+
+
+def test_damaged_pixels_are_not_copied_into_a_new_store(tmp_path):
+    images = [encode(noise(seed)) for seed in range(5)]
+    stored = build_pixels(
+        write_images(tmp_path / "images", images[:4]), tmp_path / "out", SMALL, workers=1
+    )
+    flip_a_bit(stored.folder / "pixels.npy", 128 + 9)
+    grown = write_images(tmp_path / "images", images)
+    again = build_pixels(grown, tmp_path / "out", SMALL, workers=1)
+    fresh = build_pixels(grown, tmp_path / "fresh", SMALL, workers=1)
+    np.testing.assert_array_equal(again.store.pixels, fresh.store.pixels)

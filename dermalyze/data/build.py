@@ -70,6 +70,7 @@ def build_pixels(
     try:
         partial.mkdir(parents=True, exist_ok=True)
         records = _fill(files, partial, preprocessing, workers or num_cores())
+        StoredImages(partial, PixelStore(partial / PIXELS), tuple(records)).save_sums()
         shutil.rmtree(folder, ignore_errors=True)  # there only if damaged
         for path in (*partial.iterdir(), partial):  # a power cut must not leave an empty file
             sync(path)
@@ -198,7 +199,7 @@ def _copy_unchanged(
     try:
         old = json.loads((folder / _FILES).read_text(encoding="utf-8"))
         known = old["files"] if old["version"] == sources["version"] else {}
-        thumbnails = stored.thumbnails()
+        thumbnails, intact = stored.thumbnails(), stored.intact()
     except (OSError, ValueError, KeyError, TypeError):  # without a list of its files, or damaged
         return
     number_of = {image_id: row for row, image_id in enumerate(sources["files"])}
@@ -208,7 +209,8 @@ def _copy_unchanged(
         row = number_of.get(image_id, -1)
         unchanged = row >= 0 and known.get(image_id) == sources["files"][image_id]
         # What could not even be read may be readable by now.
-        if unchanged and record.sha256 and row not in rows.done:
+        is_good = not usable or intact[position]
+        if unchanged and is_good and record.sha256 and row not in rows.done:
             outcome = Outcome(image_id, record.sha256, record.truncated, record.problem)
             pixels = stored.store.pixels[position].tobytes() if usable else b""
             rows.copy(row, outcome, pixels, thumbnails[position].tobytes() if usable else b"")

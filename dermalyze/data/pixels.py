@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from dermalyze.config import require, require_choice
 from dermalyze.data.decoding import ImageRecord as ImageRecord
 from dermalyze.data.decoding import Pixels as Pixels
+from dermalyze.data.decoding import checksum
 from dermalyze.data.ham10000 import ImageFile
-from dermalyze.data.store_files import PIXELS, RECORDS, THUMBNAILS
+from dermalyze.data.store_files import PIXELS, RECORDS, SUMS, THUMBNAILS
+from serving.errors import DataError
 from serving.spec import RESIZE_FILTERS, RESIZE_MODES
 
 PREPROCESSING_VERSION = 1  # one more whenever `decode_image` or `resize` answers differently
@@ -68,7 +70,7 @@ class PixelStore:
 
 @dataclass(frozen=True)
 class StoredImages:
-    """A whole store: the pixels, and a record of every image that was tried."""
+    """A whole store of N usable images: the pixels, and a record of every image that was tried."""
 
     folder: Path
     store: PixelStore  # row i is the i-th record without a problem
@@ -78,6 +80,44 @@ class StoredImages:
         """Return the stored images in grey, uint8 (N, 32, 32)."""
         thumbnails: Pixels = np.load(self.folder / THUMBNAILS, allow_pickle=False)
         return thumbnails
+
+    def save_sums(self) -> None:
+        """Keep a checksum of each image beside the pixels."""
+        np.save(self.folder / SUMS, self._sums(), allow_pickle=False)
+
+    def intact(self) -> NDArray[np.bool_]:
+        """Say of each stored image whether its pixels are still those that were decoded: (N,)."""
+        return self._compared()[1]
+
+    def verify(self) -> str:
+        """Read all pixels, and return the sha256, hex, of their checksums.
+
+        Raises:
+            DataError: the pixels are not those that were decoded.
+        """
+        sums, intact = self._compared()
+        if not intact.all():
+            usable = [record.image_id for record in self.records if not record.problem]
+            raise DataError(
+                f"the pixels of {int((~intact).sum())} of {len(intact)} images in {self.folder} "
+                f"are damaged, among them {usable[int(intact.argmin())]}; delete that folder, and "
+                "they are decoded again"
+            )
+        return hashlib.sha256(sums.tobytes()).hexdigest()
+
+    def _sums(self) -> NDArray[np.uint64]:
+        return np.array([checksum(row, b"") for row in self.store.pixels], np.uint64)
+
+    def _compared(self) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        sums = self._sums()
+        try:
+            known = np.load(self.folder / SUMS, allow_pickle=False)
+        except FileNotFoundError:  # made by an older version
+            known = sums
+        except (OSError, ValueError, EOFError):
+            known = np.zeros(0, np.uint64)
+        same = known == sums if known.shape == sums.shape else np.zeros(len(sums), np.bool_)
+        return sums, same
 
 
 def store_folder(

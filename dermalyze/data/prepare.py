@@ -51,6 +51,7 @@ class Prepared:
     fingerprint: str  # sha256 of ids, labels, lesions and file contents, wherever they lie
     files: Mapping[str, ImageFile]  # image_id -> the original file
     data_dir: Path  # where they were found
+    stored: StoredImages  # the store and what is known of its images
 
     def read_image_bytes(self, image_id: str) -> bytes:
         """Return the original file of one image.
@@ -128,6 +129,7 @@ def prepare(
         fingerprint_of(manifest),
         dataset.files,
         data_dir,
+        stored,
     )
 
 

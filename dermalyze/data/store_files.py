@@ -25,6 +25,7 @@ from dermalyze.data.decoding import (
 )
 
 PIXELS, RECORDS, THUMBNAILS = "pixels.npy", "images.json", "thumbnails.npy"
+SUMS = "sums.npy"  # a checksum for each row, uint64 (N,); stores of older versions have none
 _RAW, _RAW_THUMBNAILS, _JOURNAL = "raw.npy", "thumbnails.raw", "journal.jsonl"
 _SYNC_BYTES = 256 * 2**20  # what waits in memory before it is sent to the disk
 

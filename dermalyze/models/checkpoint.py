@@ -6,6 +6,7 @@ opens it; a pickle that holds anything else is refused.
 
 import dataclasses
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtifactError(f"no checkpoint at {path}; train one with `dermalyze train`")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(damaged)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged and foreign files raise half a dozen types
         raise ArtifactError(
