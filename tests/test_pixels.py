@@ -268,12 +268,10 @@ def test_one_flipped_bit_among_the_pixels_is_named(tmp_path):
 
 
 def test_damaged_pixels_are_not_copied_into_a_new_store(tmp_path):
-    images = [encode(noise(seed)) for seed in range(5)]
-    stored = build_pixels(
-        write_images(tmp_path / "images", images[:4]), tmp_path / "out", SMALL, workers=1
-    )
+    files = write_images(tmp_path / "images", [encode(noise(seed)) for seed in range(5)])
+    some = {name: files[name] for name in sorted(files)[:4]}
+    stored = build_pixels(some, tmp_path / "out", SMALL, workers=1)
     flip_a_bit(stored.folder / "pixels.npy", 128 + 9)
-    grown = write_images(tmp_path / "images", images)
-    again = build_pixels(grown, tmp_path / "out", SMALL, workers=1)
-    fresh = build_pixels(grown, tmp_path / "fresh", SMALL, workers=1)
-    np.testing.assert_array_equal(again.store.pixels, fresh.store.pixels)
+    grown = build_pixels(files, tmp_path / "out", SMALL, workers=1)
+    fresh = build_pixels(files, tmp_path / "fresh", SMALL, workers=1)
+    np.testing.assert_array_equal(grown.store.pixels, fresh.store.pixels)
