@@ -22,6 +22,8 @@ import pandas as pd
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
 from dermalyze.config import TrackingConfig
 from serving.errors import TrackingError
@@ -274,10 +276,50 @@ def fetch(run_id: str, name: str, folder: Path) -> Path:
             run_id=run_id, artifact_path=name, dst_path=str(folder)
         )
     except (MlflowException, OSError) as error:
+        place = local_artifacts(run_id)
+        if place is not None and not place.is_dir():
+            raise TrackingError(
+                f"the files of run {run_id} belong in {place}, which does not exist; if the "
+                "project was moved, move it back or make that folder a link to the new one"
+            ) from error
         raise TrackingError(
             f"run {run_id} has no {name}; did its training end? see `mlflow ui`"
         ) from error
     return Path(found)
+
+
+def local_artifacts(run_id: str) -> Path | None:
+    """Return the folder on this machine that holds the files of a run; None: a server has them.
+
+    MLflow decides on it when the experiment is created, so it stays when the project is moved.
+    """
+    uri = MlflowClient().get_run(run_id).info.artifact_uri
+    if not is_local_uri(uri):  # type: ignore[no-untyped-call]
+        return None
+    return Path(local_file_uri_to_path(uri))  # type: ignore[no-untyped-call]
+
+
+def artifact_names(run_id: str) -> set[str]:
+    """Return the names of a run's files and folders, at the top."""
+    return {found.path for found in MlflowClient().list_artifacts(run_id)}
+
+
+def status_of(run_id: str) -> str:
+    """Return RUNNING, FINISHED, FAILED or KILLED.
+
+    Raises:
+        TrackingError: there is no such run, or the tracking server does not answer.
+    """
+    require_run(run_id)
+    return str(MlflowClient().get_run(run_id).info.status)
+
+
+def tell_project_run(tags: Mapping[str, str]) -> None:
+    """Tag the run that `mlflow run` has made for this process, if it has."""
+    use_store()
+    if given := os.environ.get("MLFLOW_RUN_ID", ""):
+        for name, value in tags.items():
+            MlflowClient().set_tag(given, name, value)
 
 
 @contextlib.contextmanager

@@ -7,9 +7,11 @@ from mlflow.tracking import MlflowClient
 from dermalyze.config import TrackingConfig
 from dermalyze.tracking import (
     add_to_run,
+    artifact_names,
     children_of,
     fetch,
     fetched,
+    local_artifacts,
     open_run,
     require_run,
     require_unfinished,
@@ -180,3 +182,21 @@ def test_files_and_metrics_can_be_added_to_a_run_that_has_ended(store):
     assert fetch(run.run_id, "evaluation_metrics.json", store / "copy").read_text() == "{}"
     copy = fetch(run.run_id, "evaluation/evaluation_metrics.json", store / "copy")
     assert copy.read_text() == "{}"
+
+
+def test_files_that_were_left_behind_when_the_project_was_moved_are_named(store):
+    (store / "note.txt").write_text("hello")
+    with open_run(CONFIG) as run:
+        run.log_file(store / "note.txt")
+    folder = local_artifacts(run.run_id)
+    (store / "mlruns").rename(store / "moved")
+    try:
+        with pytest.raises(TrackingError) as caught:
+            fetch(run.run_id, "note.txt", store / "copy")
+    finally:
+        (store / "moved").rename(store / "mlruns")
+    assert str(caught.value) == (
+        f"the files of run {run.run_id} belong in {folder}, which does not exist; if the project "
+        "was moved, move it back or make that folder a link to the new one"
+    )
+    assert artifact_names(run.run_id) == {"note.txt"}
