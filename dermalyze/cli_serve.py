@@ -1,12 +1,12 @@
 """The commands that put a model where people reach it: `serve`, `export-web`."""
 
 import dataclasses
-import multiprocessing
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -20,7 +20,6 @@ from dermalyze.cli_options import (
     plugin_option,
     say,
 )
-from serving.errors import ConfigError
 from serving.settings import PREFIX, ServiceSettings
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -90,7 +89,13 @@ def serve(
         given["allowed_hosts"] = allowed_hosts
     if cors_origins:
         given["cors_origins"] = cors_origins
-    with _file_of(model, watch_seconds if watch else 0.0) as file:
+    with ExitStack() as stack:
+        stack.enter_context(_ended_in_order())
+        file = Path(model)
+        if ":/" in model:
+            from dermalyze.model_copy import copy_of
+
+            file = stack.enter_context(copy_of(model, watch_seconds if watch else 0.0))
         settings = dataclasses.replace(
             settings, model=str(file), watch_seconds=_FILE_SECONDS if watch else 0.0, **given
         )
@@ -151,34 +156,21 @@ def export_web(
 
 
 @contextmanager
-def _file_of(model: str, seconds: float) -> Iterator[Path]:
-    """Yield a model's file; one of the registry is followed if `seconds` is not 0.
+def _ended_in_order() -> Iterator[None]:
+    """Within the block, SIGTERM and a closed terminal end the program by way of its clean-up."""
 
-    MLflow works in processes of its own, so that the service stays small.
-    """
-    if ":/" not in model:
-        yield Path(model)
-        return
-    if seconds and "@" not in model:
-        raise ConfigError(f"--watch needs a file or models:/NAME@ALIAS, got {model!r}")
-    spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
-        path = Path(folder) / "model.onnx"
-        with ProcessPoolExecutor(1, mp_context=spawn) as process:
-            version = process.submit(_fetch, model, path).result()
-        if seconds:
-            arguments = (model, path, version, seconds)
-            spawn.Process(target=_follow, args=arguments, daemon=True).start()
-        yield path
+    def end(_: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would end the clean-up
+        raise SystemExit(0)
 
+    def terminate(_: int, frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGTERM)  # as the server, once it runs, takes it
 
-def _fetch(model: str, path: Path) -> str:
-    from dermalyze.registry import fetch_model
-
-    return fetch_model(model, path)
-
-
-def _follow(model: str, path: Path, version: str, seconds: float) -> None:
-    from dermalyze.registry import follow
-
-    follow(model, path, version, seconds, say)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, terminate)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

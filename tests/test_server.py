@@ -1,6 +1,7 @@
 """The service as a process: slow and wrong clients, its end, its processes, its reloads."""
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from servers import read_all
+from servers import read_all, wait_for
 from services import service
 from strangers import png
 from tiny_model import TINY_ONNX
@@ -246,32 +247,85 @@ def test_a_port_that_is_taken_and_a_model_that_is_not_there_are_one_line(tmp_pat
             assert done.stderr.splitlines()[-1].startswith(f"Error: {sentence}"), done.stderr
 
 
-def test_a_new_champion_answers_without_a_lost_request(tmp_path, store):
-    """The registry's alias moves while clients ask; every request is answered."""
+@pytest.fixture(scope="module")
+def registered(store):
+    """Two versions of a registered model; its alias and its store are options of a service."""
     import mlflow
-    from mlflow import MlflowClient
 
     from dermalyze.export.pyfunc_arguments import pyfunc_arguments
 
-    versions = []
     for _ in range(2):
         with mlflow.start_run():
             logged = mlflow.pyfunc.log_model(name="model", **pyfunc_arguments(TINY_ONNX))
-        versions.append(mlflow.register_model(logged.model_uri, "watched").version)
-    client = MlflowClient()
-    client.set_registered_model_alias("watched", "champion", versions[0])
+        mlflow.register_model(logged.model_uri, "watched")
+    mlflow.MlflowClient().set_registered_model_alias("watched", "champion", 1)
+    return {"model": "models:/watched@champion", "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+
+
+@pytest.fixture
+def temporary(tmp_path):
+    """A folder for temporary files."""
+    (tmp_path / "temporary").mkdir()
+    return tmp_path / "temporary"
+
+
+def test_a_new_champion_answers_without_a_lost_request(tmp_path, registered, temporary):
+    """The registry's alias moves while clients ask; every request is answered."""
+    from mlflow import MlflowClient
+
     options = ["--watch", "--watch-seconds", "0.2"]
-    store_uri = mlflow.get_tracking_uri()
-    with service(
-        tmp_path, *options, model="models:/watched@champion", MLFLOW_TRACKING_URI=store_uri
-    ) as own:
+    with service(tmp_path, *options, **registered, TMPDIR=str(temporary)) as own:
         first = own.predict()
-        client.set_registered_model_alias("watched", "champion", versions[1])
+        MlflowClient().set_registered_model_alias("watched", "champion", 2)
         deadline = time.monotonic() + 60
         while 'reloads_total{outcome="ok"} 1.0' not in own.metrics():
             assert own.predict() == first  # the same weights under another version
             assert time.monotonic() < deadline, own.log.read_text()
         assert own.predict() == first
         assert children_of(own.pid)
+        assert list(temporary.glob("dermalyze-*"))
     assert shutil.which("pgrep")
-    assert f"version {versions[1]} of models:/watched@champion is there" in own.log.read_text()
+    assert "version 2 of models:/watched@champion is there" in own.log.read_text()
+    assert not list(temporary.glob("dermalyze-*"))  # it ended by SIGTERM
+
+
+def test_a_copy_of_a_killed_service_is_deleted_by_the_next_and_of_a_living_one_never(
+    tmp_path, registered, temporary
+):
+    environment = registered | {"TMPDIR": str(temporary)}
+    with service(tmp_path, "--workers", 2, **environment) as own:
+        os.killpg(own.pid, signal.SIGKILL)
+    (copy,) = temporary.glob("dermalyze-serve-*")
+    assert (copy / "model.onnx").is_file()
+    living, foreign = temporary / "dermalyze-serve-living", temporary / "dermalyze-serve-foreign"
+    for folder in (living, foreign):
+        folder.mkdir()
+    with (living / "lock").open("xb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with service(tmp_path, "--workers", 2, **environment) as own:
+            assert not copy.exists()
+            os.killpg(own.pid, signal.SIGINT)
+            wait_for(lambda: not alive(own.pid))
+        assert set(temporary.glob("dermalyze-serve-*")) == {living, foreign}
+
+
+def test_a_start_that_fails_or_is_ended_leaves_no_copy(tmp_path, registered, temporary):
+    command = [sys.executable, "-m", "dermalyze", "serve", "--model", registered["model"], "--port"]
+    environment = os.environ | registered | {"TMPDIR": str(temporary)}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = subprocess.run([*command, str(port)], env=environment, capture_output=True)
+        assert done.returncode == 1
+        assert b"cannot listen on 127.0.0.1" in done.stderr
+        assert not list(temporary.glob("dermalyze-*"))
+        environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
+        fetching = subprocess.Popen([*command, "0"], env=environment, stderr=subprocess.DEVNULL)
+        taken.settimeout(60)
+        client, _ = taken.accept()  # a store that never answers
+        with client:
+            assert list(temporary.glob("dermalyze-*"))
+            fetching.terminate()
+            fetching.wait(timeout=5)  # the issue asks that signals act within two
+        assert not list(temporary.glob("dermalyze-*"))

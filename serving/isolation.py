@@ -1,0 +1,58 @@
+"""Work in a process of its own: it has a time limit, and ends when nobody waits for it any more."""
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from serving.errors import DermalyzeError
+
+Result = TypeVar("Result")
+
+
+def isolated(work: Callable[..., Result], *arguments: Any, seconds: float | None = None) -> Result:
+    """Return `work(*arguments)`, computed in a new process.
+
+    Args:
+        work: a function of a module; what it takes and returns must be picklable.
+        arguments: what it gets.
+        seconds: how long to wait, the start of the process included; None: without end.
+
+    Raises:
+        DermalyzeError: as `work` does.
+        TimeoutError: the time is over.
+        ChildProcessError: the process died, as it does when memory runs out.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_work, args=(theirs, work, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(seconds):
+            raise TimeoutError
+        found = ours.recv()
+    except EOFError as error:
+        process.join()
+        raise ChildProcessError(f"exit code {process.exitcode}") from error
+    finally:  # also when a signal ends the waiting
+        process.kill()
+        process.join()
+        ours.close()
+    if isinstance(found, DermalyzeError):
+        raise found
+    result: Result = found
+    return result
+
+
+def _work(answers: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who wait, who then end us
+    found: Any
+    try:
+        found = work(*arguments)
+    except DermalyzeError as error:
+        found = error
+    with contextlib.suppress(BrokenPipeError):  # nobody waits any more
+        answers.send(found)
