@@ -277,7 +277,7 @@ def fetch(run_id: str, name: str, folder: Path) -> Path:
         )
     except (MlflowException, OSError) as error:
         place = local_artifacts(run_id)
-        if place is not None and not place.is_dir():
+        if place is not None and not place.parents[1].is_dir():  # that of the experiment
             raise TrackingError(
                 f"the files of run {run_id} belong in {place}, which does not exist; if the "
                 "project was moved, move it back or make that folder a link to the new one"
