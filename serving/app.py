@@ -27,7 +27,7 @@ from serving.asked import REFUSALS, Item, Params, answers_for, facts_of_query, r
 from serving.bodies import read_photographs
 from serving.bounds import BUSY, Bounds, ClientGoneError, RefusedError, error_body
 from serving.described import VERSION, describe
-from serving.envelope import KEY_PATHS, OPEN_PATHS, Envelope
+from serving.envelope import Envelope
 from serving.errors import ImageError, RequestError
 from serving.load import Load
 from serving.loaded import LoadedModel
@@ -111,7 +111,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     """
     settings = settings or ServiceSettings.from_environment()
     return_large_blocks()
-    metrics = Metrics((*OPEN_PATHS, *KEY_PATHS, "/"))
+    metrics = Metrics()
     workers, _ = share_cores(_MANY, settings.threads)
     shared = os.environ.get(MULTIPROCESS)
     service = Service(
@@ -142,9 +142,16 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         redoc_url=None,
     )
     _add_routes(app, service)
+    open_paths = [*_add_page(app), str(app.openapi_url)]
     _add_errors(app)
-    app.add_middleware(Bounds, settings=settings, load=service.load)
-    app.add_middleware(Envelope, settings=settings, observe=service.metrics.observe)
+    app.add_middleware(Bounds, settings=settings, load=service.load, routes=app.routes)
+    app.add_middleware(
+        Envelope,
+        settings=settings,
+        routes=app.routes,
+        open_paths=open_paths,
+        observe=service.metrics.observe,
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -153,7 +160,6 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    _add_page(app)
     return app
 
 
@@ -264,8 +270,8 @@ def _reader(content_type: str) -> Callable[[bytes], tuple[list[Item], Params]]:
     return readers[kind]
 
 
-def _add_page(app: FastAPI) -> None:
-    """Serve the files of the page, and no others, from memory."""
+def _add_page(app: FastAPI) -> list[str]:
+    """Serve the files of the page, and no others, from memory; return their paths."""
 
     def give(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
         async def answer() -> Response:
@@ -273,6 +279,7 @@ def _add_page(app: FastAPI) -> None:
 
         return answer
 
+    paths: list[str] = []
     for file in (resources.files("serving") / "static").iterdir():
         kind = _PAGE_TYPES.get(Path(file.name).suffix)
         if kind is None:
@@ -280,6 +287,8 @@ def _add_page(app: FastAPI) -> None:
         answer = give(file.read_bytes(), kind)
         for path in ("/", "/index.html") if file.name == "index.html" else (f"/{file.name}",):
             app.add_api_route(path, answer, methods=["GET", "HEAD"], include_in_schema=False)
+            paths.append(path)
+    return paths
 
 
 def _add_errors(app: FastAPI) -> None:

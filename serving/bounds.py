@@ -7,8 +7,11 @@ application sees anything of it.
 import asyncio
 import json
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from starlette.routing import BaseRoute, Match, Route
 
 from serving.load import Load
 from serving.settings import ServiceSettings
@@ -52,6 +55,32 @@ class ClientGoneError(Exception):
     """Nobody waits for the answer."""
 
 
+@dataclass(frozen=True)
+class Routed:
+    """The route that answers a request."""
+
+    path: str = ""  # as it was declared; empty: none of our own answers
+    takes_method: bool = False  # else the answer is 405
+
+
+def routed(routes: Sequence[BaseRoute], scope: Scope) -> Routed:
+    """Find the route that Starlette's router will choose, in the way in which it does.
+
+    Each route is asked whether it matches, as only it knows which part of a path is the prefix of
+    a server or of an outer application.
+    """
+    partial = Routed()
+    for route in routes:
+        match, _ = route.matches(scope)
+        if match is Match.NONE:
+            continue
+        found = Routed(route.path if isinstance(route, Route) else "", match is Match.FULL)
+        if match is Match.FULL:
+            return found
+        partial = partial if partial.path else found
+    return partial
+
+
 def error_body(status: int, sentence: str) -> bytes:
     """Return the JSON of an error: MLflow's two keys."""
     code = ERROR_CODES.get(status, "INVALID_PARAMETER_VALUE")
@@ -77,22 +106,31 @@ async def send_error(send: Send, refused: RefusedError) -> None:
 
 
 class Bounds:
-    """The application `app` for requests that keep to the bounds; others are refused."""
+    """The application `app` for requests that keep to the bounds; others are refused.
 
-    def __init__(self, app: App, settings: ServiceSettings, load: Load) -> None:
+    A body that no route takes is never read and has no place among those in flight.
+    """
+
+    def __init__(
+        self, app: App, settings: ServiceSettings, load: Load, routes: Sequence[BaseRoute]
+    ) -> None:
         self._app = app
         self._settings = settings
         self._load = load
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or not self._takes_body(scope):
             await self._app(scope, receive, send)
             return
         try:
             await self._bounded(scope, receive, send)
         except RefusedError as refused:
             await send_error(send, refused)
+
+    def _takes_body(self, scope: Scope) -> bool:
+        return scope["method"] == "POST" and routed(self._routes, scope).takes_method
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._load.in_flight >= self._settings.max_in_flight:

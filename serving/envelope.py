@@ -9,13 +9,14 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
-from serving.bounds import App, Message, Receive, RefusedError, Scope, Send, send_error
+from starlette.routing import BaseRoute
+
+from serving.bounds import App, Message, Receive, RefusedError, Scope, Send, routed, send_error
 from serving.settings import ServiceSettings
 
-OPEN_PATHS = ("/health", "/ready")  # for orchestrators: any host name, no key
-KEY_PATHS = ("/predict", "/explain", "/invocations", "/metrics", "/version")
+PROBES = ("/health", "/ready")  # routes for orchestrators: any host name, no key
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob: data:; connect-src 'self'; manifest-src 'self'; base-uri 'none'; "
@@ -34,30 +35,51 @@ log = logging.getLogger("serving")
 
 
 class Envelope:
-    """The application `app` with an id, a log line and security headers for each request."""
+    """The application `app` with an id, a log line and security headers for each request.
+
+    Who may ask is decided by the route that answers, never by the text of a path: servers and
+    outer applications put a prefix into it or leave it out.
+    """
 
     def __init__(
         self,
         app: App,
         settings: ServiceSettings,
+        routes: Sequence[BaseRoute],
+        open_paths: Collection[str] = (),
         observe: Callable[[str, int, float], None] = lambda path, status, seconds: None,
     ) -> None:
+        """Wrap an application.
+
+        Args:
+            app: the application.
+            settings: of the service.
+            routes: those of the application; routes may be added later.
+            open_paths: the paths of routes that need no key; every other request needs it.
+            observe: told the path of the route (empty: none), status and seconds of each request.
+        """
         self._app = app
         self._settings = settings
+        self._routes = routes
+        self._open_paths = frozenset((*PROBES, *open_paths))
         self._hosts = {host.lower() for host in settings.allowed_hosts}
         self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there are no websockets here, so nobody may open one
+            await send({"type": "websocket.close", "code": 1008})
             return
         start, status = time.perf_counter(), 0
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         own = [*_HEADERS, (b"x-request-id", request_id.encode())]
-        if scope["path"] in KEY_PATHS:
+        path = routed(self._routes, scope).path
+        if path not in self._open_paths:
             own.append((b"cache-control", b"no-store"))
 
         async def with_headers(message: Message) -> None:
@@ -68,7 +90,7 @@ class Envelope:
             await send(message)
 
         try:
-            self._admit(scope["path"], headers)
+            self._admit(path, headers)
             await self._app(scope, receive, with_headers)
         except RefusedError as refused:
             await send_error(with_headers, refused)
@@ -80,25 +102,25 @@ class Envelope:
             await send_error(with_headers, failed)
         finally:
             seconds = time.perf_counter() - start
-            self._observe(scope["path"], status, seconds)
+            self._observe(path, status, seconds)
             log.info(
                 "request_id=%s method=%s path=%s status=%d ms=%.1f",
                 request_id,
                 scope["method"],
-                scope["path"] if scope["path"] in (*OPEN_PATHS, *KEY_PATHS, "/") else "-",
+                path or "-",
                 status,
                 1000 * seconds,
             )
 
     def _admit(self, path: str, headers: dict[bytes, bytes]) -> None:
-        """Refuse a request for another host, or without the key."""
-        if path in OPEN_PATHS:
+        """Refuse a request for another host, or without the key; `path` is the route's."""
+        if path in PROBES:
             return
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host[: host.rfind("]") + 1] if host.startswith("[") else host.partition(":")[0]
         if self._hosts and name not in self._hosts:
             raise RefusedError(400, "this service does not answer for that host name")
-        if not self._settings.api_key or path not in KEY_PATHS:
+        if not self._settings.api_key or path in self._open_paths:
             return
         kind, _, key = headers.get(b"authorization", b"").partition(b" ")
         given = key.strip() if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")

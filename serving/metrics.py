@@ -13,14 +13,9 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 class Metrics:
     """Requests, their time, images by decision."""
 
-    def __init__(self, paths: tuple[str, ...]) -> None:
-        """Begin at zero.
-
-        Args:
-            paths: those that are counted by name; all others are `other`.
-        """
+    def __init__(self) -> None:
+        """Begin at zero."""
         self._registry = CollectorRegistry()
-        self._paths = frozenset(paths)
         self._requests = Counter(
             "dermalyze_requests",
             "Requests answered, by path and HTTP status; 0: the client had left.",
@@ -54,8 +49,8 @@ class Metrics:
         )
 
     def observe(self, path: str, status: int, seconds: float) -> None:
-        """Count one request."""
-        name = path if path in self._paths else "other"
+        """Count one request; `path` is that of its route, empty: none."""
+        name = path or "other"
         self._requests.labels(name, str(status)).inc()
         self._seconds.labels(name).observe(seconds)
 

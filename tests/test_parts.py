@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from servers import wait_for
+from starlette.routing import Route
 from strangers import png
 from tiny_model import TINY_ONNX
 
@@ -48,8 +49,10 @@ def test_a_compressed_body_is_unpacked_no_further_than_its_bound():
         sent.append(message)
 
     settings = ServiceSettings(model="m", max_body_bytes=60_000)
-    bounds = Bounds(None, settings=settings, load=Load())
-    scope = {"type": "http", "method": "POST", "headers": [(b"content-encoding", b"deflate")]}
+    routes = [Route("/predict", endpoint=lambda request: None, methods=["POST"])]
+    bounds = Bounds(None, settings=settings, load=Load(), routes=routes)
+    headers = [(b"content-encoding", b"deflate")]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
     tracemalloc.start()
     try:
         asyncio.run(bounds(scope, receive, send))
