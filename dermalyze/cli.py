@@ -24,9 +24,11 @@ from dermalyze.cli_options import (
     FILE,
     FOLDER,
     PRECISION,
+    RUN_DATA,
     auto_option,
-    folder_or_none,
+    data_option,
     plugin_option,
+    run_data,
     say,
 )
 from dermalyze.cli_serve import export_web, serve
@@ -104,7 +106,7 @@ _OVERRIDES = {
 
 @main.command()
 @auto_option("--size", click.STRING, "EfficientNetV2: small, medium or large.")
-@auto_option("--data-dir", click.STRING, "A folder, demo or auto (data/HAM10000, else demo).")
+@data_option("auto: data/HAM10000, else demo, which is drawn.", "auto")
 @auto_option("--config", click.STRING, "YAML file; auto: default.yaml or demo.yaml in configs/.")
 @auto_option("--epochs", click.INT, "Passes over the training images.")
 @auto_option("--batch-size", click.INT, "Images an update.")
@@ -146,7 +148,7 @@ def train(
         from dermalyze.training.run import resume as resume_run
 
         go_on = resume_folds if FOLDS_TAG in tags_of(resume) else resume_run
-        result = go_on(resume, None if data_dir == "auto" else Path(data_dir), say=say)
+        result = go_on(resume, run_data(data_dir), say=say)
     else:
         from dermalyze.data.auto import find_data
 
@@ -191,7 +193,7 @@ def _config(
 
 
 @main.command("prepare-data")
-@click.option("--data-dir", type=FOLDER, default=None, help="HAM10000; else as for train.")
+@data_option("HAM10000; demo and auto as for train.", "auto")
 @click.option("--output", type=FOLDER, default=None, help="[default: prepared/ in the data]")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Processes; 0: one a core.")
 @click.option("--image-size", type=click.IntRange(16, 1024), default=224, show_default=True)
@@ -203,11 +205,11 @@ def _config(
     show_default=True,
 )
 @click.option("--allow-problems", is_flag=True, help="Go on although the audit found problems.")
-def prepare_data(data_dir: Path | None, **options: Any) -> None:
+def prepare_data(data_dir: str, **options: Any) -> None:
     """Read, audit and decode the images once; write labels, audit and pixel store."""
     from dermalyze.data.auto import find_data
 
-    folder, _ = find_data("auto" if data_dir in (None, Path("auto")) else str(data_dir), make=True)
+    folder, _ = find_data(data_dir, make=True)
     from dermalyze.data.prepare import prepare  # once the folder is there: it loads pandas
 
     prepared = prepare(folder, **options)
@@ -244,10 +246,10 @@ def demo_data(folder: Path, images: int, seed: int, layout: str) -> None:
     show_default=True,
     help="float16: half the size; int8: a quarter, and faster on a CPU.",
 )
-@click.option("--data-dir", type=FOLDER, default=None, help="The images; else as for evaluate.")
+@RUN_DATA
 @plugin_option()
 def export_onnx(
-    run_ids: tuple[str, ...], output: Path, tta: bool, precision: str, data_dir: Path | None
+    run_ids: tuple[str, ...], output: Path, tta: bool, precision: str, data_dir: str | None
 ) -> None:
     """Write the best epoch of a run, or of several, as one ONNX file, if it agrees with PyTorch.
 
@@ -260,7 +262,7 @@ def export_onnx(
     from dermalyze.training.shipping import export_runs
 
     said = export_runs(
-        run_ids, output, tta=tta, precision=precision, data_dir=folder_or_none(data_dir), say=say
+        run_ids, output, tta=tta, precision=precision, data_dir=run_data(data_dir), say=say
     )
     click.echo(f"{output}: {said}")
 

@@ -9,8 +9,8 @@ from dermalyze.cli_options import (
     FOLDER,
     RUN_DATA,
     RUN_ID,
-    folder_or_none,
     plugin_option,
+    run_data,
     say,
 )
 from serving.taxonomy import DISCLAIMER
@@ -27,7 +27,7 @@ from serving.taxonomy import DISCLAIMER
 def evaluate(
     run_id: str,
     split: str,
-    data_dir: Path | None,
+    data_dir: str | None,
     images: Path | None,
     labels: Path | None,
     output: Path | None,
@@ -43,7 +43,7 @@ def evaluate(
         found = evaluate_images(run_id, images, labels, output=output)
     else:
         output = output or Path(f"evaluation-{run_id[:8]}-{split}")
-        found = evaluate_run(run_id, split, data_dir=folder_or_none(data_dir), output=output)
+        found = evaluate_run(run_id, split, data_dir=run_data(data_dir), output=output)
     click.echo(format_metrics(found.metrics, found.intervals))
     click.echo(f"written: {output}")
     click.echo(DISCLAIMER)
@@ -59,7 +59,7 @@ def report(
     run_id: str | None,
     predictions: Path | None,
     validation: Path | None,
-    data_dir: Path | None,
+    data_dir: str | None,
     output: Path,
 ) -> None:
     """Make the report again from stored predictions; no GPU, no images needed."""
@@ -77,7 +77,7 @@ def report(
         settings = EvaluationConfig()
         judgement = report_predictions(predictions, validation, settings=settings, output=output)
     else:
-        judgement = report_run(str(run_id), data_dir=folder_or_none(data_dir), output=output)
+        judgement = report_run(str(run_id), data_dir=run_data(data_dir), output=output)
     for title, cell in headlines(judgement):
         click.echo(f"{title:<44}{cell.value:>8}   {cell.bounds or cell.reason}".rstrip())
     click.echo(f"written: {output / 'report.html'}")
@@ -106,11 +106,11 @@ def compare(run_ids: tuple[str, ...], output: Path | None) -> None:
 @RUN_ID
 @RUN_DATA
 @plugin_option()
-def leakage(run_id: str, data_dir: Path | None) -> None:
+def leakage(run_id: str, data_dir: str | None) -> None:
     """Show what a random split would have claimed: train again with siblings of test images."""
     from dermalyze.training.leakage import leakage_of
 
-    click.echo(leakage_of(run_id, folder_or_none(data_dir), say=say).in_words())
+    click.echo(leakage_of(run_id, run_data(data_dir), say=say).in_words())
     click.echo(DISCLAIMER)
 
 

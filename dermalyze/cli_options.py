@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -12,9 +13,45 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 PRECISION = click.Choice(["float32", "float16", "int8"])
 RUN_ID = click.option("--run-id", required=True, help="An MLflow run of `dermalyze train`.")
-RUN_DATA = click.option(
-    "--data-dir", type=FOLDER, default=None, help="[default: where the run found it]"
-)
+
+
+def _warn_of_twin(context: click.Context, param: click.Parameter, value: Any) -> Any:
+    typed = context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
+    if typed and value in ("auto", "demo") and Path(value).is_dir():
+        meant = "the drawn demo data" if value == "demo" else "the usual data"
+        say(
+            f"warning: --data-dir {value} means {meant}, not the folder {value} that is here; "
+            f"write ./{value} for the folder"
+        )
+    return value
+
+
+def data_option(text: str, default: str | None = None) -> Callable[[Command], Command]:
+    """Make the option that names the images: a folder, or the word `demo` or `auto`."""
+    return click.option(
+        "--data-dir",
+        default=default,
+        show_default=default is not None,
+        metavar="FOLDER|demo|auto",
+        callback=_warn_of_twin,
+        help=text,
+    )
+
+
+RUN_DATA = data_option("The run's images; auto: where the run found them.  [default: auto]")
+
+
+def run_data(data_dir: str | None) -> Path | None:
+    """Return the folder that `--data-dir` names for a run; None: where the run found its images.
+
+    Raises:
+        DataError: the folder does not exist.
+    """
+    if data_dir in (None, "auto"):
+        return None
+    from dermalyze.data.auto import find_data
+
+    return find_data(str(data_dir), make=True)[0]
 
 
 def _load_plugins(
@@ -61,8 +98,3 @@ def auto_option(name: str, kind: click.ParamType[Any], text: str) -> Callable[[C
 def say(line: str) -> None:
     """Print progress and warnings, to stderr."""
     click.echo(line, err=True)
-
-
-def folder_or_none(path: Path | None) -> Path | None:
-    """Take the word `auto`, which MLproject passes on, as nothing given."""
-    return None if path == Path("auto") else path

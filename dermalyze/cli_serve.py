@@ -15,9 +15,10 @@ from dermalyze.cli_options import (
     FILE,
     FOLDER,
     PRECISION,
+    RUN_DATA,
     Command,
-    folder_or_none,
     plugin_option,
+    run_data,
     say,
 )
 from serving.settings import PREFIX, ServiceSettings
@@ -117,7 +118,7 @@ def serve(
     show_default=True,
     help="Of a run's model; int8 is a quarter of float32, but slower and less exact in a browser.",
 )
-@click.option("--data-dir", type=FOLDER, default=None, help="The images; else as for evaluate.")
+@RUN_DATA
 @click.option(
     "--runtime",
     type=click.Path(exists=True, path_type=Path),
@@ -130,7 +131,7 @@ def export_web(
     model: Path | None,
     output: Path,
     precision: str,
-    data_dir: Path | None,
+    data_dir: str | None,
     runtime: Path | None,
 ) -> None:
     """Write the page as a folder that runs the model in the browser.
@@ -147,7 +148,7 @@ def export_web(
             from dermalyze.training.shipping import export_runs
 
             model = Path(folder) / "model.onnx"
-            data = folder_or_none(data_dir)
+            data = run_data(data_dir)
             said = export_runs(
                 run_ids, model, tta=False, precision=precision, data_dir=data, say=say
             )

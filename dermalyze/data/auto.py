@@ -7,14 +7,15 @@ from serving.errors import DataError
 
 REAL = Path("data/HAM10000")
 DEMO = Path(".dermalyze/demo-data")
-_CONFIGS = Path(__file__).parents[2] / "configs"
+_PLACES = [Path(__file__).parents[level] / "configs" for level in (1, 2)]  # in a wheel, a checkout
 
 
 def find_data(data_dir: str, *, make: bool) -> tuple[Path, bool]:
     """Return the data's folder and whether it holds demo data; with `make`, draw that if needed.
 
     Args:
-        data_dir: a folder, `demo` for the demo data, or `auto` for HAM10000 if it is there.
+        data_dir: a folder, `demo` for the demo data, or `auto` for HAM10000 if it is there;
+            `./demo` and `./auto` are folders.
         make: draw the demo data if they are asked for and not there.
 
     Raises:
@@ -34,4 +35,5 @@ def find_data(data_dir: str, *, make: bool) -> tuple[Path, bool]:
 
 def config_path(demo_data: bool) -> Path:
     """Return the config that fits the data."""
-    return _CONFIGS / ("demo.yaml" if demo_data else "default.yaml")
+    folder = next(place for place in _PLACES if place.is_dir())
+    return folder / ("demo.yaml" if demo_data else "default.yaml")
