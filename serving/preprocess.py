@@ -1,4 +1,4 @@
-"""Bytes -> upright RGB image -> uint8 pixels: the only road from a file to the model.
+"""Bytes -> upright sRGB image -> uint8 pixels: the only road from a file to the model.
 
 Training, validation, parity check and serving all come through here.  H and W are the model's
 input size in pixels.  Never imports torch.
@@ -6,11 +6,14 @@ input size in pixels.  Never imports torch.
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
+from serving.color import to_srgb
 from serving.errors import ImageError
 from serving.sizes import MAX_PIXELS
 from serving.spec import ModelSpec
@@ -19,6 +22,10 @@ Pixels = NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG")
 _ORIENTATION = 0x0112  # the EXIF tag
+_DEEP_GRAY = ("I", "I;16", "I;16B", "I;16L")
+# By how a PNG stores a sample: the bits of a clear color that count, and the step between levels.
+_CLEAR = {"1": (1, 255), "L;2": (3, 85), "L;4": (15, 17), "L": (255, 1), "RGB": (255, 1)}
+_PROFILED = ("L", "LA", "RGB", "RGBA", "CMYK")
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -27,7 +34,7 @@ _FILTERS = {
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode JPEG or PNG bytes to an upright RGB image; transparency is laid on white.
+    """Decode JPEG or PNG bytes to an upright sRGB image; transparency is laid on white.
 
     Args:
         data: a whole file.
@@ -54,20 +61,71 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turn an opened image as its EXIF tag says and make it RGB; one that is both is returned."""
-    image.load()
+    """Turn an opened image as its EXIF tag says and make it sRGB; one that is both is returned.
+
+    Raises:
+        ImageError: its color profile is too large.
+    """
+    image = _loaded(image)
     # Phones store rotation as a tag; a lesion must not depend on how the phone was held.
     if image.getexif().get(_ORIENTATION, 1) != 1:  # asked first: Pillow copies an upright image
         image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-        # Pillow clips 16-bit grey at 255 instead of scaling it by 255 / 65535.
-        grey = (np.asarray(image).astype(np.int64) + 128) // 257
-        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8), "L")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if (profile := image.info.get("icc_profile")) is not None:
+        image = to_srgb(image if image.mode in _PROFILED else image.convert("RGB"), profile)
+    if image.mode in ("RGBA", "LA"):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Decode an opened image; gray becomes 8-bit, what can be clear gets an alpha channel."""
+    stored = str(
+        image.tile[0].args if isinstance(image, PngImageFile) and image.tile else image.mode
+    )
+    key: Any = image.info.get("transparency")  # of a palette its alphas, else the clear color
+    keyed = key is not None and image.mode in ("1", "L", "RGB", *_DEEP_GRAY)
+    low = None
+    if isinstance(image, PngImageFile) and keyed and stored == "RGB;16B":
+        low = _low_bytes(image)
+    image.load()
+    if image.mode == "1":
+        image = image.convert("L")
+    samples = np.asarray(image) if keyed or image.mode in _DEEP_GRAY else np.empty(0)
+    info = image.info
+    if image.mode in _DEEP_GRAY:
+        # Pillow clips 16-bit gray at 255 instead of scaling it by 255 / 65535.
+        gray = (samples.astype(np.int64) + 128) // 257
+        image = Image.fromarray(gray.clip(0, 255).astype(np.uint8), "L")
+    if keyed:
+        if low is not None:
+            samples = 256 * samples.astype(np.uint16) + low
+        mask, step = _CLEAR.get(stored, (0xFFFF, 1))
+        same = samples == step * np.bitwise_and(key, mask)
+        alpha = np.where(same.all(axis=2) if same.ndim == 3 else same, 0, 255).astype(np.uint8)
+        image = Image.merge(f"{image.mode}A", (*image.split(), Image.fromarray(alpha)))
+    elif stored == "LA;16B" or image.mode == "La":
+        image = image.convert("LA")
+    elif image.mode in ("PA", "RGBa") or key is not None:
+        image = image.convert("RGBA")
+    if image.info is not info:  # made anew
+        image.info = {name: value for name, value in info.items() if name != "transparency"}
+    return image
+
+
+def _low_bytes(image: PngImageFile) -> Pixels:
+    """Decode the lower halves of the samples of a 16-bit PNG, of which Pillow keeps the upper ones.
+
+    The color that is clear is one of 16 bits: another one with equal upper halves is not clear.
+    """
+    assert image.fp is not None  # no pixel has been decoded yet
+    position = image.fp.tell()
+    image.fp.seek(0)
+    again = PngImageFile(io.BytesIO(image.fp.read()))
+    image.fp.seek(position)
+    again.tile = [tile._replace(args="RGB;16L") for tile in again.tile]  # the bytes swapped
+    return np.asarray(again)
 
 
 def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:

@@ -109,6 +109,39 @@ def with_text(data, size):
     return data[:33] + chunk(b"zTXt", text) + data[33:]
 
 
+def png_of_samples(samples, depth, color, before=b""):
+    """Write samples (H, W, channels) as a PNG of any depth and kind of color, unfiltered."""
+    height, width, _ = samples.shape
+    bits = (samples[..., None] >> np.arange(depth)[::-1]) & 1  # the highest first
+    rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
+    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
+    body = header + before + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def keyed_png(depth, color, *, profile=b""):
+    """Return a PNG with one clear color, and what it shows on white: levels 0..255, (1, W, 3).
+
+    Next to the clear color are those that differ from it in the lowest bit of a sample.
+    """
+    channels = {0: 1, 2: 3}[color]
+    largest = 2**depth - 1
+    key = np.array([largest // 3, largest // 5, largest // 2][:channels])
+    near = [key ^ np.eye(channels, dtype=int)[i] for i in range(channels)]
+    samples = np.array([[key, *near, key, [largest] * channels, [0] * channels]])
+    before = chunk(b"tRNS", key.astype(">u2").tobytes())
+    if profile:
+        before = chunk(b"iCCP", b"p\0\0" + zlib.compress(profile)) + before
+    if depth == 16 and color == 2:
+        shown = samples >> 8  # as Pillow does
+    else:
+        shown = np.floor(samples * 255 / largest + 0.5).astype(int)
+    shown = np.broadcast_to(shown, (*shown.shape[:2], 3)).copy()
+    shown[(samples == key).all(axis=2)] = 255
+    return png_of_samples(samples, depth, color, before), shown
+
+
 def flat_png(width, height):
     """Write a large PNG of one color without holding it."""
     packer = zlib.compressobj(9)

@@ -130,6 +130,15 @@ def test_the_folder_follows_the_files_and_the_preprocessing(tmp_path):
     assert store_folder(moved, tmp_path, SMALL) == store_folder(files, tmp_path, SMALL)
 
 
+def test_a_store_from_before_profiles_were_converted_is_not_used(tmp_path, monkeypatch):
+    files = write_images(tmp_path, [encode(noise(0))])
+    monkeypatch.setattr("dermalyze.data.pixels.PREPROCESSING_VERSION", 1)
+    build_pixels(files, tmp_path / "out", SMALL, workers=1)
+    assert open_pixels(files, tmp_path / "out", SMALL) is not None
+    monkeypatch.undo()
+    assert open_pixels(files, tmp_path / "out", SMALL) is None
+
+
 def test_a_store_of_changed_files_replaces_the_old_one_and_leaves_other_sizes(tmp_path):
     out = tmp_path / "out"
     files = write_images(tmp_path / "images", [encode(noise(0))])

@@ -6,10 +6,13 @@ import zlib
 import numpy as np
 import pytest
 from browsers import Opened, files_of
-from crafted import ORIENTATION, chunk, crafted, exif, saved
+from crafted import ORIENTATION, chunk, crafted, exif, keyed_png, saved
 from PIL import Image
+from profiles import ADOBE, P3, SRGB, gray_profile, rgb_profile, table_profile
 from strangers import text
+from test_color import BROKEN, inks
 
+from serving.color import MAX_PROFILE_BYTES
 from serving.errors import ImageError
 from serving.preprocess import decode_image, resize
 from serving.spec import RESIZE_FILTERS, RESIZE_MODES
@@ -153,15 +156,64 @@ def test_a_jpeg_is_decoded_within_few_levels_of_pillow(page, options):
             assert np.abs(decoded(page, data) - expected).max() <= JPEG_LEVELS
 
 
-def test_a_profile_in_a_jpeg_changes_nothing(page):
-    from PIL import ImageCms
+TABLE = "a table larger than the file"
+RNG = np.random.default_rng(0)
+COLORS = Image.fromarray(RNG.integers(0, 256, (12, 16, 3)).astype(np.uint8))
+PROFILED = {
+    "P3": (COLORS, P3),
+    "Adobe": (COLORS, ADOBE),
+    "sRGB": (COLORS, SRGB),
+    "a gamma": (COLORS, rgb_profile("P3", 1.8)),
+    "a table": (COLORS, rgb_profile("P3", np.linspace(0, 1, 9) ** 2)),
+    "gray": (COLORS.convert("L"), gray_profile(1.8)),
+    "gray by colors": (COLORS.convert("L"), ADOBE),
+    "gray with alpha": (COLORS.convert("LA"), gray_profile(1.8)),
+    "a palette": (COLORS.quantize(9), P3),
+    "in parts": (COLORS, P3 + bytes(150_000)),
+    "inks, not by their profile": (COLORS.convert("CMYK"), P3),
+} | {f"broken: {name}": (COLORS, profile) for name, profile in BROKEN.items() if name != TABLE}
 
-    image = Image.fromarray(np.full((8, 8, 3), (200, 60, 40), np.uint8))
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    # Red and green change places for who believes it.
-    profile = profile.replace(b"rXYZ", b"xXYZ").replace(b"gXYZ", b"rXYZ").replace(b"xXYZ", b"gXYZ")
-    data = saved(image, "JPEG", icc_profile=profile)
-    assert np.abs(decoded(page, data) - of_pillow(data).astype(int)).max() <= JPEG_LEVELS
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("name", PROFILED)
+def test_a_profile_is_converted_within_two_levels_of_python(page, name, kind):
+    image, profile = PROFILED[name]
+    alike = {"PNG": "L LA RGB P", "JPEG": "L RGB CMYK"}[kind].split()
+    if image.mode not in alike:
+        return  # there is no such file
+    quality = {"quality": 100, "subsampling": 0} if image.mode in ("RGB", "CMYK") else {}
+    data = saved(image, kind, icc_profile=profile, **(quality if kind == "JPEG" else {}))
+    expected = of_pillow(data).astype(int)
+    assert np.abs(decoded(page, data) - expected).max() <= 2
+    plain = of_pillow(saved(image, kind, **(quality if kind == "JPEG" else {}))).astype(int)
+    ignored = name == "sRGB" or name.startswith(("broken", "inks"))
+    assert (np.abs(expected - plain).max() <= 1) == ignored
+    if ignored and kind == "PNG":
+        np.testing.assert_array_equal(decoded(page, data), expected)
+
+
+def test_a_profile_that_needs_a_table_of_colors_or_is_too_large_is_refused(page):
+    lab = np.stack(np.meshgrid(*[np.linspace(0, 90, 3)] * 3, indexing="ij"), axis=-1)
+    for image, profile in (
+        (COLORS, table_profile(b"RGB ", lab)),
+        (COLORS, BROKEN[TABLE]),  # the page does not look into it
+        (COLORS.convert("CMYK"), table_profile(b"CMYK", inks())),
+    ):
+        assert decoded(page, saved(image, "JPEG", icc_profile=profile)) == (
+            "the image has a color profile that this page cannot convert; save the image as sRGB"
+        )
+    data = saved(COLORS, "JPEG", icc_profile=P3 + bytes(MAX_PROFILE_BYTES))
+    assert decoded(page, data) == of_pillow(data)
+
+
+@pytest.mark.parametrize(
+    ("color", "depth"), [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16)]
+)
+def test_a_png_is_clear_where_it_has_its_clear_color_to_the_last_bit(page, color, depth):
+    data, shown = keyed_png(depth, color)
+    np.testing.assert_array_equal(decoded(page, data), shown)
+    data, shown = keyed_png(depth, color, profile=ADOBE)
+    assert np.abs(decoded(page, data) - of_pillow(data).astype(int)).max() <= 2
 
 
 def test_a_photograph_larger_than_a_part_of_it_is_put_together_rightly(page):

@@ -24,7 +24,7 @@ from dermalyze.data.store_files import PIXELS, RECORDS, SUMS, THUMBNAILS
 from serving.errors import DataError
 from serving.spec import RESIZE_FILTERS, RESIZE_MODES
 
-PREPROCESSING_VERSION = 1  # one more whenever `decode_image` or `resize` answers differently
+PREPROCESSING_VERSION = 2  # one more whenever `decode_image` or `resize` answers differently
 
 Rows = NDArray[np.int64]
 

@@ -1,16 +1,15 @@
-// Bytes -> upright RGB levels, as `serving/preprocess.py` makes them: of PNG the very same, of JPEG
+// Bytes -> upright sRGB levels, as `serving/preprocess.py` makes them: of PNG the very same, of JPEG
 // as near as the browser's own decoder comes.
 
+import { toSrgb } from "./color.js";
 import { decodePng, readPngHeader } from "./png.js";
-import { Damaged, Unknown } from "./upright.js";
+import { Damaged, ImageError, Unknown } from "./upright.js";
 
 const MAX_PIXELS = 40_000_000; // width x height, by the header
 const UNTOLD_PIXELS = 178_956_970; // of a larger one Pillow does not tell the size
 const PNG = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
+const ICC = "ICC_PROFILE\0"; // what a segment with a part of a color profile begins with
 const TILE = 2048; // pixels; some browsers leave a larger canvas empty and do not say so
-
-/** What is wrong with an image, in the words of Python's ImageError. */
-export class ImageError extends Error {}
 
 /** Decode a Blob of JPEG or PNG: {data: Uint8Array (height x width x 3), width, height}. */
 export async function decode(blob) {
@@ -26,7 +25,7 @@ export async function decode(blob) {
     const header = readJpegHeader(bytes);
     checkSize(header);
     if (!header.scan || !hasEnd(bytes, header.scan)) throw new Damaged();
-    return await decodeJpeg(bytes);
+    return toSrgb(await decodeJpeg(bytes, header), header.profile, header.kind);
   } catch (error) {
     if (error instanceof Unknown) throw new ImageError(`not a JPEG or PNG image (${count} bytes)`);
     if (error instanceof Damaged) {
@@ -46,9 +45,13 @@ function checkSize({ width, height }) {
   if (width * height > MAX_PIXELS) throw new ImageError(`the image is ${width} x ${height}; ${limit}`);
 }
 
-/** Read {width, height, scan}, the last being where image data begin; throws Unknown or Damaged. */
+/**
+ * Read {width, height, kind of color, profile, segments of it, scan}, the last being where image
+ * data begin; throws Unknown or Damaged.
+ */
 function readJpegHeader(bytes) {
   const view = new DataView(bytes.buffer);
+  const segments = []; // [start, end] of those that hold a color profile
   let size = null;
   let at = 2;
   while (at + 1 < bytes.length) {
@@ -67,12 +70,31 @@ function readJpegHeader(bytes) {
     if (isFrame(marker)) {
       const layers = length >= 8 ? bytes[at + 7] : 0;
       if (bytes[at + 2] !== 8 || ![1, 3, 4].includes(layers)) throw new Unknown();
-      size = { width: view.getUint16(at + 5), height: view.getUint16(at + 3) };
+      const kind = { 1: "GRAY", 3: "RGB", 4: "CMYK" }[layers];
+      const profile = profileOf(bytes, segments); // one that comes later does not count
+      size = { width: view.getUint16(at + 5), height: view.getUint16(at + 3), kind, profile };
+    }
+    if (marker === 0xe2 && [...ICC].every((letter, i) => bytes[at + 2 + i] === letter.charCodeAt(0))) {
+      segments.push([at - 2, at + length]);
     }
     at += Math.max(2, length);
-    if (marker === 0xda) return checked({ ...size, scan: at });
+    if (marker === 0xda) return checked({ ...size, segments, scan: at });
   }
   return checked({ ...size, scan: 0 });
+}
+
+/** Join the parts of a color profile: each has its number and how many there are. */
+function profileOf(bytes, segments) {
+  const parts = segments.map(([start, end]) => bytes.subarray(start + 4 + ICC.length, end));
+  parts.sort((one, other) => one[0] - other[0]);
+  if (!parts.length || parts[0][1] !== parts.length) return null;
+  const profile = new Uint8Array(parts.reduce((sum, part) => sum + part.length - 2, 0));
+  let at = 0;
+  for (const part of parts) {
+    profile.set(part.subarray(2), at);
+    at += part.length - 2;
+  }
+  return profile;
 }
 
 function isFrame(marker) {
@@ -92,11 +114,15 @@ function hasEnd(bytes, start) {
   return false;
 }
 
-async function decodeJpeg(bytes) {
+async function decodeJpeg(bytes, { segments }) {
   checkCanvas();
+  // Without its profile, as some browsers convert colors whatever they are told.
+  const ends = segments.map(([, end]) => end);
+  const starts = segments.map(([start]) => start);
+  const plain = [0, ...ends].map((start, i) => bytes.subarray(start, starts[i] ?? bytes.length));
   let bitmap;
   try {
-    bitmap = await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }), {
+    bitmap = await createImageBitmap(new Blob(plain, { type: "image/jpeg" }), {
       imageOrientation: "from-image",
       colorSpaceConversion: "none",
     });

@@ -1,6 +1,7 @@
-// PNG -> upright RGB levels, the very ones that Pillow gives: a canvas would change those below
+// PNG -> upright sRGB levels, the very ones that Pillow gives: a canvas would change those below
 // transparency, and cut 16 bits.
 
+import { toSrgb } from "./color.js";
 import { Damaged, orientationOf, turned, Unknown } from "./upright.js";
 
 const TEXT_LIMIT = 2 ** 20; // bytes that a compressed text or profile may unpack to
@@ -17,7 +18,7 @@ const CRCS = Uint32Array.from({ length: 256 }, (_, i) => {
 
 /** Read what stands before the image data; throws Unknown or Damaged. */
 export async function readPngHeader(bytes) {
-  const header = { width: 0, height: 0, palette: null, transparency: null, exif: null };
+  const header = { width: 0, height: 0, palette: null, transparency: null, exif: null, profile: null };
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   for (let at = 8; ;) {
     const chunk = chunkAt(view, at);
@@ -33,7 +34,8 @@ export async function readPngHeader(bytes) {
     if (kind === "PLTE") header.palette = data;
     if (kind === "tRNS") header.transparency = data;
     if (kind === "eXIf") header.exif = data;
-    if (kind === "zTXt" || kind === "iCCP") await checkUnpacked(data);
+    if (kind === "zTXt") await unpackedText(data);
+    if (kind === "iCCP") header.profile = await unpackedText(data);
     at = start + length;
     if (at + 4 > bytes.length || crcOf(bytes, start - 4, at) !== view.getUint32(at)) {
       throw new Unknown();
@@ -59,7 +61,8 @@ export async function decodePng(bytes, header) {
   const raw = await unpacked(packed, needed);
   if (raw.length < needed) throw new Damaged();
   const data = new Uint8Array(3 * width * height);
-  const put = painter(header, data);
+  const alphas = header.color >= 4 || header.transparency ? new Uint8Array(width * height) : null;
+  const put = painter(header, data, alphas);
   let at = 0;
   for (const { left, top, across, down, columns, rows, stride } of parts) {
     unfilter(raw, at, rows, stride, Math.max(1, bits >> 3));
@@ -69,6 +72,10 @@ export async function decodePng(bytes, header) {
     }
     at += rows * (stride + 1);
   }
+  toSrgb({ data }, header.profile, header.color % 4 ? "RGB" : "GRAY");
+  alphas?.forEach((alpha, i) => {
+    if (alpha < 255) for (let k = 3 * i; k < 3 * i + 3; k += 1) data[k] = onWhite(data[k], alpha);
+  });
   return turned({ data, width, height }, orientationOf(exif || header.exif));
 }
 
@@ -111,12 +118,14 @@ function imageData(bytes, first) {
   return { packed, exif };
 }
 
-async function checkUnpacked(data) {
+/** Unpack what follows a name; throws Damaged where it is too large. */
+async function unpackedText(data) {
   const end = data.indexOf(0);
-  if (end < 0) return;
+  if (end < 0) return null;
   if (data[end + 1]) throw new Unknown(); // a way of packing that nobody knows
   const content = await unpacked([data.subarray(end + 2)], TEXT_LIMIT + 1);
   if (content.length > TEXT_LIMIT) throw new Damaged();
+  return content;
 }
 
 /** Unpack up to `most` bytes; what is damaged is unpacked as far as it goes. */
@@ -167,28 +176,28 @@ function paeth(left, above, corner) {
   return b <= c ? above : corner;
 }
 
-/** Return what writes a row of samples as RGB, on white where they are transparent. */
-function painter({ depth, color, channels, palette, transparency: clear }, data) {
+/** Return what writes a row of samples as RGB, and how opaque each is. */
+function painter({ depth, color, channels, palette, transparency: clear }, data, alphas) {
   const wide = depth === 16 ? 2 : 1; // bytes a sample; of two the first counts
   const largest = 2 ** depth - 1;
-  const keyed = clear && color < 3 && !(color === 0 && depth === 16);
+  const keyed = clear && color < 3;
   if (keyed && clear.length < 2 * channels) throw new Damaged();
-  const key = keyed ? Array.from({ length: channels }, (_, i) => 256 * clear[2 * i] + clear[2 * i + 1]) : [];
-  if (keyed && depth === 1) key[0] = key[0] ? 255 : 0;
+  // The color that is clear, in whole samples: 16-bit ones are compared before they are cut.
+  const key = Array.from({ length: keyed ? channels : 0 }, (_, i) => largest & (256 * clear[2 * i] + clear[2 * i + 1]));
+  const sample = (raw, i) => (wide === 2 ? 256 * raw[i] + raw[i + 1] : raw[i]);
   return (raw, from, columns, to, across) => {
-    for (let x = 0, at = 3 * to; x < columns; x += 1, at += 3 * across) {
-      let red = 0;
-      let green = 0;
-      let blue = 0;
-      let alpha = 255;
+    for (let x = 0, pixel = to; x < columns; x += 1, pixel += across) {
+      let [red, green, blue, alpha] = [0, 0, 0, 255];
       if (depth < 8) {
         const bit = x * depth;
         red = (raw[from + (bit >> 3)] >> (8 - depth - (bit & 7))) & largest;
+        if (keyed && red === key[0]) alpha = 0;
         if (color === 0) red = (255 / largest) * red;
       } else {
         const i = from + x * channels * wide;
+        if (keyed && key.every((value, k) => sample(raw, i + k * wide) === value)) alpha = 0;
         red = raw[i];
-        if (color === 0 && depth === 16) red = Math.floor((256 * red + raw[i + 1] + 128) / 257);
+        if (color === 0 && wide === 2) red = Math.floor((sample(raw, i) + 128) / 257);
         if (channels >= 3) {
           green = raw[i + wide];
           blue = raw[i + 2 * wide];
@@ -204,10 +213,10 @@ function painter({ depth, color, channels, palette, transparency: clear }, data)
         green = red;
         blue = red;
       }
-      if (keyed && red === key[0] && (channels < 3 || (green === key[1] && blue === key[2]))) alpha = 0;
-      data[at] = alpha === 255 ? red : onWhite(red, alpha);
-      data[at + 1] = alpha === 255 ? green : onWhite(green, alpha);
-      data[at + 2] = alpha === 255 ? blue : onWhite(blue, alpha);
+      data[3 * pixel] = red;
+      data[3 * pixel + 1] = green;
+      data[3 * pixel + 2] = blue;
+      if (alphas) alphas[pixel] = alpha;
     }
   };
 }

@@ -1,5 +1,8 @@
 // What both kinds of files share: how an EXIF tag turns an image, and what may be wrong with it.
 
+/** What is wrong with an image, in the words of Python's ImageError. */
+export class ImageError extends Error {}
+
 /** The bytes are no image of their kind. */
 export class Unknown extends Error {}
 
