@@ -22,6 +22,7 @@ from dermalyze.cli_judge import (
 )
 from dermalyze.cli_options import (
     FILE,
+    FILE_OR_FOLDER,
     FOLDER,
     PRECISION,
     RUN_DATA,
@@ -32,9 +33,11 @@ from dermalyze.cli_options import (
     say,
 )
 from dermalyze.cli_serve import export_web, serve
+from dermalyze.cli_streams import ReaderGoneError, guarded_streams
 from serving.errors import ConfigError, DermalyzeError
 
 EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
+EXIT_READER_GONE = 141  # and one that wrote to a closed pipe
 
 
 class OneLineErrors(click.Group):
@@ -42,6 +45,10 @@ class OneLineErrors(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the chosen command; exit 1 for what was asked, 2 for how it was asked."""
+        with guarded_streams():
+            self._main(*args, **kwargs)
+
+    def _main(self, *args: Any, **kwargs: Any) -> None:
         kwargs["standalone_mode"] = False
         try:
             code = super().main(*args, **kwargs)
@@ -52,6 +59,8 @@ class OneLineErrors(click.Group):
             _fail(error.format_message(), 1)
         except (click.Abort, KeyboardInterrupt):
             _fail("stopped", EXIT_INTERRUPTED)
+        except ReaderGoneError:
+            sys.exit(EXIT_READER_GONE)
         except DermalyzeError as error:
             interrupted = type(error).__name__ == "TrainingInterruptedError"
             _fail(str(error), EXIT_INTERRUPTED if interrupted else 1)
@@ -268,7 +277,7 @@ def export_onnx(
 
 
 @main.command()
-@click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("images", type=FILE_OR_FOLDER, nargs=-1, required=True)
 @click.option("--model", type=FILE, required=True, help="ONNX file of `dermalyze export-onnx`.")
 @click.option(
     "--format",

@@ -7,10 +7,30 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from serving.disk import reason_of
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
+
+class UsablePath(click.Path):
+    """A path that the system can look up; whether anything is there is for the command to say."""
+
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse a name that is too long, or in a folder that may not be entered."""
+        path = Path(str(super().convert(value, param, ctx)))
+        try:
+            path.exists()
+        except OSError as error:
+            self.fail(f"{path} cannot be looked up: {reason_of(error)}", param, ctx)
+        return path
+
+
+FOLDER = UsablePath(file_okay=False)
+FILE = UsablePath(dir_okay=False)
+FILE_OR_FOLDER = UsablePath()
 PRECISION = click.Choice(["float32", "float16", "int8"])
 RUN_ID = click.option("--run-id", required=True, help="An MLflow run of `dermalyze train`.")
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from dermalyze.cli_options import (
     run_data,
     say,
 )
+from serving.disk import temporary_folder
 from serving.settings import PREFIX, ServiceSettings
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -143,11 +143,11 @@ def export_web(
 
     if bool(run_ids) == (model is not None):
         raise click.UsageError("give either --run-id or --model")
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         if model is None:
             from dermalyze.training.shipping import export_runs
 
-            model = Path(folder) / "model.onnx"
+            model = folder / "model.onnx"
             data = run_data(data_dir)
             said = export_runs(
                 run_ids, model, tta=False, precision=precision, data_dir=data, say=say

@@ -10,6 +10,7 @@ from pathlib import Path
 from dermalyze.evaluation.folder import format_metrics
 from dermalyze.training.folds import FoldsResult
 from dermalyze.training.ship import RunResult
+from serving.disk import make_folder
 from serving.taxonomy import DISCLAIMER
 from serving.whole import write_text
 
@@ -55,7 +56,7 @@ def summarize(result: RunResult | FoldsResult) -> str:
 
 
 def _write_request(result: RunResult) -> Path:
-    REQUEST.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(REQUEST.parent)
     image = base64.b64encode(result.sample).decode("ascii")
     write_text(REQUEST, json.dumps({"dataframe_records": [{"image": image}]}))
     return REQUEST

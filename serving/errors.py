@@ -6,6 +6,7 @@ DermalyzeError          base; its message is one line, fit to show to a user
 |-- TrainingError       the training cannot go on
 |-- TrackingError       a run, an experiment or a registered model cannot be used
 |-- ArtifactError       a checkpoint or ONNX file is missing, foreign or inconsistent
+|-- StorageError        a file or folder cannot be written
 |-- ImageError          an image sent for prediction cannot be used
 |-- MetadataError       age, sex or site sent for prediction cannot be used
 `-- RequestError        a request over HTTP cannot be read
@@ -34,6 +35,10 @@ class TrackingError(DermalyzeError):
 
 class ArtifactError(DermalyzeError):
     """A checkpoint or ONNX file is missing, damaged, foreign or inconsistent."""
+
+
+class StorageError(DermalyzeError):
+    """A file or folder cannot be written: no room, no permission, no such place."""
 
 
 class ImageError(DermalyzeError):

@@ -182,13 +182,14 @@ def save_whole(image: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all; its folder is made if it is missing.
 
     Raises:
-        ConfigError: the folder cannot be written to.
+        ConfigError: the folder cannot be made.
+        StorageError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial:
-            image.save(partial, "PNG")
     except OSError as error:
         raise ConfigError(
             f"cannot write {path}: {error.strerror}; choose another folder"
         ) from error
+    with whole_file(path) as partial:
+        image.save(partial, "PNG")

@@ -27,6 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess, multiprocess
 
 from serving.bounds import error_body
+from serving.disk import writing_temporary_files
 from serving.errors import ConfigError
 from serving.metrics import MULTIPROCESS
 from serving.settings import PREFIX, ServiceSettings
@@ -191,7 +192,8 @@ def serve(settings: ServiceSettings, *, host: str, port: int, workers: int = 1) 
     """
     os.environ |= settings.to_environment()  # what `create_app` reads, in this process or others
     listening = _listen(host, port)
-    counts = tempfile.mkdtemp(prefix="dermalyze-") if workers > 1 else ""
+    with writing_temporary_files():
+        counts = tempfile.mkdtemp(prefix="dermalyze-") if workers > 1 else ""
     if counts:
         os.environ[MULTIPROCESS] = counts
     config = uvicorn.Config(

@@ -5,21 +5,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from serving.disk import writing
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield the name to write a file under; it becomes `path` if the block ends well.
 
     Otherwise what was written is removed, and what stood at `path` stays.
+
+    Raises:
+        StorageError: the operating system refuses.
     """
     partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        sync(partial)  # or a power cut may leave the new name with nothing in it
-        partial.replace(path)
-        sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            yield partial
+            sync(partial)  # or a power cut may leave the new name with nothing in it
+            partial.replace(path)
+            sync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

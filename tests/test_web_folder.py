@@ -1,5 +1,6 @@
 """The folder of the page that needs no server: what is in it, and when it is written."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from dermalyze.export import web
 from dermalyze.export.web import export_web
-from serving.errors import ArtifactError, ConfigError
+from serving.errors import ArtifactError, ConfigError, StorageError
 
 pytestmark = pytest.mark.slow
 
@@ -17,18 +18,18 @@ def test_the_folder_appears_whole_or_not_at_all(rich, tmp_path, monkeypatch):
     target = tmp_path / "page"
 
     def broken(*_):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     with monkeypatch.context() as patch:
         patch.setattr(web, "_list_files", broken)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(StorageError, match="no space left"):
             export_web(rich, target)
     assert list(tmp_path.iterdir()) == []
     export_web(rich, target)
     before = (target / "service_worker.js").read_text()
     with monkeypatch.context() as patch:
         patch.setattr(web, "_list_files", broken)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(StorageError, match="no space left"):
             export_web(rich, target)
     assert (target / "service_worker.js").read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["page"]
@@ -83,7 +84,7 @@ def test_what_was_there_comes_back_if_the_new_folder_cannot_take_its_place(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
-        with pytest.raises(OSError, match="no"):
+        with pytest.raises(StorageError, match="no"):
             export_web(rich, target)
     assert (target / "service_worker.js").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["page"]

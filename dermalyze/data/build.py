@@ -31,11 +31,11 @@ from dermalyze.data.pixels import (
     Preprocessing,
     StoredImages,
     open_store,
-    reason_of,
     store_folder,
 )
 from dermalyze.data.processes import Job, decode_in_processes, num_cores
 from dermalyze.data.store_files import PIXELS, StoreFiles, remove_scaffolding
+from serving.disk import reason_of
 from serving.errors import DataError, ImageError
 from serving.whole import sync
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dermalyze.config import require, require_choice
 from dermalyze.data.demo_drawing import KINDS, Random, draw_scene, photograph
+from serving.disk import make_folder, writing
 from serving.errors import DataError
 
 VERSION = 1  # of the drawings: another one means other bytes
@@ -50,23 +51,18 @@ def make_demo_data(
     if _holds(folder, marker):
         return folder
     place = folder.absolute()  # "." has no name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".partial", dir=place.parent))
-    try:
-        rows = _records(num_images, seed)
-        with (partial / METADATA).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        _write_images(partial, rows, seed, layout)
-        (partial / MARKER).write_text(marker, encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp's folders are for one user alone
-        if not _holds(folder, marker):  # another call may have been faster
-            if place.exists():
-                place.rmdir()  # empty
-            partial.replace(place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    make_folder(place.parent)
+    with writing(folder):
+        partial = tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".partial", dir=place.parent)
+        try:
+            _write(Path(partial), _records(num_images, seed), seed, layout)
+            (Path(partial) / MARKER).write_text(marker, encoding="utf-8")
+            if not _holds(folder, marker):  # another call may have been faster
+                if place.exists():
+                    place.rmdir()  # empty
+                Path(partial).replace(place)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -127,7 +123,12 @@ def _records(num_images: int, seed: int) -> list[dict[str, str]]:
     ]
 
 
-def _write_images(folder: Path, rows: list[dict[str, str]], seed: int, layout: str) -> None:
+def _write(folder: Path, rows: list[dict[str, str]], seed: int, layout: str) -> None:
+    folder.chmod(0o755)  # mkdtemp's folders are for one user alone
+    with (folder / METADATA).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     photographs: dict[str, bytes] = {}
     lesion = 0
     rows = sorted(rows, key=lambda row: row["lesion_id"])  # each scene is drawn once

@@ -4,7 +4,6 @@ A store is a folder that appears whole, by one rename, and whose name says what 
 makes it.  Never imports torch.
 """
 
-import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,9 +15,9 @@ import PIL
 from numpy.typing import NDArray
 
 from dermalyze.config import require, require_choice
+from dermalyze.data.decoding import THUMBNAIL_SIDE, checksum
 from dermalyze.data.decoding import ImageRecord as ImageRecord
 from dermalyze.data.decoding import Pixels as Pixels
-from dermalyze.data.decoding import checksum
 from dermalyze.data.ham10000 import ImageFile
 from dermalyze.data.store_files import PIXELS, RECORDS, SUMS, THUMBNAILS
 from serving.errors import DataError
@@ -143,16 +142,10 @@ def open_store(folder: Path, side: int) -> StoredImages | None:
     try:
         values = json.loads((folder / RECORDS).read_text(encoding="utf-8"))
         records = tuple(ImageRecord(**record) for record in values)
-        store = PixelStore(folder / PIXELS)
-    except (OSError, ValueError, TypeError):  # none, or one that somebody has damaged
+        stored = StoredImages(folder, PixelStore(folder / PIXELS), records)
+        shapes = stored.store.pixels.shape, stored.thumbnails().shape
+    except (OSError, ValueError, TypeError, EOFError):  # none, or one that somebody has damaged
         return None
     usable = sum(not record.problem for record in records)
-    whole = store.pixels.shape == (usable, side, side, 3)
-    return StoredImages(folder, store, records) if whole else None
-
-
-def reason_of(error: OSError) -> str:
-    """Return an operating system's reason in lower case words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "no space left"
-    return (error.strerror or "unknown reason").lower()
+    whole = ((usable, side, side, 3), (usable, THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return stored if shapes == whole else None

@@ -24,8 +24,8 @@ from dermalyze.data.pixels import (
     Preprocessing,
     StoredImages,
     open_pixels,
-    reason_of,
 )
+from serving.disk import reason_of
 from serving.errors import DataError
 from serving.whole import write_text
 
@@ -104,7 +104,7 @@ def prepare(
             pairs = _read_pairs(stored)
             if pairs is None:
                 pairs = _find_pairs(stored)
-                _write({stored.folder / _NEAR: json.dumps(pairs)})
+                write_text(stored.folder / _NEAR, json.dumps(pairs))
     report, manifest = audit(dataset, table, stored.records, pairs)
     texts = {
         output / LABELS: manifest[list(COLUMNS)].to_csv(index=False, lineterminator="\n"),
@@ -113,7 +113,8 @@ def prepare(
     }
     if any(_read(path) != text for path, text in texts.items()):
         with _locked(output):
-            _write(texts)
+            for path, text in texts.items():
+                write_text(path, text)
     if report.stop_reason and not allow_problems:
         raise DataError(
             f"{data_dir} has {report.stop_reason}, listed in {output / AUDIT_TEXT}; mend the data "
@@ -196,22 +197,19 @@ def _find_pairs(stored: StoredImages) -> Pairs:
 
 def _read_pairs(stored: StoredImages | None) -> Pairs | None:
     text = _read(stored.folder / _NEAR) if stored else None
-    return None if text is None else tuple((a, b, c) for a, b, c in json.loads(text))
+    try:
+        pairs = tuple((str(a), str(b), float(c)) for a, b, c in json.loads(text or "null"))
+    except (ValueError, TypeError):  # not there, or damaged: found anew
+        return None
+    known = {record.image_id for record in stored.records} if stored else set()
+    return pairs if all({a, b} <= known for a, b, _ in pairs) else None
 
 
 def _read(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
-    except OSError:
+    except (OSError, ValueError):  # not there, or damaged: written anew
         return None
-
-
-def _write(texts: Mapping[Path, str]) -> None:
-    for path, text in texts.items():
-        try:
-            write_text(path, text)
-        except OSError as error:
-            raise _cannot_write(path.parent, error) from error
 
 
 @contextmanager
@@ -222,15 +220,11 @@ def _locked(output: Path) -> Iterator[None]:
         lock = FileLock(output / ".lock")
         lock.acquire()
     except OSError as error:
-        raise _cannot_write(output, error) from error
+        raise DataError(
+            f"cannot write to {output}: {reason_of(error)}; pass a folder that can be written as "
+            "--output, in training as data.prepared"
+        ) from error
     try:
         yield
     finally:
         lock.release()
-
-
-def _cannot_write(folder: Path, error: OSError) -> DataError:
-    return DataError(
-        f"cannot write to {folder}: {reason_of(error)}; pass a folder that can be written as "
-        "--output, in training as data.prepared"
-    )

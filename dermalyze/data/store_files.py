@@ -99,7 +99,9 @@ class StoreFiles:
         usable = [row for row, record in enumerate(records) if not record.problem]
         text = json.dumps([record.values() for record in records])
         (self._folder / RECORDS).write_text(text, encoding="utf-8")
-        np.save(self._folder / THUMBNAILS, self.thumbnails()[usable], allow_pickle=False)
+        thumbnails = io.BytesIO()  # np.save to a full disk would not say why it fails
+        np.save(thumbnails, self.thumbnails()[usable], allow_pickle=False)
+        (self._folder / THUMBNAILS).write_bytes(thumbnails.getbuffer())
         if self._syncing:
             self._syncing.result()
         os.fsync(self._pixels.fileno())

@@ -21,6 +21,7 @@ from dermalyze.evaluation.predictions import (
     targets_of,
     write_predictions,
 )
+from serving.disk import make_folder
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
 from serving.whole import write_text
 
@@ -73,7 +74,7 @@ def write_evaluation(
         "disclaimer": DISCLAIMER,
     }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_predictions(folder / "predictions.csv", table)
     plots.save_confusion_matrix(folder / "confusion_matrix.png", logits, targets, CLASS_NAMES)
     plots.save_roc_curves(folder / "roc_curves.png", logits, targets, CLASS_NAMES)

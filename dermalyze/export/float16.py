@@ -5,7 +5,6 @@ one does, as fast, and answers the same in every runtime.  What is lost is the r
 weights, to 11 significant bits.
 """
 
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from dermalyze.export.onnx import export_onnx, write_model
 from dermalyze.export.parity import ParityReport, check_parity, parity_images
 from dermalyze.models.shipped import ShippedNetwork
+from serving.disk import make_folder, temporary_folder
 from serving.errors import ArtifactError
 from serving.predictor import Predictor
 from serving.spec import ModelSpec
@@ -57,10 +57,10 @@ def export_float16(network: ShippedNetwork, spec: ModelSpec, output: Path) -> Fl
         ArtifactError: the float32 file disagrees with PyTorch, or rounding the weights changes a
             probability by more than 0.01; nothing is written.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     with whole_file(output) as partial:  # `output` never names an unproven model
-        with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
-            exact = Path(folder) / "float32.onnx"
+        with temporary_folder() as folder:
+            exact = folder / "float32.onnx"
             export_onnx(network, spec, exact)
             float_bytes = exact.stat().st_size
             model = onnx.load(exact)

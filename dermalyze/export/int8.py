@@ -5,7 +5,6 @@ The validation split says yes or no.
 """
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from dermalyze.export.quantize import (
 )
 from dermalyze.models.shipped import ShippedNetwork
 from serving.answering import BATCH_SIZE
+from serving.disk import make_folder, temporary_folder
 from serving.errors import ArtifactError, DataError
 from serving.predictor import Predictor
 from serving.preprocess import Pixels
@@ -117,9 +117,9 @@ def export_int8(
     if len(validation.rows) == 0:
         raise DataError("there is no validation image to compare on; expected at least one")
     inputs = training.inputs(drawn_by_class(training.targets, IMAGES_A_CLASS))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
-        float_file = Path(folder) / "float32.onnx"
+    make_folder(output.parent)
+    with temporary_folder() as folder:
+        float_file = folder / "float32.onnx"
         export_onnx(network, spec, float_file)
         float_bytes = float_file.stat().st_size
         model = onnx.load(float_file)

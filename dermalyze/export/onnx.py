@@ -22,6 +22,7 @@ from dermalyze.models.predictor import SkinLesionPredictor
 from dermalyze.models.shipped import ShippedNetwork
 from serving.answering import map_names, output_names
 from serving.digest import DIGEST_KEY, NO_DIGEST, seal
+from serving.disk import make_folder
 from serving.errors import ArtifactError
 from serving.predictor import Predictor
 from serving.spec import SPEC_KEY, ModelSpec
@@ -63,7 +64,7 @@ def export_onnx(
     """
     network = copy.deepcopy(network).cpu().float().eval()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     with whole_file(output) as partial:  # `output` never names an unproven model
         write_model(partial, _model(network, spec), spec)
         report = check_parity(

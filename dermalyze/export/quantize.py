@@ -7,10 +7,8 @@ label, a validation or a test image.
 
 import copy
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 from tqdm import tqdm
 
+from serving.disk import temporary_folder
 from serving.session import open_session, run_options
 
 Inputs = Mapping[str, NDArray[Any]]  # image uint8 (N, H, W, 3); metadata float32 (N, K) if taken
@@ -63,12 +62,18 @@ def calibrate(model: ModelProto, inputs: Inputs) -> Calibrated:
     """
     graph = copy.deepcopy(model)
     _pool_globally(graph)
-    graph = save_and_reload_model_with_shape_infer(graph)
+    graph = _with_shapes(graph)
     layers = _layers(graph)
     if layers:
         _put_channels_last(graph, layers[0])
-        graph = save_and_reload_model_with_shape_infer(graph)
+        graph = _with_shapes(graph)
     return Calibrated(graph, layers, _ranges(graph, inputs))
+
+
+def _with_shapes(graph: ModelProto) -> ModelProto:
+    with temporary_folder():  # onnxruntime has one of its own, which fails for the same reasons
+        reloaded: ModelProto = save_and_reload_model_with_shape_infer(graph)
+    return reloaded
 
 
 def quantize(calibrated: Calibrated, layers: Sequence[Layer]) -> ModelProto:
@@ -224,8 +229,8 @@ def _ranges(model: ModelProto, inputs: Inputs) -> TensorsData:
 
     The extremes of all images would make every step coarser for the sake of a few values.
     """
-    with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         onnx.save(model, path)
         calibrater = MinMaxCalibrater(path, _KINDS, augmented_model_path=f"{path}.ranges")
         calibrater.augment_graph()  # each value gets two outputs, its minimum and its maximum

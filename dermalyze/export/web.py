@@ -19,6 +19,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from serving.described import describe
+from serving.disk import make_folder, writing
 from serving.errors import ArtifactError, ConfigError
 from serving.predictor import Predictor
 
@@ -54,8 +55,11 @@ def export_web(model: Path, output: Path, *, runtime: Path | None = None) -> str
     """
     _check_place(output)
     predictor = Predictor(model)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
+    make_folder(output.parent)
+    with (
+        writing(output),
+        tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder,
+    ):
         made = Path(folder) / "page"
         made.mkdir()
         _copy(resources.files("serving") / "static", made)
@@ -206,8 +210,8 @@ def _fetched() -> Path:
         raise ConfigError(
             f"{RUNTIME} comes from npm, which is not installed; install it, {by_hand}"
         )
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
+    make_folder(cache)
+    with writing(cache), tempfile.TemporaryDirectory(dir=cache) as folder:
         done = subprocess.run(
             [npm, "pack", "--silent", f"{RUNTIME}@{RUNTIME_VERSION}"],
             cwd=folder,

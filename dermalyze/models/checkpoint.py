@@ -20,6 +20,7 @@ from dermalyze.models.heads import AcrnnHead
 from dermalyze.models.plugins import with_named_plugins
 from dermalyze.models.scope import ScopeScore
 from dermalyze.models.shipped import Member
+from serving.disk import cannot_write
 from serving.errors import ArtifactError, ConfigError
 from serving.spec import ModelSpec
 from serving.whole import whole_file
@@ -56,7 +57,13 @@ def save_checkpoint(
         "scope": dict(scope or {}),
     }
     with whole_file(path) as partial:
-        torch.save(content, partial)
+        try:
+            with partial.open("wb") as file:  # by itself, torch would not say why it cannot write
+                torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise cannot_write(path, error.__context__) from error
+            raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

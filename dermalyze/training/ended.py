@@ -54,11 +54,12 @@ from dermalyze.training.judged import (
     write_judged,
 )
 from dermalyze.training.limits import Runner, measured_on, with_limits
+from serving.disk import make_folder
 from serving.errors import DataError, ImageError, TrackingError
 from serving.files import find_images
 from serving.preprocess import read_bytes
 from serving.taxonomy import CLASS_NAMES
-from serving.whole import write_text
+from serving.whole import whole_file, write_text
 
 Metrics = dict[str, float]
 
@@ -178,7 +179,7 @@ def report_run(run_id: str, *, data_dir: Path | None, output: Path) -> Judgement
     Without its images, which are looked for where the run found them, pictures are missing.
     """
     params = require_run(run_id)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     with fetched(run_id, (CONFIG, EVALUATION)) as (config_file, evaluation):
         files = config_file.parent
         for name in (HISTORY, AUDIT, *SPLIT_FILES):
@@ -187,7 +188,8 @@ def report_run(run_id: str, *, data_dir: Path | None, output: Path) -> Judgement
         for name in (PREDICTIONS, VALIDATION, EXPLANATIONS):
             (output / name).unlink(missing_ok=True)
             if (evaluation / name).exists():
-                shutil.copyfile(evaluation / name, output / name)
+                with whole_file(output / name) as partial:
+                    shutil.copyfile(evaluation / name, partial)
         folder = data_dir or Path(params.get("data.dir", ""))
         return write_judged(
             output,
@@ -202,7 +204,7 @@ def report_predictions(
     predictions: Path, validation: Path | None, *, settings: EvaluationConfig, output: Path
 ) -> Judgement:
     """Make a report of anybody's predictions in the form of `predictions.csv`."""
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     (output / EXPLANATIONS).unlink(missing_ok=True)
     for name, path in ((PREDICTIONS, predictions), (VALIDATION, validation)):
         target = output / name
@@ -225,7 +227,7 @@ def compare_runs(run_ids: Sequence[str], *, output: Path | None) -> Comparison:
             models.append(read_scored(path))
     comparison = compare(run_ids, models)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         write_text(output / "comparison.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
         save_forest(output / "forest.png", comparison)
     return comparison

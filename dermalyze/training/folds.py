@@ -43,6 +43,7 @@ from dermalyze.training.job import (
 )
 from dermalyze.training.judged import RunFacts, interval_metrics, write_judged
 from dermalyze.training.run import TrainingInterruptedError, resolve, train_in
+from serving.disk import make_folder
 from serving.errors import TrackingError, TrainingError
 from serving.taxonomy import CLASS_NAMES
 from serving.whole import write_text
@@ -273,5 +274,5 @@ def _caveat(folds: int) -> str:
 
 def _folder(run_id: str) -> Path:
     folder = WORK / run_id
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return folder

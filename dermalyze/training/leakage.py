@@ -6,7 +6,6 @@ lesion.  Both are judged on the images that remain, one of each test lesion.
 
 import dataclasses
 import json
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,9 @@ from dermalyze.training.job import (
     stored_config,
 )
 from dermalyze.training.run import TrainingInterruptedError, train_in
+from serving.disk import temporary_folder
 from serving.errors import DataError
+from serving.whole import write_text
 
 LEAKAGE = "leakage.json"
 LEAKAGE_TAG = "dermalyze.leakage_of"  # of the second run: the id of the first
@@ -135,10 +136,9 @@ def leakage_of(run_id: str, data_dir: Path | None, *, say: Say) -> Leakage:
         of_all=_compare(clean, leaky, kept),
         shared=near_duplicate_scan(prepared.audit, manifest, splits),
     )
-    with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
-        text = json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n"
-        (Path(folder) / LEAKAGE).write_text(text, encoding="utf-8")
-        add_to_run(run_id, Path(folder), "", {})
+    with temporary_folder() as folder:
+        write_text(folder / LEAKAGE, json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n")
+        add_to_run(run_id, folder, "", {})
     return result
 
 

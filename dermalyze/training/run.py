@@ -51,9 +51,10 @@ from dermalyze.training.job import (
 from dermalyze.training.loop import LearningData, fit
 from dermalyze.training.ship import RunResult, ship
 from dermalyze.training.state import TrainingState, new_state
+from serving.disk import make_folder
 from serving.errors import TrainingError
 from serving.taxonomy import CLASS_NAMES
-from serving.whole import write_text
+from serving.whole import whole_file, write_text
 
 
 class TrainingInterruptedError(TrainingError):
@@ -118,7 +119,7 @@ def resume(run_id: str, data_dir: Path | None, *, say: Say) -> RunResult:
     """
     params, tags = require_unfinished(run_id)
     folder = WORK / run_id
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name in (CONFIG, *SPLIT_FILES):
         if not (folder / name).exists():
             fetch(run_id, name, folder)
@@ -161,7 +162,7 @@ def _splits(config: Config, prepared: Prepared) -> Splits:
 
 def _job(config: Config, prepared: Prepared, splits: Splits, run: TrackedRun, say: Say) -> Job:
     folder = WORK / run.run_id
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     index = {name: number for number, name in enumerate(CLASS_NAMES)}
     return Job(
         config=config,
@@ -250,7 +251,8 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
     page = augmentation_page(
         prepared.store.batch(job.splits.train[:6]), config.augmentation, config.training.seed
     )
-    page.save(job.folder / AUGMENTATION)
+    with whole_file(job.folder / AUGMENTATION) as partial:
+        page.save(partial, "PNG")
     run.log_file(job.folder / AUGMENTATION)
 
 

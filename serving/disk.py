@@ -1,0 +1,83 @@
+"""What the operating system refuses, as a sentence: full disks, read-only folders, wrong names."""
+
+import errno
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from serving.errors import StorageError
+
+_ELSEWHERE = "name a place that can be written to"
+_REMEDIES = {
+    errno.ENOSPC: "make room or name another place",
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EEXIST: "a file is where a folder is needed; name another place",
+    errno.ENOTDIR: "a file is where a folder is needed; name another place",
+    errno.EISDIR: "a folder is where a file is needed; name another place",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def reason_of(error: OSError) -> str:
+    """Return an operating system's reason in lower case words."""
+    if error.errno in _FULL:
+        return "no space left"
+    return (error.strerror or str(error) or "unknown reason").lower()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one sentence why a file or folder cannot be written, if the block fails at that.
+
+    Raises:
+        StorageError: the operating system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> StorageError:
+    """Return the error that says why, and what to do."""
+    number = errno.ENOSPC if error.errno in _FULL else error.errno
+    remedy = _REMEDIES.get(number or 0, "look at the disk, or name another place")
+    return StorageError(f"cannot write {path}: {reason_of(error)}; {remedy}")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def writing_temporary_files() -> Iterator[None]:
+    """Do for the system's folder of temporary files what `writing` does for a path."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {tempfile.tempdir or 'a temporary folder'}: {reason_of(error)}; make "
+            "room there or set TMPDIR to another folder"
+        ) from error
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a folder that lives as long as the block.
+
+    Raises:
+        StorageError: it cannot be made, or what the block writes finds no room there.
+    """
+    with writing_temporary_files(), tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
+        yield Path(folder)
