@@ -35,7 +35,7 @@ def _bound(name: str, help_text: str) -> Callable[[Command], Command]:
         f"--{name.replace('_', '-')}",
         type=type(default),
         default=None,
-        help=f"{help_text}  [default: {default:,}]",
+        help=help_text if default == "" else f"{help_text}  [default: {default:,}]",
     )
 
 
@@ -48,6 +48,7 @@ def _bound(name: str, help_text: str) -> Callable[[Command], Command]:
 @click.option("--watch-seconds", type=click.FloatRange(0.1), default=5.0, show_default=True)
 @click.option("--allowed-host", "allowed_hosts", multiple=True, help="A name in the Host header.")
 @click.option("--cors-origin", "cors_origins", multiple=True, help="A page that may ask.")
+@_bound("root_path", "Path that a proxy in front answers under, such as /lesions.")
 @_bound("max_body_bytes", "Of a request, compressed or not.")
 @_bound("max_images", "Of a request.")
 @_bound("max_pixels", "Of an image, width x height.")
@@ -90,6 +91,7 @@ def serve(
         given["allowed_hosts"] = allowed_hosts
     if cors_origins:
         given["cors_origins"] = cors_origins
+    settings = dataclasses.replace(settings, watch_seconds=_FILE_SECONDS if watch else 0.0, **given)
     with ExitStack() as stack:
         stack.enter_context(_ended_in_order())
         file = Path(model)
@@ -97,9 +99,7 @@ def serve(
             from dermalyze.model_copy import copy_of
 
             file = stack.enter_context(copy_of(model, watch_seconds if watch else 0.0))
-        settings = dataclasses.replace(
-            settings, model=str(file), watch_seconds=_FILE_SECONDS if watch else 0.0, **given
-        )
+        settings = dataclasses.replace(settings, model=str(file))
         spec = Predictor(file).spec  # what cannot be served is told before anything listens
         say(f"model: run {spec.run_id or 'unknown'}, {spec.precision}. {spec.disclaimer}")
         if host not in _LOCAL and not settings.api_key:

@@ -140,6 +140,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        root_path=settings.root_path,
+        redirect_slashes=False,  # they would name our scheme, which is not that of a proxy
     )
     _add_routes(app, service)
     open_paths = [*_add_page(app), str(app.openapi_url)]
@@ -309,13 +311,14 @@ def _add_errors(app: FastAPI) -> None:
     async def gone(_: Request, error: Exception) -> Response:
         return Response(status_code=499)  # never arrives; it is for the log and the counts
 
-    async def other(_: Request, error: Exception) -> Response:
+    async def other(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         sentence = {
-            404: "there is nothing at this path; see /openapi.json",
-            405: "this path takes another method; see /openapi.json",
-        }.get(error.status_code, "the request cannot be answered; see /openapi.json")
-        return answer(error.status_code, sentence, error.headers)
+            404: "there is nothing at this path",
+            405: "this path takes another method",
+        }.get(error.status_code, "the request cannot be answered")
+        document = f"{request.scope.get('root_path', '')}{app.openapi_url}"
+        return answer(error.status_code, f"{sentence}; see {document}", error.headers)
 
     app.add_exception_handler(RefusedError, refused)
     app.add_exception_handler(ClientGoneError, gone)

@@ -6,8 +6,10 @@ and `uvicorn serving.app:create_app --factory` read one thing.
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from serving.errors import ConfigError
 from serving.sizes import MAX_PIXELS
@@ -15,6 +17,11 @@ from serving.sizes import MAX_PIXELS
 PREFIX = "DERMALYZE_"  # of each variable: DERMALYZE_MODEL, DERMALYZE_MAX_BODY_BYTES, ...
 _TOP: dict[str, float] = {"max_pixels": MAX_PIXELS, "max_images": 1000, "threads": 1024}
 _FROM_ZERO = ("threads", "watch_seconds")
+# What the Host and Origin headers hold, in small letters; a port is looked at apart from it.
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_DEFAULT_PORTS = {"http": 80, "https": 443}  # which browsers leave out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +36,13 @@ class ServiceSettings:
     body_seconds: float = 30.0  # until a body must be there, else 408
     request_seconds: float = 30.0  # from a whole body to the answer, else 504
     header_seconds: float = 10.0  # until headers must be there, else 408; by `dermalyze serve`
-    idle_seconds: float = 10.0  # of a connection between two requests; by `dermalyze serve`
+    idle_seconds: float = 75.0  # of a connection between two requests; by `dermalyze serve`
     shutdown_seconds: float = 30.0  # what is in flight may finish in; by `dermalyze serve`
     threads: int = 0  # images worked on at once, of one process; 0: one a core
     watch_seconds: float = 0.0  # look for a new model file so often; 0: never
     allowed_hosts: tuple[str, ...] = ()  # names in the Host header; empty: any
-    cors_origins: tuple[str, ...] = ()  # pages of other hosts that may ask; empty: none
+    cors_origins: tuple[str, ...] = ()  # pages of other hosts that may ask; empty: none; *: all
+    root_path: str = ""  # the path that a proxy answers for us under, such as /lesions
     api_key: str = dataclasses.field(default="", repr=False)  # empty: everybody may ask
 
     def __post_init__(self) -> None:
@@ -53,9 +61,27 @@ class ServiceSettings:
                 raise ConfigError(
                     f"{PREFIX}{field.name.upper()} must be from {low:,} to {high:,}, got {value:,}"
                 )
-        if not self.api_key.isascii() or self.api_key != self.api_key.strip():
+        key = self.api_key
+        if not (key.isascii() and key.isprintable() and key == key.strip()):
             raise ConfigError(
                 f"{PREFIX}API_KEY must be ASCII text without spaces around it; set another key"
+            )
+        for host in self.allowed_hosts:
+            if not _HOST.fullmatch(host.lower()):
+                raise ConfigError(
+                    f"--allowed-host ({PREFIX}ALLOWED_HOSTS) must be a host name without scheme, "
+                    f"port or path, such as {_host_in(host)!r}, got {host!r}"
+                )
+        for origin in self.cors_origins:
+            if origin != "*" and _origin_in(origin) != origin:
+                raise ConfigError(
+                    f"--cors-origin ({PREFIX}CORS_ORIGINS) must be scheme and host as a browser "
+                    f"sends them, such as {_origin_in(origin)!r}, got {origin!r}"
+                )
+        if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):
+            raise ConfigError(
+                f"--root-path ({PREFIX}ROOT_PATH) must be a path that begins with / and does not "
+                f"end with it, such as '/lesions', got {self.root_path!r}"
             )
 
     @classmethod
@@ -69,8 +95,8 @@ class ServiceSettings:
         for field in dataclasses.fields(cls):
             name = PREFIX + field.name.upper()
             text = environment.get(name, "").strip()
-            if not text:
-                continue
+            if not text and not (field.name == "api_key" and environment.get(name)):
+                continue  # but a key of spaces was meant to keep others out
             if field.type in (int, float):
                 try:
                     values[field.name] = int(text) if field.type is int else float(text)
@@ -78,9 +104,9 @@ class ServiceSettings:
                     kind = "a whole number" if field.type is int else "a number"
                     raise ConfigError(f"{name} must be {kind}, got {text!r}") from error
             elif field.type is str:
-                values[field.name] = text
+                values[field.name] = text or environment[name]
             else:
-                values[field.name] = tuple(part.strip() for part in text.split(",") if part.strip())
+                values[field.name] = tuple(part.strip() for part in text.split(","))
         return cls(**values)  # type: ignore[arg-type]
 
     def to_environment(self) -> dict[str, str]:
@@ -90,3 +116,28 @@ class ServiceSettings:
             PREFIX + name.upper(): ",".join(value) if isinstance(value, tuple) else str(value)
             for name, value in values
         }
+
+
+def _host_in(text: str) -> str:
+    """Return the host name that was probably meant."""
+    try:
+        name = urlsplit(text if "//" in text else f"//{text}").hostname or ""
+    except ValueError:
+        name = ""
+    name = f"[{text}]" if text.count(":") > 1 and "/" not in text else name
+    return name if _HOST.fullmatch(name) else "lesions.example.org"
+
+
+def _origin_in(text: str) -> str:
+    """Return the origin that was probably meant: the text itself where it is one."""
+    try:
+        parts = urlsplit(text if "//" in text else f"https://{text}")
+        scheme, name, port = parts.scheme, parts.hostname or "", parts.port
+    except ValueError:
+        scheme, name, port = "", "", None
+    name = f"[{name}]" if ":" in name else name
+    if not _HOST.fullmatch(name) or not _SCHEME.fullmatch(scheme):
+        return "https://lesions.example.org"
+    return f"{scheme}://{name}" + (
+        f":{port}" if port and port != _DEFAULT_PORTS.get(scheme) else ""
+    )

@@ -85,6 +85,7 @@ class Opened:
     def __exit__(self, *error):
         self.context.close()
         if error[0] is None:
-            own = (self.address, f"blob:{self.address}", "data:")
+            origin = "/".join(self.address.split("/")[:3])
+            own = (self.address, f"blob:{origin}/", "data:")
             assert [url for url in self.asked if not url.startswith(own)] == []
             assert self.complaints == []

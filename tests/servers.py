@@ -21,9 +21,17 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], *, health: str, cwd: Path, env: dict[str, str], log: Path
+    command: Sequence[str],
+    *,
+    health: str | tuple[str, int],
+    cwd: Path,
+    env: dict[str, str],
+    log: Path,
 ) -> Iterator[int]:
-    """Run a server until the block ends; it must answer at `health` within two minutes."""
+    """Run a server until the block ends; it must answer at `health` within two minutes.
+
+    That is an address of HTTP, or host and port where accepting a connection is enough.
+    """
     with log.open("w") as file:
         process = subprocess.Popen(
             command, cwd=cwd, env=env, stdout=file, stderr=file, start_new_session=True
@@ -45,9 +53,12 @@ def running(
             process.wait()
 
 
-def _answers(url: str) -> bool:
+def _answers(health: str | tuple[str, int]) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2):
+        if isinstance(health, tuple):
+            socket.create_connection(health, timeout=2).close()
+            return True
+        with urllib.request.urlopen(health, timeout=2):
             return True
     except (urllib.error.URLError, OSError):
         return False

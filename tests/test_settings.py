@@ -41,3 +41,78 @@ def test_a_setting_out_of_range_is_refused(name, value, message):
     with pytest.raises(ConfigError) as caught:
         ServiceSettings.from_environment({f"DERMALYZE_{name}": value})
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("lesions.example.org:443", "lesions.example.org"),
+        ("https://Clinic.example.org/", "clinic.example.org"),
+        ("clinic.example.org/lesions", "clinic.example.org"),
+        ("::1", "[::1]"),
+        ("*", "lesions.example.org"),
+        ("*.example.org", "lesions.example.org"),
+        ("", "lesions.example.org"),
+        ("a b", "lesions.example.org"),
+    ],
+)
+def test_a_host_that_no_request_can_name_is_refused(given, meant):
+    with pytest.raises(ConfigError) as caught:
+        ServiceSettings(allowed_hosts=("localhost", given))
+    assert str(caught.value) == (
+        "--allowed-host (DERMALYZE_ALLOWED_HOSTS) must be a host name without scheme, port or "
+        f"path, such as {meant!r}, got {given!r}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("https://clinic.example.org/", "https://clinic.example.org"),
+        ("https://clinic.example.org/page", "https://clinic.example.org"),
+        ("https://Clinic.example.org", "https://clinic.example.org"),
+        ("https://clinic.example.org:443", "https://clinic.example.org"),
+        ("http://localhost:80", "http://localhost"),
+        ("HTTP://localhost:8080", "http://localhost:8080"),
+        ("clinic.example.org", "https://clinic.example.org"),
+        ("https://*.example.org", "https://lesions.example.org"),
+        ("https://clinic.example.org:99999", "https://lesions.example.org"),
+        ("https://user@clinic.example.org", "https://clinic.example.org"),
+        ("null", "https://null"),
+        ("", "https://lesions.example.org"),
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(given, meant):
+    with pytest.raises(ConfigError) as caught:
+        ServiceSettings(cors_origins=(given,))
+    assert str(caught.value) == (
+        "--cors-origin (DERMALYZE_CORS_ORIGINS) must be scheme and host as a browser sends them, "
+        f"such as {meant!r}, got {given!r}"
+    )
+
+
+def test_hosts_origins_and_paths_that_can_match_are_taken():
+    hosts = ("localhost", "Clinic.example.org", "10.0.0.7", "[::1]", "[FE80::1]", "my_service")
+    origins = ("https://clinic.example.org", "http://localhost:3000", "http://[::1]:8080", "*")
+    settings = ServiceSettings(allowed_hosts=hosts, cors_origins=origins, root_path="/a/b-c")
+    assert ServiceSettings.from_environment(settings.to_environment()) == settings
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "lesions", "/lesions/", "https://x/lesions", "/a//b", "/a?b"]
+)
+def test_a_root_path_of_another_form_is_refused(path):
+    with pytest.raises(ConfigError) as caught:
+        ServiceSettings(root_path=path)
+    assert str(caught.value) == (
+        "--root-path (DERMALYZE_ROOT_PATH) must be a path that begins with / and does not end "
+        f"with it, such as '/lesions', got {path!r}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ALLOWED_HOSTS", ","), ("CORS_ORIGINS", "http://a,"), ("API_KEY", " ")]
+)
+def test_a_variable_that_was_meant_to_keep_others_out_does_not_let_them_in(name, value):
+    with pytest.raises(ConfigError):
+        ServiceSettings.from_environment({f"DERMALYZE_{name}": value})
