@@ -1,5 +1,7 @@
 import io
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +252,90 @@ def test_a_damaged_member_is_an_image_error(tmp_path):
         reader.read(dataset.files["ISIC_1"])
     assert str(caught.value) == (
         "cannot read HAM10000_images_part_1.zip/ISIC_1.jpg: the zip is damaged there"
+    )
+
+
+def write_bomb(path: Path, name: str, *, says: int | None = None) -> None:
+    """Write a zip of 3 MB whose member unpacks to 3 GB; it may say that it is smaller."""
+    chunk, times = 2**20, 2861
+    deflate = zlib.compressobj(9, wbits=-15)
+    block = deflate.compress(bytes(chunk)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    data = block * times + deflate.flush()
+    with zipfile.ZipFile(path, "w") as archive:
+        entry = zipfile.ZipInfo(name)
+        archive.writestr(entry, data)
+    raw = bytearray(path.read_bytes())
+    for mark, method, size in ((b"PK\1\2", 10, 24), (b"PK\3\4", 8, 22)):
+        start = raw.find(mark)
+        raw[start + method : start + method + 2] = (8).to_bytes(2, "little")  # deflated
+        raw[start + size : start + size + 4] = (says or chunk * times).to_bytes(4, "little")
+    path.write_bytes(raw)
+
+
+def test_a_table_zipped_to_3_mb_that_unpacks_to_3_gb_is_refused_by_its_size(tmp_path):
+    name = "ISIC2018_Task3_Training_GroundTruth"
+    write_folder(tmp_path / "ISIC2018_Task3_Training_Input", {"ISIC_1.jpg": jpeg(1)})
+    write_bomb(tmp_path / f"{name}.zip", f"{name}.csv")
+    assert (tmp_path / f"{name}.zip").stat().st_size < 3.5e6
+    assert error_of(tmp_path) == (
+        f"{tmp_path}/{name}.zip/{name}.csv has 2,999,975,936 bytes; expected a table of images of "
+        "at most 134,217,728; download it again"
+    )
+
+
+def test_a_table_of_that_size_that_is_not_zipped_is_refused_as_well(tmp_path):
+    path = tmp_path / "HAM10000_metadata.csv"
+    with path.open("wb") as file:
+        file.truncate(3 * 10**9)  # without a block on the disk
+    (tmp_path / "images").mkdir()
+    assert error_of(tmp_path) == (
+        f"{path} has 3,000,000,000 bytes; expected a table of images of at most 134,217,728; "
+        "download it again"
+    )
+
+
+@pytest.mark.parametrize("kind", ["table", "image"])
+def test_no_more_is_unpacked_than_the_zip_gives_a_file_as_its_size(tmp_path, kind):
+    truth = "ISIC2018_Task3_Training_GroundTruth"
+    if kind == "table":
+        write_folder(tmp_path / "ISIC2018_Task3_Training_Input", {"ISIC_1.jpg": jpeg(1)})
+        write_bomb(tmp_path / f"{truth}.zip", f"{truth}.csv", says=1000)
+    else:
+        (tmp_path / "HAM10000_metadata.csv").write_text(TABLE)
+        write_bomb(tmp_path / "HAM10000_images_part_1.zip", "ISIC_1.jpg", says=1000)
+    tracemalloc.start()
+    try:
+        if kind == "table":
+            message = error_of(tmp_path)
+        else:
+            with pytest.raises(ImageError) as caught:
+                read_image_bytes(open_dataset(tmp_path).files["ISIC_1"])
+            message = str(caught.value)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    table = tmp_path / f"{truth}.zip" / f"{truth}.csv"
+    assert (
+        message
+        == {
+            "table": f"{table} is damaged in its zip; download the zip again",
+            "image": "cannot read HAM10000_images_part_1.zip/ISIC_1.jpg: the zip is damaged there",
+        }[kind]
+    )
+    assert peak < 20e6  # bytes; all of it would be 2 GB at once
+
+
+def test_an_encrypted_table_is_one_sentence(tmp_path):
+    name = "ISIC2018_Task3_Training_GroundTruth"
+    write_folder(tmp_path / "ISIC2018_Task3_Training_Input", {"ISIC_1.jpg": jpeg(1)})
+    path = tmp_path / f"{name}.zip"
+    write_zip(path, {f"{name}.csv": ISIC_TRUTH.encode()})
+    raw = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+        raw[raw.find(mark) + flags] |= 1
+    path.write_bytes(raw)
+    assert error_of(tmp_path) == (
+        f"cannot read {path}/{name}.csv: encrypted or packed in an unknown way"
     )
 
 

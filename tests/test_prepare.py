@@ -386,3 +386,27 @@ def test_the_real_data_is_prepared_as_its_description_says(real_data, tmp_path):
     started = time.perf_counter()
     prepare(real_data, output=tmp_path, image_size=32)
     assert time.perf_counter() - started < 3  # 0.4 s where nothing else runs
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[[1, 2]]", b'[["no", "such", 1.0]]', b"\xff\xfe"])
+@pytest.mark.parametrize("name", ["near_duplicates.json", "images.json", "thumbnails.npy"])
+def test_damaged_files_beside_the_pixels_are_made_anew(tmp_path, name, damage):
+    data = write_data(tmp_path / "data", 20)
+    first = prepare(data, image_size=32)
+    (path,) = (data / "prepared").glob(f"pixels-*/{name}")
+    good = path.read_bytes()
+    path.write_bytes(damage)
+    again = prepare(data, image_size=32)
+    assert again.fingerprint == first.fingerprint
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "audit.json", "audit.txt"])
+def test_damaged_texts_beside_the_data_are_written_anew(tmp_path, name):
+    data = write_data(tmp_path / "data", 20)
+    prepare(data, image_size=32)
+    path = data / "prepared" / name
+    good = path.read_bytes()
+    path.write_bytes(good[:10] + b"\xff")
+    prepare(data, image_size=32)
+    assert path.read_bytes() == good

@@ -15,11 +15,13 @@ from types import MappingProxyType
 
 import pandas as pd
 
+from dermalyze.data.decoding import read_member
 from serving.errors import DataError, ImageError
 
 COLUMNS = ("image_id", "label", "lesion_id", "dx_type", "age", "sex", "localization")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_FILE_BYTES = 256 * 2**20  # of one image file; none is a hundredth of it
+MAX_TABLE_BYTES = 128 * 2**20  # of one table, unpacked; HAM10000's have 0.6 MB
 LAYOUTS = (
     "HAM10000_metadata (no suffix, .csv or .tab) beside HAM10000_images_part_1 and "
     "HAM10000_images_part_2 (zips or folders) or beside images/, or "
@@ -89,7 +91,7 @@ class ImageReader:
             with self._lock:
                 if file.path not in self._zips:
                     self._zips[file.path] = zipfile.ZipFile(file.path)
-            return self._zips[file.path].read(file.member)
+            return read_member(self._zips[file.path], file.member)
         except OSError as error:
             raise ImageError(f"cannot read {file}: {error.strerror or 'no such file'}") from error
         except KeyError as error:
@@ -189,9 +191,31 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 def _read_file(path: Path) -> bytes:
     try:
+        _require_size(path, path.stat().st_size)
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    """Unpack a table, if it has the size of one; `path` is what it is called in an error."""
+    _require_size(path, archive.getinfo(name).file_size)
+    try:
+        return read_member(archive, name)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path} is damaged in its zip; download the zip again") from error
+    except RuntimeError as error:
+        raise DataError(f"cannot read {path}: encrypted or packed in an unknown way") from error
+
+
+def _require_size(path: Path, size: int) -> None:
+    if size > MAX_TABLE_BYTES:
+        raise DataError(
+            f"{path} has {size:,} bytes; expected a table of images of at most "
+            f"{MAX_TABLE_BYTES:,}; download it again"
+        )
 
 
 def _ham_rows(path: Path) -> pd.DataFrame:
@@ -238,7 +262,7 @@ def _isic_csv(data_dir: Path, entries: list[Path], part: str) -> tuple[Path, byt
                 for member in sorted(archive.namelist()):
                     inside = PurePosixPath(member)
                     if inside.name.lower() == name.lower() and "__MACOSX" not in inside.parts:
-                        return path / member, archive.read(member)
+                        return path / member, _read_member(archive, member, path / member)
     raise DataError(
         f"no {name} in {data_dir}, which has ISIC 2018 Task 3 images; download it beside them from "
         "challenge.isic-archive.com"

@@ -17,12 +17,14 @@ from dermalyze.evaluation.metrics import Floats
 from dermalyze.evaluation.predictions import for_spreadsheet, from_spreadsheet
 from dermalyze.evaluation.scope import lesion_shares
 from dermalyze.evaluation.scored import lesion_numbers
+from serving.errors import DataError
 from serving.whole import whole_file
 
 EXPLANATIONS = "explanations.csv"
 CENTER_SIGMA = 0.25  # of the baseline "center Gaussian", a share of each side
 MEASURES = ("mass", "pointing")
 BASELINES = ("uniform", "center")
+_NUMBERS = [f"{name}{end}" for name in MEASURES for end in ("", "_uniform", "_center")]
 
 
 def measure_maps(
@@ -63,9 +65,7 @@ def measure_maps(
                 "pointing_center": float(mask[mask.shape[0] // 2, mask.shape[1] // 2]),
             }
         )
-    columns = ["image_id", "lesion_id"]
-    columns += [f"{name}{end}" for name in MEASURES for end in ("", "_uniform", "_center")]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["image_id", "lesion_id", *_NUMBERS])
 
 
 def judge_maps(table: pd.DataFrame, num_images: int, replicates: int) -> dict[str, Any]:
@@ -110,12 +110,22 @@ def write_explanations(folder: Path, table: pd.DataFrame) -> None:
 
 
 def read_explanations(folder: Path) -> pd.DataFrame | None:
-    """Read what `measure_maps` gave from an evaluation folder; None: it is not there."""
+    """Read what `measure_maps` gave from an evaluation folder; None: it is not there.
+
+    Raises:
+        DataError: it is no such table.
+    """
     path = folder / EXPLANATIONS
     if not path.exists():
         return None
-    texts = {"image_id": str, "lesion_id": str}
-    return from_spreadsheet(pd.read_csv(path, dtype=texts, keep_default_na=False))
+    kinds = {"image_id": str, "lesion_id": str, **dict.fromkeys(_NUMBERS, np.float64)}
+    try:
+        table = pd.read_csv(path, dtype=kinds, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not what `dermalyze evaluate` wrote; remove it") from error
+    if missing := [name for name in kinds if name not in table]:
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}; remove it")
+    return from_spreadsheet(table)
 
 
 def enlarged(small: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float64]:

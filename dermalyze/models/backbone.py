@@ -165,7 +165,10 @@ def _create_pretrained(
     else:
         file, reason = _hub_file(str(settings.hf_hub_id))
     if file is not None:
-        return _create(name, image_size, pretrained=True, file=file), Weights(source=name)
+        try:
+            return _create(name, image_size, pretrained=True, file=file), Weights(source=name)
+        except (OSError, RuntimeError, SafetensorError):
+            reason = f"the file in the cache, {file}, is damaged; delete it"
     if wanted is True:
         raise ConfigError(
             f"no pretrained weights for {name}: {reason}; "

@@ -15,7 +15,7 @@ from dermalyze.config import Config
 from dermalyze.data.augment import augment
 from dermalyze.data.loader import num_batches, seed_of
 from dermalyze.models.classifier import build_classifier, to_images
-from dermalyze.training.device import choose_device, keep_freed_memory
+from dermalyze.training.device import choose_device, enough_memory, keep_freed_memory
 from dermalyze.training.loop import training_network
 from dermalyze.training.losses import build_loss
 from dermalyze.training.state import new_state
@@ -48,6 +48,9 @@ def time_steps(config: Config, num_timed: int, num_images: int) -> StepTimes:
         config: which network, batch size, precision and augmentation.
         num_timed: batches to time.
         num_images: training images of the epoch whose duration is estimated.
+
+    Raises:
+        TrainingError: there is too little memory.
     """
     device = choose_device(config.training)
     classifier, _ = build_classifier(config.model, config.data.image_size)
@@ -58,32 +61,36 @@ def time_steps(config: Config, num_timed: int, num_images: int) -> StepTimes:
     loss = build_loss(config.loss, None)
     batch_size, side = config.training.batch_size, config.data.image_size
     rng = np.random.default_rng(config.training.seed)
-    pool = rng.integers(0, 256, (batch_size, side, side, 3), dtype=np.uint8)
+    with enough_memory(device, batch_size):
+        pool = rng.integers(0, 256, (batch_size, side, side, 3), dtype=np.uint8)
     targets = torch.from_numpy(rng.integers(0, len(CLASS_NAMES), batch_size))
     targets = targets.to(device.torch_device)
     laps: list[list[float]] = []
     classifier.train()
-    for number in tqdm(range(num_timed + WARMUP_BATCHES), unit="batch", disable=None, leave=False):
-        generator = torch.Generator().manual_seed(seed_of(config.training.seed, 1, number))
-        marks = [_now(device.torch_device)]
-        images = to_images(
-            torch.from_numpy(pool[rng.permutation(batch_size)]).to(device.torch_device)
-        )
-        images = augment(images, config.augmentation, generator)
-        marks.append(_now(device.torch_device))
-        with device.autocast():
-            logits = network(images)
-        batch_loss = loss(logits, targets)
-        marks.append(_now(device.torch_device))
-        state.optimizer.zero_grad(set_to_none=True)
-        state.scaler.scale(batch_loss).backward()  # type: ignore[no-untyped-call]
-        marks.append(_now(device.torch_device))
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(classifier.parameters(), config.training.max_grad_norm or 1e9)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        marks.append(_now(device.torch_device))
-        laps.append([1000 * (b - a) for a, b in itertools.pairwise(marks)])
+    with enough_memory(device, batch_size):
+        for number in tqdm(
+            range(num_timed + WARMUP_BATCHES), unit="batch", disable=None, leave=False
+        ):
+            generator = torch.Generator().manual_seed(seed_of(config.training.seed, 1, number))
+            marks = [_now(device.torch_device)]
+            images = to_images(
+                torch.from_numpy(pool[rng.permutation(batch_size)]).to(device.torch_device)
+            )
+            images = augment(images, config.augmentation, generator)
+            marks.append(_now(device.torch_device))
+            with device.autocast():
+                logits = network(images)
+            batch_loss = loss(logits, targets)
+            marks.append(_now(device.torch_device))
+            state.optimizer.zero_grad(set_to_none=True)
+            state.scaler.scale(batch_loss).backward()  # type: ignore[no-untyped-call]
+            marks.append(_now(device.torch_device))
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(classifier.parameters(), config.training.max_grad_norm or 1e9)
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            marks.append(_now(device.torch_device))
+            laps.append([1000 * (b - a) for a, b in itertools.pairwise(marks)])
     data, forward, backward, step = np.median(np.array(laps[WARMUP_BATCHES:]), axis=0)
     batch_ms = float(np.median(np.array(laps[WARMUP_BATCHES:]).sum(1)))
     return StepTimes(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from dermalyze.config import TrainingConfig
-from serving.errors import ConfigError
+from serving.errors import ConfigError, TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,29 @@ def choose_device(config: TrainingConfig) -> Device:
 def in_full_precision(device: Device) -> Device:
     """Return the same device without mixed precision: what is reported and shipped."""
     return dataclasses.replace(device, amp_dtype=None)
+
+
+@contextlib.contextmanager
+def enough_memory(device: Device, batch_size: int) -> Iterator[None]:
+    """Say what to do where the block finds no memory for a batch.
+
+    Raises:
+        TrainingError: there is too little memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not named and not any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
+        raise TrainingError(
+            f"out of memory on {device.torch_device.type} with batches of {batch_size} images; "
+            "lower training.batch_size or data.image_size, take a smaller model, or free memory"
+        ) from error
+
+
+# What torch says on a CPU and on MPS, in errors without a type of their own.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
 
 
 def _cpu_has_bf16() -> bool:

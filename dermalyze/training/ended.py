@@ -51,6 +51,7 @@ from dermalyze.training.judged import (
     RunFacts,
     best_epoch,
     interval_metrics,
+    read_history,
     write_judged,
 )
 from dermalyze.training.limits import Runner, measured_on, with_limits
@@ -281,7 +282,7 @@ def plot_run(run_id: str, output: Path) -> None:
 
 def _history(run_id: str) -> tuple[list[Metrics], TrainingConfig]:
     with fetched(run_id, (HISTORY, CONFIG)) as (history_file, config_file):
-        history: list[Metrics] = json.loads(history_file.read_text(encoding="utf-8"))
+        history = read_history(history_file)
         training = load_config(config_file).training
     if not history:
         raise TrackingError(f"run {run_id} has no finished epoch yet")

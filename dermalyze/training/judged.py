@@ -29,7 +29,7 @@ from dermalyze.evaluation.report import (
 from dermalyze.evaluation.scored import Scored, read_scored
 from dermalyze.evaluation.words import TITLES, Judgement
 from dermalyze.training.job import AUDIT, CONFIG, HISTORY, SPLIT_FILES
-from serving.errors import DermalyzeError
+from serving.errors import ArtifactError, DermalyzeError
 from serving.preprocess import decode_image, upright_rgb
 from serving.whole import write_text
 
@@ -37,6 +37,7 @@ PREDICTIONS = "predictions.csv"
 VALIDATION = "val_predictions.csv"  # what the calibrator is fitted on
 REPORT = "report.html"
 MODEL_CARD, DATA_CARD = "model_card.md", "data_card.md"
+_DAMAGED = "expected what the training wrote; restore it from a copy or train again"
 _PICTURE_SIZE = 240  # pixels, the longer side
 _FACTS = {  # parameter of a run -> what the report calls it
     "resolved.backbone": "backbone",
@@ -76,7 +77,37 @@ class RunFacts:
     def text(self, name: str) -> str:
         """Return a file of the run; empty if it is not there."""
         path = self.files / name if self.files is not None else None
-        return path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
+        if path is None or not path.exists():
+            return ""
+        return path.read_text(encoding="utf-8", errors="replace")  # what is damaged is said later
+
+
+def read_json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
+    """Read a JSON file that a run keeps, a list or a dict.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path.name} of the run is damaged: {_DAMAGED}") from error
+    if not isinstance(values, kind):
+        raise ArtifactError(f"{path.name} of the run is damaged: {_DAMAGED}")
+    return values
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Read `training_history.json`: one entry for each epoch.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    history: list[dict[str, float]] = read_json(path, list)
+    for entry in history:
+        if not isinstance(entry, dict) or not isinstance(entry.get("epoch"), int):
+            raise ArtifactError(f"{path.name} of the run is damaged: {_DAMAGED}")
+    return history
 
 
 def write_judged(
@@ -120,7 +151,7 @@ def write_judged(
         explanations=read_explanations(folder),
     )
     write_judgement(folder, judged.judgement)
-    history = json.loads(facts.text(HISTORY) or "[]")
+    history = read_history(facts.files / HISTORY) if facts.files and facts.text(HISTORY) else []
     best = best_epoch(history, config.training) if history and config is not None else 0
     warnings = facts.tags.get("dermalyze.warnings", "")
     write_report(
@@ -138,13 +169,12 @@ def write_judged(
             demo_data=facts.demo_data,
         ),
     )
-    audit = facts.text(AUDIT)
-    if config is not None and splits and audit and history:
+    if config is not None and facts.files and facts.text(AUDIT) and splits and history:
         cards = CardInputs(
             judgement=judged.judgement,
             config=config,
             splits=splits,
-            audit=json.loads(audit),
+            audit=read_json(facts.files / AUDIT, dict),
             history=history,
             best_epoch=best,
             facts=facts.named(),

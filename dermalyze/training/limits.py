@@ -24,7 +24,7 @@ from dermalyze.evaluation.scope import cross_fitted, fit_quality, fit_scope, pro
 from dermalyze.evaluation.scored import lesion_numbers, scored_of
 from dermalyze.models.scope import ScopeScore
 from dermalyze.models.shipped import Member, ShippedNetwork
-from dermalyze.training.device import Device
+from dermalyze.training.device import Device, enough_memory
 from dermalyze.training.feed import open_feed
 from dermalyze.training.loop import on_device
 from serving.answering import Outputs
@@ -60,14 +60,14 @@ class Runner:
         if spec.metadata is not None:
             known = on_device(metadata_of(self.prepared.manifest, spec.metadata), self.device)
         found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-        for pixels, numbers in feed.batches(
-            tqdm(self.parts(rows), what, leave=False, disable=None)
-        ):
-            metadata = None if known is None else known.index_select(0, numbers)
-            with torch.inference_mode(), self.device.autocast():
-                outputs = network(pixels, metadata, names)
-            for name, values in outputs.items():
-                found[name].append(values.float().cpu().numpy())
+        batches = feed.batches(tqdm(self.parts(rows), what, leave=False, disable=None))
+        with enough_memory(self.device, self.batch_size):
+            for pixels, numbers in batches:
+                metadata = None if known is None else known.index_select(0, numbers)
+                with torch.inference_mode(), self.device.autocast():
+                    outputs = network(pixels, metadata, names)
+                for name, values in outputs.items():
+                    found[name].append(values.float().cpu().numpy())
         return {name: np.concatenate(values) for name, values in found.items()}
 
     def measures(self, rows: Rows) -> Measures:

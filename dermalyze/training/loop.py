@@ -23,7 +23,7 @@ from dermalyze.data.pixels import PixelStore
 from dermalyze.evaluation.metrics import score
 from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.training.convolution import FastDepthwiseGradients
-from dermalyze.training.device import Device, keep_freed_memory
+from dermalyze.training.device import Device, enough_memory, keep_freed_memory
 from dermalyze.training.feed import Feed, open_feed
 from dermalyze.training.losses import build_loss, class_weights
 from dermalyze.training.schedule import learning_rate
@@ -68,7 +68,7 @@ def fit(
     true; then `state` stands in the middle of an epoch and can be saved and gone on from.
 
     Raises:
-        TrainingError: the loss is not a finite number.
+        TrainingError: the loss is not a finite number, or there is too little memory.
         ConfigError: `training.monitor` names no metric.
     """
     weights = None
@@ -83,25 +83,27 @@ def fit(
     if device.torch_device.type == "cpu":
         keep_freed_memory()
     while state.epoch < config.training.epochs and not state.stopped_early:
-        done = _train_epoch(
-            state, network, data, feed, targets, metadata, loss, config, device, should_stop
-        )
+        with enough_memory(device, config.training.batch_size):
+            done = _train_epoch(
+                state, network, data, feed, targets, metadata, loss, config, device, should_stop
+            )
         if not done:
             return
         started = time.perf_counter()
         parts = []
-        for part in logit_batches(
-            state.judged,
-            feed,
-            data.val,
-            config.training.batch_size,
-            device,
-            "validate",
-            metadata=metadata,
-        ):
-            if should_stop():  # the epoch's training is kept, its validation is done anew
-                return
-            parts.append(part)
+        with enough_memory(device, config.training.batch_size):
+            for part in logit_batches(
+                state.judged,
+                feed,
+                data.val,
+                config.training.batch_size,
+                device,
+                "validate",
+                metadata=metadata,
+            ):
+                if should_stop():  # the epoch's training is kept, its validation is done anew
+                    return
+                parts.append(part)
         val_metrics = score(torch.cat(parts).cpu().numpy(), data.targets[data.val], CLASS_NAMES)
         val_seconds = time.perf_counter() - started
         yield _close_epoch(state, val_metrics, val_seconds, config)
