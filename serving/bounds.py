@@ -174,7 +174,8 @@ class Bounds:
                 self._too_large()
         if encoding == "identity":
             return bytes(received)
-        return self._decompressed(bytes(received))
+        # In a thread: 32 at a time of a few kB would keep the loop for most of a second.
+        return await asyncio.to_thread(self._decompressed, bytes(received))
 
     def _decompressed(self, data: bytes) -> bytes:
         limit = self._settings.max_body_bytes

@@ -58,7 +58,7 @@ def test_a_photograph_gets_the_answer_of_the_predictor(client, predictor):
 
 
 def test_several_photographs_come_as_a_form_and_are_answered_in_order(client, predictor):
-    parts = [("a", ("1.png", png(1))), ("note", "not a photograph"), ("b", ("2.png", png(2)))]
+    parts = [("a", ("1.png", png(1))), ("level", "0.95"), ("b", ("2.png", png(2)))]
     files = [(name, value if isinstance(value, tuple) else (None, value)) for name, value in parts]
     response = client.post("/predict", files=files)
     expected = [predictor.predict(png(seed)).to_dict() for seed in (1, 2)]
