@@ -29,6 +29,7 @@ ERROR_CODES = {  # HTTP status -> MLflow's word for it, where it has one
     405: "METHOD_NOT_ALLOWED",
     408: "REQUEST_TIMEOUT",
     413: "REQUEST_TOO_LARGE",
+    414: "URI_TOO_LONG",
     415: "UNSUPPORTED_MEDIA_TYPE",
     422: "UNPROCESSABLE_ENTITY",
     431: "HEADERS_TOO_LARGE",

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -93,6 +94,60 @@ def test_what_is_no_http_is_refused_in_json(strict, request_):
     body = answer.split(b"\r\n\r\n", 1)[1]
     assert json.loads(body)["message"]
     assert strict.predict()
+
+
+_LINE = "the request line is longer than 8,192 bytes; send a shorter address"
+_HEADERS = (
+    "the request has more than 100 headers, or they are larger than 32,768 bytes; send fewer or "
+    "shorter ones"
+)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "sentence"),
+    [
+        (head(5, more=f"X: {'a' * 33_000}\r\n") + b"SECRET", 431, _HEADERS),  # in one piece
+        (head(5, more=f"X: {'a' * 2**20}"), 431, _HEADERS),  # much is still being sent
+        (head(5, more="X: a\r\n" * 100) + b"SECRET", 431, _HEADERS),
+        (head(0, path="/" + "a" * 9_000), 414, _LINE),
+        (b"GET /" + b"a" * 2**20, 414, _LINE),
+        (head(0, path="/health") + head(0, more="X: a\r\n" * 100), 431, _HEADERS),  # the second
+    ],
+    ids=["one piece", "much", "many", "line", "much of a line", "the second"],
+)
+def test_headers_over_the_bound_are_refused_with_a_sentence(strict, request_, status, sentence):
+    answer = strict.said(request_)
+    *_, last = answer.split(b"HTTP/1.1 ")
+    assert last.startswith(b"%d " % status), answer
+    assert json.loads(last.split(b"\r\n\r\n", 1)[1])["message"] == sentence
+
+
+def test_an_answer_before_the_end_of_a_body_arrives_although_the_connection_is_closed(strict):
+    """Closed at once, a connection on which a client still sends is reset, and its answer lost."""
+    body = bytes(2**22)
+    with strict.connection() as client:
+        client.sendall(head(len(body), path="/nothing", more="Connection: close\r\n"))
+        client.sendall(body)
+        assert b"404" in read_all(client)
+
+
+def test_out_of_file_descriptors_one_line_says_so_and_the_service_recovers(tmp_path):
+    with service(tmp_path) as own:
+        before, after = resource.prlimit(own.pid, resource.RLIMIT_NOFILE, (80, 80)), (80, 80)
+        assert before != after
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(own.connection()) for _ in range(150)]
+            assert b"HTTP/1.1 503" in read_all(clients[-1])
+            clients[0].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"HTTP/1.1 200" in clients[0].recv(65536)
+        wait_for(lambda: own.status("/predict", png()) == 200)
+        lines = [line for line in own.log.read_text().splitlines() if "descriptors" in line]
+    assert len(lines) == 1
+    assert re.search(
+        r" ERROR file descriptors run out: \d+ connections are open and the limit is 80 files; more "
+        r"are refused until some end; raise the limit \(ulimit -n\)$",
+        lines[0],
+    )
 
 
 def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(strict):
