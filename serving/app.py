@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -153,6 +154,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         redirect_slashes=False,  # they would name our scheme, which is not that of a proxy
     )
     _add_routes(app, service)
+    _add_head(app)
     open_paths = [*_add_page(app), str(app.openapi_url)]
     _add_errors(app)
     app.add_middleware(Bounds, settings=settings, load=service.load, routes=app.routes)
@@ -269,6 +271,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", summary="Counts for Prometheus", response_class=Response)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _add_head(app: FastAPI) -> None:
+    """Let each route that answers GET answer HEAD as well, with the same headers and no body."""
+    for route in app.routes[:]:
+        if isinstance(route, APIRoute) and route.methods == {"GET"}:
+            endpoint = route.endpoint
+            app.add_api_route(route.path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def _json(value: Any) -> Response:

@@ -405,3 +405,22 @@ def test_the_openapi_document_names_every_path_with_an_example(client):
 def test_a_model_that_is_not_there_is_told_before_anything_listens(tmp_path):
     with pytest.raises(ArtifactError):
         create_app(ServiceSettings(model=str(tmp_path / "none.onnx")))
+
+
+def test_each_path_that_answers_get_answers_head_alike_and_without_a_body():
+    with client_of(api_key="s3cret") as client:
+        key = {"x-api-key": "s3cret"}
+        paths = [
+            path
+            for path, operations in client.get("/openapi.json", headers=key).json()["paths"].items()
+            if "get" in operations
+        ]
+        assert "/ready" in paths
+        for path in (*paths, "/openapi.json", "/", "/page.js"):
+            got, head = client.get(path, headers=key), client.head(path, headers=key)
+            assert (head.status_code, head.content) == (200, b"")
+            if path != "/metrics":  # which counts the first one
+                assert head.headers["content-length"] == str(len(got.content))
+        assert client.head("/metrics").status_code == 401
+        assert client.head("/health").status_code == 200
+        assert client.head("/predict", headers=key).status_code == 405
