@@ -41,7 +41,8 @@ def on_masks(run: Trained) -> dict[str, dict]:
     rows = run.splits.test
     network = ShippedNetwork([run.member])
     outputs = run.runner.outputs(network, run.spec, rows, ("logits", "saliency"), "maps")
-    manifest, masks = run.runner.manifest(rows), find_masks(run.prepared.data_dir)
+    manifest = run.runner.manifest(rows)
+    masks = find_masks(run.prepared.data_dir, manifest["image_id"].tolist())
     with ImageReader() as reader:
         drawn = [
             read_mask(reader.read(masks[name]), run.spec.input_size, mode=run.spec.resize_mode)

@@ -5,6 +5,7 @@ Results go to stdout, progress and warnings to stderr.
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -201,19 +202,6 @@ def _config(
     return resolved
 
 
-@main.command()
-@click.argument("run_id")
-def sync(run_id: str) -> None:
-    """Deliver what a run could not log while the tracking store was away.
-
-    A run whose work is done is then registered and ends as it would have.  There is nothing to do
-    for a run whose training ended without an error.
-    """
-    from dermalyze.training.ship import sync as sync_run
-
-    click.echo(sync_run(run_id))
-
-
 @main.command("prepare-data")
 @data_option("HAM10000; demo and auto as for train.", "auto")
 @click.option("--output", type=FOLDER, default=None, help="[default: prepared/ in the data]")
@@ -321,6 +309,8 @@ def predict(
     from serving.files import (
         Request,
         find_images,
+        find_metadata,
+        left_out,
         predict_files,
         predict_one_lesion,
         read_metadata,
@@ -332,13 +322,17 @@ def predict(
     if one_lesion and explain:
         raise click.UsageError("--explain shows one image at a time; leave out --one-lesion")
     paths = find_images(images)
-    request = Request(
-        level=level,
-        metadata=read_metadata(metadata) if metadata else {},
-        pictures=explain,
-    )
+    if others := left_out(images):
+        say(others)
+    rows = read_metadata(metadata) if metadata else {}
     workers, num_threads = share_cores(len(paths), threads)
     predictor = Predictor(model, num_threads=num_threads, provider=provider)
+    request = Request(level=level, pictures=explain)
+    if metadata:
+        found = find_metadata(rows, paths, predictor.spec.metadata, metadata)
+        request = replace(request, metadata=found.of_image)
+        if found.note:
+            say(f"metadata: {found.note}")
     failed = 0
 
     def answers() -> Iterator[tuple[Path, Any]]:

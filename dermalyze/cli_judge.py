@@ -40,7 +40,7 @@ def evaluate(
 
     if images is not None and labels is not None:
         output = output or Path(f"evaluation-{run_id[:8]}-{images.name}")
-        found = evaluate_images(run_id, images, labels, output=output)
+        found = evaluate_images(run_id, images, labels, output=output, say=say)
     else:
         output = output or Path(f"evaluation-{run_id[:8]}-{split}")
         found = evaluate_run(run_id, split, data_dir=run_data(data_dir), output=output)

@@ -31,8 +31,6 @@ PARAMS: dict[str, float | bool] = {  # what an HTTP request may ask beside its i
     "one_lesion": False,  # all images show one lesion; one answer
 }
 
-NO_METADATA = "this model takes no metadata, only images; leave age, sex and localization out"
-
 Outputs = dict[str, NDArray[np.float32]]
 
 
@@ -82,7 +80,9 @@ class AnyPredictor(ABC):
             ConfigError: metadata is given and the model takes none.
         """
         if metadata is not None and self.spec.metadata is None:
-            raise ConfigError(NO_METADATA)
+            raise ConfigError(
+                "this model takes no metadata, only images; leave age, sex and localization out"
+            )
         opened = open_image(image)
         return Case(to_pixels(opened, self.spec), opened.size, metadata)
 

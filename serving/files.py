@@ -1,6 +1,5 @@
 """Images in files and folders -> answers.  Never imports torch."""
 
-import csv
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,15 +11,16 @@ from pathlib import Path
 from PIL import Image
 
 from serving.answering import Case
-from serving.errors import ConfigError, ImageError, MetadataError
+from serving.errors import ConfigError, DataError, ImageError, MetadataError
 from serving.limits import DEFAULT_LEVEL
-from serving.metadata import COLUMNS, Metadata
+from serving.matching import IMAGE_SUFFIXES, has_image_suffix, match_files
+from serving.metadata import COLUMNS, Metadata, MetadataFields, encode, is_missing
 from serving.prediction import Prediction
 from serving.predictor import Predictor
+from serving.tables import read_table
 from serving.whole import whole_file
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
-
+_NAMED = 5  # files, where there may be many
 _TOGETHER = 2  # images in one run: 5 % faster than one; more are no faster
 
 Answer = Prediction | ImageError
@@ -32,14 +32,18 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     A file met twice is listed once; hidden files and folders are left out.
 
     Raises:
-        ImageError: a path does not exist, or a folder holds no image.
+        ImageError: a path does not exist, or a folder cannot be read or holds no image.
     """
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            inside = sorted(_images_below(path))
+            below = sorted(_below(path))
+            inside = [file for file in below if _is_image(file)]
             if not inside:
-                raise ImageError(f"no image in {path}; expected {', '.join(EXTENSIONS)} files")
+                others = f", found {some([file.name for file in below])}" if below else ""
+                raise ImageError(
+                    f"no image in {path}; expected {', '.join(IMAGE_SUFFIXES)} files{others}"
+                )
             found |= dict.fromkeys(inside)
         elif path.exists():
             found[path] = None
@@ -48,12 +52,48 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
+def left_out(paths: Iterable[Path]) -> str:
+    """Say what `find_images` leaves out of folders: other files, and folders behind links."""
+    others = [
+        file.name
+        for path in paths
+        if path.is_dir()
+        for file in sorted(_below(path))
+        if not _is_image(file)
+    ]
+    if not others:
+        return ""
+    return f"left out: {len(others):,} files that are not JPEG or PNG by name ({some(others)})"
+
+
+def some(names: Sequence[str]) -> str:
+    """Name the first few of many."""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(one_line(name) for name in names[:_NAMED]) + more
+
+
+def one_line(value: object) -> str:
+    """Show a file name on one line: it may hold control characters, or bytes that are no UTF-8."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in str(value)
+    )
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield what is not hidden below a folder: files, and links to folders, which may go round."""
+
+    def refuse(error: OSError) -> None:
+        raise ImageError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield Path(place, name)
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+        yield from (path for name in folders if (path := Path(place, name)).is_symlink())
+
+
+def _is_image(path: Path) -> bool:
+    return has_image_suffix(path.name) and not path.is_dir()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,32 +101,98 @@ class Request:
     """What is asked about each of many files."""
 
     level: float = DEFAULT_LEVEL  # coverage of the prediction sets
-    metadata: Mapping[str, Metadata] = field(default_factory=dict)  # by name without extension
+    metadata: Mapping[Path, Metadata] = field(default_factory=dict)
     pictures: Path | None = None  # the folder that gets a picture of each map
 
 
 def read_metadata(path: Path) -> dict[str, Metadata]:
-    """Read a CSV of metadata: image id, which is a file's name without its extension -> facts.
+    """Read a CSV of metadata: image id, in any form that `match` knows -> facts.
 
     Raises:
-        MetadataError: the file cannot be read, has no column image_id or a value that cannot be.
+        MetadataError: the file cannot be read, lacks columns, has a value that cannot be, or two
+            rows of one id that differ.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error) as error:
+        columns = read_table(path.read_bytes(), path, ("image_id",), COLUMNS)
+    except (OSError, ValueError) as error:
         raise MetadataError(
             f"cannot read {path}; expected a CSV with image_id and any of {', '.join(COLUMNS)}"
         ) from error
+    except DataError as error:
+        raise MetadataError(str(error)) from error
+    if "image_id" not in columns:
+        raise MetadataError(f"{path} has no column image_id; expected one row an image")
+    known = [name for name in COLUMNS if name in columns]
+    if not known:
+        raise MetadataError(f"{path} has none of the columns {', '.join(COLUMNS)}")
+    if not columns["image_id"]:
+        raise MetadataError(f"{path} has no row; expected one an image")
     found: dict[str, Metadata] = {}
-    for row in rows:
-        if (image_id := row.get("image_id")) is None:
-            raise MetadataError(f"{path} has no column image_id; expected one row an image")
+    for row, image_id in enumerate(columns["image_id"]):
+        if is_missing(image_id):
+            raise MetadataError(f"{path} has no image_id in row {row + 1}; complete or remove it")
         try:
-            found[image_id] = Metadata.of({name: row.get(name) for name in COLUMNS})
+            facts = Metadata.of({name: columns[name][row] for name in known})
         except MetadataError as error:
             raise MetadataError(f"{path}, image {image_id}: {error}") from error
+        if found.setdefault(image_id, facts) != facts:
+            raise MetadataError(f"{path} has two rows for {image_id!r} that differ; keep one")
     return found
+
+
+@dataclass(frozen=True)
+class FoundMetadata:
+    """What a table says of images, and what did not meet."""
+
+    of_image: Mapping[Path, Metadata]
+    note: str  # how many rows and images are left over; empty: none
+
+
+def find_metadata(
+    rows: Mapping[str, Metadata], paths: Sequence[Path], fields: MetadataFields | None, table: Path
+) -> FoundMetadata:
+    """Find the row of each image.
+
+    Args:
+        rows: of `read_metadata`.
+        paths: the images.
+        fields: those of the model.
+        table: the file that the rows are from, for messages.
+
+    Raises:
+        MetadataError: two rows of one image differ, no row means any image, or the model does not
+            know a word.
+        DataError: a row may mean several images.
+    """
+    ids = list(rows)
+    of_path = match_files(ids, paths, table).ids
+    found: dict[Path, Metadata] = {}
+    for path, numbers in zip(paths, of_path, strict=True):
+        for number in numbers:
+            first, facts = ids[numbers[0]], rows[ids[number]]
+            if found.setdefault(path, facts) != facts:
+                raise MetadataError(
+                    f"{table} has two rows for {path} that differ: {first!r} and {ids[number]!r}; "
+                    "keep one"
+                )
+            try:
+                encode([facts], fields or MetadataFields())
+            except MetadataError as error:
+                raise MetadataError(f"{table}, image {ids[number]}: {error}") from error
+    if not found:
+        raise MetadataError(
+            f"no row of {table} means one of the images: a row has {ids[0]!r}, an image is "
+            f"{one_line(paths[0].name)!r}"
+        )
+    used = {number for numbers in of_path for number in numbers}
+    unused = [name for number, name in enumerate(ids) if number not in used]
+    without = [path.name for path in paths if path not in found]
+    parts = []
+    if unused:
+        parts.append(f"{len(unused):,} of {len(ids):,} rows met no image ({some(unused)})")
+    if without:
+        parts.append(f"{len(without):,} of {len(paths):,} images have no row ({some(without)})")
+    return FoundMetadata(found, "; ".join(parts))
 
 
 def predict_files(
@@ -137,8 +243,15 @@ def predict_one_lesion(
     Raises:
         ImageError: one of them cannot be used.
         ConfigError: as `predict_files`.
+        MetadataError: their metadata differ.
     """
-    metadata = next((request.metadata[p.stem] for p in paths if p.stem in request.metadata), None)
+    known = [path for path in paths if path in request.metadata]
+    metadata = request.metadata[known[0]] if known else None
+    for path in known:
+        if request.metadata[path] != metadata:
+            raise MetadataError(
+                f"{known[0]} and {path} show one lesion and have different metadata; keep one row"
+            )
     answer = predictor.predict_lesion(paths, metadata=metadata, level=request.level)
     return paths[0], answer
 
@@ -166,7 +279,7 @@ def _answers(
     cases: list[Case] = []
     errors: dict[int, ImageError] = {}
     for i, path in enumerate(paths):
-        metadata = request.metadata.get(path.stem)
+        metadata = request.metadata.get(path)
         try:
             cases.append(predictor.read(path, metadata))
             if request.pictures is not None:

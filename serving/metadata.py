@@ -20,8 +20,7 @@ MAX_AGE = 120  # years; HAM10000's oldest patient is 85, and more than 120 is a 
 # What people and programs write for a value that is not known, in small letters; Excel writes
 # #N/A and pandas <NA>.
 MISSING = frozenset({"", "-", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
-# Possessive: else a long row of digits that is no number takes time with its square.
-_NUMBER = re.compile(r"[+-]?+(\d++\.?+\d*+|\.\d++)(e[+-]?+\d++)?+", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +162,9 @@ def age_of(value: Any) -> float | None:
     return float(value)
 
 
-def word_of(text: str) -> str | None:
-    """Return a word of a table in the one form it has everywhere; None: not known."""
-    return None if is_missing(text) else text.strip().lower()
+def word_of(text: Any) -> str | None:
+    """Return a word of a table in the one form that it has everywhere; None: not known."""
+    return None if is_missing(text) else str(text).strip().lower()
 
 
 def _is_word(value: Any) -> bool:

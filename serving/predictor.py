@@ -14,16 +14,9 @@ from numpy.typing import NDArray
 
 from serving.answering import AnyPredictor, Outputs, map_names, output_names
 from serving.digest import is_intact
-from serving.errors import ArtifactError, OutOfMemoryError
+from serving.errors import ArtifactError
 from serving.preprocess import Pixels
-from serving.session import (
-    FAILURES,
-    is_out_of_memory,
-    open_session,
-    require_provider,
-    require_session,
-    run_options,
-)
+from serving.session import open_session, require_provider, require_session, run_options
 from serving.spec import SPEC_KEY, ModelSpec
 
 
@@ -58,11 +51,6 @@ class Predictor(AnyPredictor):
             inputs = _described(self._session.get_inputs())
             outputs = _described(self._session.get_outputs())
         except Exception as error:  # onnxruntime has a type of its own for each way to fail
-            if is_out_of_memory(error):
-                raise OutOfMemoryError(
-                    f"there is not enough memory to load {path} ({len(content):,} bytes); free "
-                    "some, or take a smaller model"
-                ) from error
             raise ArtifactError(
                 f"{path} is not an ONNX model that can be loaded, or it is damaged; "
                 "export or download it again"
@@ -110,15 +98,7 @@ class Predictor(AnyPredictor):
         if (fields := self.spec.metadata) is not None:
             unknown = np.zeros((len(pixels), fields.width), np.float32)
             inputs["metadata"] = unknown if metadata is None else metadata
-        try:
-            found = self._session.run(list(names), inputs, self._options)
-        except FAILURES as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemoryError(
-                f"there is not enough memory to run the model on {len(pixels)} images; free some, "
-                "or take fewer at a time"
-            ) from error
+        found = self._session.run(list(names), inputs, self._options)
         return dict(zip(names, found, strict=True))
 
 

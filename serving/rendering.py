@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from serving.errors import ImageError
-from serving.files import Answer
+from serving.files import Answer, one_line
 from serving.spreadsheet import neutralized
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
 
@@ -40,7 +40,7 @@ def render(
 def _json_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
     for path, answer in answers:
         values = {"error": str(answer)} if isinstance(answer, ImageError) else answer.to_dict()
-        yield json.dumps({"image": _text(path), **values})
+        yield json.dumps({"image": one_line(path), **values})
 
 
 def _csv_lines(
@@ -59,10 +59,10 @@ def _csv_lines(
     for path, answer in answers:
         if isinstance(answer, ImageError):
             empty = [""] * (3 + len(class_names))
-            yield _csv_line(_text(path), *empty, _text(answer), DISCLAIMER, *[""] * len(more))
+            yield _csv_line(one_line(path), *empty, one_line(answer), DISCLAIMER, *[""] * len(more))
         else:
             yield _csv_line(
-                _text(path),
+                one_line(path),
                 answer.predicted_class,
                 answer.predicted_class_description,
                 answer.confidence,
@@ -89,7 +89,7 @@ def _table_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
     rows = [["image", "class", "confidence", "decision", "set", "description"]]
     for path, answer in answers:
         if isinstance(answer, ImageError):
-            rows.append([_text(path), "error", "", "", "", _text(answer)])
+            rows.append([one_line(path), "error", "", "", "", one_line(answer)])
             continue
         disclaimer = answer.disclaimer
         description = answer.predicted_class_description
@@ -97,7 +97,7 @@ def _table_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
             description += f" ({answer.decision_reason})"
         rows.append(
             [
-                _text(path),
+                one_line(path),
                 answer.predicted_class,
                 f"{answer.confidence:.1%}",
                 answer.decision or "",
@@ -113,11 +113,3 @@ def _table_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
     yield ""
     yield disclaimer
-
-
-def _text(value: object) -> str:
-    """Show a file name on one line: it may hold control characters, or bytes that are no UTF-8."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in str(value)
-    )

@@ -76,6 +76,36 @@ def test_broken_images_are_set_aside_and_listed_by_what_is_wrong(tmp_path):
     assert report.stop_reason == "3 of 4 images missing or broken"
 
 
+def test_ids_that_meet_no_file_are_shown_beside_a_file(tmp_path):
+    rows = ["L1,I1,nv", "L2,I2,mel"]
+    strange = {f"photo-I{n}": encode(scene(n)) for n in (1, 2)}
+    report, _ = examine(tmp_path, rows, strange)
+    assert report.stop_reason == (
+        "2 of 2 images missing or broken (the table has 'I1', a file is called 'photo-I1')"
+    )
+
+
+def test_files_of_other_kinds_are_named_and_shown_where_images_are_missing(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "I1.webp").write_bytes(b"")
+    (tmp_path / "metadata.csv").write_text(f"{HEADER}\nL1,I1,nv,histo,50,male,back\n")
+    dataset = open_dataset(tmp_path)
+    table = examine_table(dataset)
+    report, _ = audit(dataset, table, [], [])
+    assert found(report)["other_file", "information"] == ("images/I1.webp",)
+    assert report.stop_reason == (
+        "1 of 1 images missing or broken (the table has 'I1', a file is called 'images/I1.webp')"
+    )
+
+
+def test_images_without_a_lesion_id_are_lesions_of_their_own_whatever_is_written(tmp_path):
+    rows = ["nan,I1,nv", "N/A,I2,nv", ",I3,nv", "-,I4,nv", "I4,I5,nv"]  # the last: a lesion's name
+    report, _ = examine(tmp_path, rows, {f"I{n}": encode(scene(n)) for n in range(1, 6)})
+    assert found(report)["without_lesion", "warning"] == ("I1", "I2", "I3", "I4")
+    assert report.lesions["nv"] == 5
+    assert report.missing["lesion id"] == 4
+
+
 def test_one_broken_image_in_a_hundred_does_not_stop_and_two_do(tmp_path):
     images = {f"I{n}": encode(scene(n)) for n in range(99)}
     rows = [f"L{n},I{n},nv" for n in range(100)]

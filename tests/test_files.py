@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,28 @@ from PIL import Image
 from tiny_model import TINY_ONNX
 
 from serving import Predictor
-from serving.errors import ArtifactError, ConfigError, ImageError, MetadataError
+from serving.errors import (
+    ArtifactError,
+    ConfigError,
+    DermalyzeError,
+    ImageError,
+    MetadataError,
+)
 from serving.explanation import Explanation
 from serving.files import (
     Request,
     find_images,
+    find_metadata,
+    left_out,
     predict_files,
     predict_one_lesion,
     read_metadata,
 )
-from serving.metadata import Metadata
+from serving.metadata import Metadata, MetadataFields
 from serving.rendering import render
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
+
+FIELDS = MetadataFields()
 
 
 def draw(path, seed=0):
@@ -55,6 +66,38 @@ def test_folders_are_searched_to_the_bottom_and_sorted(tmp_path):
     assert found == ["a.png", "b.JPG", "sub/deep/c.jpeg"]
 
 
+def test_every_name_of_jpeg_is_read_and_the_other_files_are_counted_and_named(tmp_path):
+    names = ("a.jpg", "b.JPEG", "c.jpe", "d.jfif", "e.png")
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in find_images([tmp_path])] == list(names)
+    assert left_out([tmp_path, tmp_path / "a.jpg"]) == ""
+    for name in "fghij":
+        (tmp_path / f"{name}.webp").write_bytes(b"")
+    (tmp_path / "elsewhere").symlink_to(tmp_path, target_is_directory=True)  # may go round
+    assert [path.name for path in find_images([tmp_path])] == list(names)
+    assert left_out([tmp_path]) == (
+        "left out: 6 files that are not JPEG or PNG by name (elsewhere, f.webp, g.webp, h.webp, "
+        "i.webp and 1 more)"
+    )
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    draw(tmp_path / "a.png")
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):  # root may read everything
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(ImageError) as caught:
+        find_images([tmp_path])
+    assert str(caught.value) == f"cannot read {tmp_path / 'closed'}: Permission denied"
+
+
 def test_a_file_is_taken_as_given_and_once(tmp_path):
     first, second = draw(tmp_path / "z.png"), draw(tmp_path / "a.png")
     other = tmp_path / "image.dat"
@@ -68,7 +111,12 @@ def test_a_path_that_is_not_there_and_a_folder_without_images_are_named(tmp_path
     assert str(caught.value) == f"no image at {tmp_path}/none.jpg; expected a file or a folder"
     with pytest.raises(ImageError) as caught:
         find_images([tmp_path])
-    assert str(caught.value) == f"no image in {tmp_path}; expected .jpg, .jpeg, .png files"
+    expected = "expected .jpg, .jpeg, .jpe, .jfif, .png files"
+    assert str(caught.value) == f"no image in {tmp_path}; {expected}"
+    (tmp_path / "a.webp").write_bytes(b"")
+    with pytest.raises(ImageError) as caught:
+        find_images([tmp_path])
+    assert str(caught.value) == f"no image in {tmp_path}; {expected}, found a.webp"
 
 
 def test_a_broken_image_does_not_lose_the_others(answers, predictor):
@@ -285,6 +333,123 @@ def test_metadata_that_cannot_be_read_is_refused(tmp_path, text, message):
     with pytest.raises(MetadataError) as caught:
         read_metadata(path)
     assert str(caught.value) == message.format(path=path)
+
+
+def found_in(table, paths):
+    return find_metadata(read_metadata(table), paths, FIELDS, table)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "image_id,age\nX1,40\nX2,50\n",
+        "image_id,age\nX1.jpg,40\nX2.jpg,50\n",
+        "image_id,age\nold/place/X1.jpg,40\nold/place/X2.JPG,50\n",
+        "image_id,age\nC:\\old\\X1.jpg,40\nC:\\old\\X2.jpg,50\n",
+        "image_id,age\nx1,40\nx2,50\n",
+        "image_id, age\nX1, 40\nX2, 50\n",
+        "\ufeffImage_ID;Age\nX1;40\nX2;50\n",
+        "image_id,age\nX1,40\nX1,40\nX2,50\n",
+        "image_id,age\nX1,40\nX1.jpg,40\nX2,50\n",
+    ],
+)
+def test_metadata_meet_their_images_however_they_are_written(tmp_path, written):
+    paths = [draw(tmp_path / "a" / "X1.jpg"), draw(tmp_path / "a" / "X2.jpg")]
+    (tmp_path / "facts.csv").write_text(written)
+    found = found_in(tmp_path / "facts.csv", paths)
+    assert found.of_image == {paths[0]: Metadata(age=40.0), paths[1]: Metadata(age=50.0)}
+    assert found.note == ""
+
+
+def test_rows_and_images_that_do_not_meet_are_counted_and_named(tmp_path):
+    paths = [draw(tmp_path / f"X{i}.jpg") for i in range(7)]
+    (tmp_path / "facts.csv").write_text("image_id,age\nX1,40\nY1,50\n")
+    found = found_in(tmp_path / "facts.csv", paths)
+    assert found.of_image == {paths[1]: Metadata(age=40.0)}
+    assert found.note == (
+        "1 of 2 rows met no image (Y1); 6 of 7 images have no row (X0.jpg, X2.jpg, X3.jpg, X4.jpg, "
+        "X5.jpg and 1 more)"
+    )
+
+
+def test_files_of_one_name_have_their_own_metadata(tmp_path):
+    paths = [draw(tmp_path / place / "0001.jpg") for place in "ab"]
+    (tmp_path / "facts.csv").write_text("image_id,age\na/0001,40\nb/0001.jpg,50\n")
+    found = found_in(tmp_path / "facts.csv", paths)
+    assert found.of_image == {paths[0]: Metadata(age=40.0), paths[1]: Metadata(age=50.0)}
+
+
+@pytest.mark.parametrize(
+    ("files", "text", "message"),
+    [
+        (
+            ("a/X.jpg", "b/X.jpg"),
+            "image_id,age\nX,40\n",
+            "'X' of {table} may be {folder}/a/X.jpg or {folder}/b/X.jpg; write folder and suffix "
+            "into its image_id",
+        ),
+        (
+            ("X.jpg", "X.png"),
+            "image_id,age\nX,40\n",
+            "'X' of {table} may be {folder}/X.jpg or {folder}/X.png; write folder and suffix into "
+            "its image_id",
+        ),
+        (
+            ("X.jpg",),
+            "image_id,age\nX,40\nX,41\n",
+            "{table} has two rows for 'X' that differ; keep one",
+        ),
+        (
+            ("X.jpg",),
+            "image_id,age\nX,40\nX.jpg,41\n",
+            "{table} has two rows for {folder}/X.jpg that differ: 'X' and 'X.jpg'; keep one",
+        ),
+        (
+            ("X.jpg",),
+            "image_id,age\nY,40\n",
+            "no row of {table} means one of the images: a row has 'Y', an image is 'X.jpg'",
+        ),
+        (
+            ("X.jpg",),
+            "image_id,age_approx\nX,40\n",
+            "{table} has the unknown column 'age_approx'; did you mean age?",
+        ),
+        (
+            ("X.jpg",),
+            "image_id,weight\nX,40\n",
+            "{table} has none of the columns age, sex, localization",
+        ),
+        (("X.jpg",), "image_id,age\n", "{table} has no row; expected one an image"),
+        (
+            ("X.jpg",),
+            "image_id,age\nX,4\nNA,40\n",
+            "{table} has no image_id in row 2; complete or remove it",
+        ),
+        (
+            ("X.jpg",),
+            "image_id,sex\nX,F\n",
+            "{table}, image X: the sex is unknown to this model, expected one of female, male, or "
+            "unknown",
+        ),
+    ],
+)
+def test_metadata_that_would_be_lost_are_refused(tmp_path, files, text, message):
+    paths = [draw(tmp_path / name) for name in files]
+    table = tmp_path / "facts.csv"
+    table.write_text(text)
+    with pytest.raises(DermalyzeError) as caught:
+        found_in(table, paths)
+    assert str(caught.value) == message.format(table=table, folder=tmp_path)
+
+
+def test_photographs_of_one_lesion_have_one_age(tmp_path):
+    paths = [draw(tmp_path / "a.png"), draw(tmp_path / "b.png")]
+    ages = {paths[0]: Metadata(age=40.0), paths[1]: Metadata(age=41.0)}
+    with pytest.raises(MetadataError) as caught:
+        predict_one_lesion(Predictor(TINY_ONNX), paths, Request(metadata=ages))
+    assert str(caught.value) == (
+        f"{paths[0]} and {paths[1]} show one lesion and have different metadata; keep one row"
+    )
 
 
 class Mapped(Predictor):

@@ -100,6 +100,62 @@ def test_images_and_a_metadata_csv_whose_ids_are_file_names_are_read(tmp_path):
     check_three_images(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("ISIC_{}", "inner\\ISIC_{}.jpg"),
+        ("images/ISIC_{}.jpg", "ISIC_{}.jpg"),
+        ("C:\\old\\ISIC_{}", "ISIC_{}.JPEG"),
+        ("ISIC_{}", "isic_{}.jfif"),
+        ("ISIC_{}", "ISIC_{}.jpg.jpg"),
+        ("ISIC_{}", "ISIC_{}_downsampled.jpe"),
+    ],
+)
+def test_ids_and_files_are_brought_to_one_form(tmp_path, written, name):
+    table = TABLE
+    for number in (1, 2, 3):
+        table = table.replace(f"ISIC_{number}", written.format(number))
+    (tmp_path / "HAM10000_metadata (1).csv").write_text(table)
+    write_zip(tmp_path / "HAM10000_images_part_1.zip", {name.format(1): jpeg(1)})
+    rest = {name.format(number): jpeg(number) for number in (2, 3)}
+    write_zip(tmp_path / "HAM10000_images_part_2 (1).zip", rest)
+    check_three_images(tmp_path)
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_the_table_may_be_saved_by_a_spreadsheet(tmp_path, mark, encoding):
+    text = TABLE.replace("unknown\n", "Gesäß\n").replace(",", mark)
+    (tmp_path / "metadata.csv").write_bytes(text.encode(encoding))
+    write_folder(tmp_path / "images", {f"ISIC_{n}.jpg": jpeg(n) for n in (1, 2, 3)})
+    check_three_images(tmp_path)
+    assert open_dataset(tmp_path).rows["localization"].tolist() == ["back", "back", "gesäß"]
+
+
+def test_folders_in_ids_tell_files_of_one_name_apart(tmp_path):
+    table = HEADER + "HAM_1,a/0001.jpg,nv,histo,80,male,back\nHAM_2,b/0001.jpg,mel,histo,,,\n"
+    (tmp_path / "metadata.csv").write_text(table)
+    for number, place in enumerate("ab"):
+        (tmp_path / "images" / place).mkdir(parents=True)
+        (tmp_path / "images" / place / "0001.jpg").write_bytes(jpeg(number))
+    dataset = open_dataset(tmp_path)
+    assert dataset.rows["image_id"].tolist() == ["a/0001", "b/0001"]
+    for number, image_id in enumerate(("a/0001", "b/0001")):
+        assert read_image_bytes(dataset.files[image_id]) == jpeg(number)
+    assert not dataset.rivals
+
+
+@pytest.mark.parametrize("second", ["b/ISIC_1.jpg", "a/ISIC_1.png", "a/isic_1.jpg"])
+def test_two_files_that_one_row_may_mean_are_rivals_though_they_are_of_one_size(tmp_path, second):
+    (tmp_path / "metadata.csv").write_text(TABLE)
+    for name, data in (("a/ISIC_1.jpg", b"one"), (second, b"two")):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(data)
+    dataset = open_dataset(tmp_path)
+    found = {read_image_bytes(file) for file in (dataset.files["ISIC_1"], dataset.rivals["ISIC_1"])}
+    assert found == {b"one", b"two"}
+
+
 ISIC_TRUTH = (
     "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"
     "ISIC_1,0.0,1.0,0.0,0.0,0.0,0.0,0.0\n"
@@ -133,6 +189,26 @@ def test_isic_2018_task_3_is_read_from_zips_and_from_folders(tmp_path, packed):
     assert rows["dx_type"].tolist() == ["histo", "consensus", "follow_up"]
     assert rows["sex"].tolist() == ["unknown"] * 3
     assert rows["age"].isna().all()
+
+
+def test_isics_two_tables_may_write_an_image_differently(tmp_path):
+    name = "ISIC2018_Task3_Training_"
+    (tmp_path / f"{name}GroundTruth.csv").write_text(ISIC_TRUTH.replace("\nISIC", "\nisic"))
+    lesions = ISIC_LESIONS.replace(",HAM_", ".jpg,HAM_")
+    (tmp_path / f"{name}LesionGroupings.csv").write_text(lesions)
+    write_folder(tmp_path / f"{name}Input", {f"ISIC_{n}.jpg": jpeg(n) for n in (1, 2, 3)})
+    dataset = open_dataset(tmp_path)
+    assert dataset.rows["lesion_id"].tolist() == ["HAM_1", "HAM_1", "HAM_2"]
+    assert set(dataset.rows["image_id"]) == set(dataset.files)
+
+
+def test_a_ground_truth_that_is_no_number_is_refused(tmp_path):
+    name = "ISIC2018_Task3_Training_"
+    (tmp_path / f"{name}GroundTruth.csv").write_text(ISIC_TRUTH.replace("ISIC_2,0.0", "ISIC_2,o"))
+    (tmp_path / f"{name}LesionGroupings.csv").write_text(ISIC_LESIONS)
+    write_folder(tmp_path / f"{name}Input", {"ISIC_1.jpg": jpeg(1)})
+    path = tmp_path / f"{name}GroundTruth.csv"
+    assert error_of(tmp_path) == f"{path} has mel 'o' for ISIC_2; expected 0 or 1"
 
 
 def test_one_hot_rows_with_two_ones_or_none_survive_as_labels_of_no_class(tmp_path):
@@ -222,9 +298,13 @@ def test_an_unknown_layout_names_the_known_ones(tmp_path, name, found):
         ),
         (
             TABLE.replace(",80.0,", ",old,"),
-            "{path} has the age 'old' for ISIC_1; expected years from 0 to 130, or nothing",
+            "{path} has the age 'old' for ISIC_1; expected years from 0 to 120, or nothing",
         ),
-        ("\xff\xfe", "{path} is not UTF-8 text; expected a table with a header"),
+        (
+            "\x89PNG\r\n\x1a\n\xff",
+            "{path} is no table; expected columns lesion_id, image_id, dx and the same number of "
+            "values in every line",
+        ),
     ],
 )
 def test_a_malformed_table_is_one_sentence(tmp_path, text, message):

@@ -23,19 +23,19 @@ def png(levels):
 def test_masks_are_found_in_a_zip_and_in_a_folder(tmp_path):
     data = png(np.zeros((4, 4)))
     with zipfile.ZipFile(tmp_path / f"{FOLDER}.zip", "w") as archive:
-        archive.writestr("ISIC_1_segmentation.png", data)
+        archive.writestr("masks\\isic_1_segmentation.PNG", data)
         archive.writestr("ISIC_9.png", data)  # no mask
     (tmp_path / FOLDER.lower()).mkdir()
     (tmp_path / FOLDER.lower() / "ISIC_2_segmentation.png").write_bytes(data)
-    masks = find_masks(tmp_path)
+    masks = find_masks(tmp_path, ["ISIC_1", "ISIC_2", "ISIC_9"])
     assert sorted(masks) == ["ISIC_1", "ISIC_2"]
     with ImageReader() as reader:
         assert reader.read(masks["ISIC_1"]) == reader.read(masks["ISIC_2"]) == data
 
 
 def test_without_masks_there_are_none(tmp_path):
-    assert find_masks(tmp_path) == {}
-    assert find_masks(tmp_path / "nowhere") == {}
+    assert find_masks(tmp_path, ["ISIC_1"]) == {}
+    assert find_masks(tmp_path / "nowhere", ["ISIC_1"]) == {}
 
 
 def test_a_mask_is_what_the_network_sees_of_it():

@@ -301,7 +301,7 @@ def test_one_photograph_in_two_splits_is_found_however_it_was_copied(tmp_path):
     mirrored = blobs(3).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     files = {
         "I1": png(blobs(1), 6),
-        "I2": png(blobs(1), 6),  # the same file
+        "I2 (copy)": png(blobs(1), 6),  # the same file
         "I3": png(blobs(2), 6),
         "I4": png(blobs(2), 0),  # the same pixels
         "I5": png(blobs(3), 6),
@@ -320,7 +320,7 @@ def test_one_photograph_in_two_splits_is_found_however_it_was_copied(tmp_path):
     splits = Splits(train=np.array([0, 2, 5, 6, 7]), val=np.array([3, 8]), test=np.array([1, 4]))
     found = near_duplicate_scan(prepared.audit, prepared.manifest, splits)
     assert sorted(photograph.in_words() for photograph in found) == [
-        "I1 (train) and I2 (test)",
+        "I1 (train) and I2 (copy) (test)",
         "I3 (train) and I4 (val)",
         "I5 (test) and I6 (train)",
     ]

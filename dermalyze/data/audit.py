@@ -13,6 +13,7 @@ import pandas as pd
 
 from dermalyze.data.ham10000 import Dataset
 from dermalyze.data.pixels import ImageRecord
+from dermalyze.data.tables import UNKNOWN, with_own_lesions
 from serving.taxonomy import CLASS_NAMES
 
 MAX_BROKEN_FRACTION = 0.01
@@ -55,10 +56,23 @@ class Audit:
         broken, contradictions = self.count(BROKEN), self.count(CONTRADICTION)
         reasons = []
         if broken > MAX_BROKEN_FRACTION * self.num_named:
-            reasons.append(f"{broken:,} of {self.num_named:,} images missing or broken")
+            found = f"{broken:,} of {self.num_named:,} images missing or broken"
+            reasons.append(f"{found}{self._example}")
         if contradictions:
             reasons.append(f"{contradictions:,} contradictions")
         return " and ".join(reasons)
+
+    @property
+    def _example(self) -> str:
+        """Show one id beside one file name, where rows have no file and files have no row."""
+        items = {problem.kind: problem.items for problem in self.problems}
+        if "missing_image" not in items:
+            return ""
+        missing = items["missing_image"][0]
+        for kind in ("image_without_row", "other_file"):
+            if kind in items:
+                return f" (the table has {missing!r}, a file is called {items[kind][0]!r})"
+        return "" if self.num_files else f" (the table has {missing!r}, and there is no image file)"
 
     def to_json(self) -> str:
         """Write everything, each list in full."""
@@ -152,6 +166,12 @@ def examine_table(dataset: Dataset) -> Table:
             sorted(files.keys() - named),
         ),
         (
+            "other_file",
+            INFORMATION,
+            "files are not JPEG or PNG by their names and are left out",
+            sorted(dataset.others),
+        ),
+        (
             "without_lesion",
             WARNING,
             "images have no lesion id; each is taken for a lesion of its own",
@@ -174,7 +194,7 @@ def examine_table(dataset: Dataset) -> Table:
     unusable |= dataset.rivals.keys() | (named - files.keys())
     kept = rows[~rows["image_id"].isin(unusable)].drop_duplicates("image_id").copy()
     without_lesion = kept["lesion_id"] == ""
-    kept["lesion_id"] = kept["lesion_id"].where(~without_lesion, kept["image_id"])
+    kept = with_own_lesions(kept)
     lonely = frozenset(kept["image_id"][without_lesion])
     return Table(kept.sort_values("image_id", ignore_index=True), lonely, problems)
 
@@ -250,7 +270,12 @@ def _severity(group: list[str], lesion_of: Mapping[str, str], label_of: Mapping[
 
 
 def _described(group: list[str], lesion_of: Mapping[str, str], label_of: Mapping[str, str]) -> str:
-    return ", ".join(f"{i} ({lesion_of[i]}, {label_of[i]})" for i in group)
+    return ", ".join(described(i, lesion_of[i], label_of[i]) for i in group)
+
+
+def described(image_id: str, lesion_id: str, label: str) -> str:
+    """Write an image as the items of duplicates have it."""
+    return f"{image_id} ({lesion_id}, {label})"
 
 
 def _several(rows: pd.DataFrame, key: str, column: str) -> dict[str, list[str]]:
@@ -290,8 +315,8 @@ def _count(
         lesions_with_several_images=int((manifest["lesion_id"].value_counts() > 1).sum()),
         missing={
             "age": int(manifest["age"].isna().sum()),
-            "sex": int((manifest["sex"] == "unknown").sum()),
-            "localization": int((manifest["localization"] == "unknown").sum()),
+            "sex": int((manifest["sex"] == UNKNOWN).sum()),
+            "localization": int((manifest["localization"] == UNKNOWN).sum()),
             "lesion id": int(manifest["image_id"].isin(table.without_lesion).sum()),
         },
         problems=problems,

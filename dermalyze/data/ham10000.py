@@ -4,7 +4,7 @@ Nothing is unpacked, nothing is decoded and nothing is mended here: rows that co
 are handed on as they are, for the audit to name.
 """
 
-import io
+import re
 import threading
 import zipfile
 import zlib
@@ -16,12 +16,14 @@ from types import MappingProxyType
 import pandas as pd
 
 from dermalyze.data.decoding import read_member
+from dermalyze.data.tables import FACTS, read_file, require_size, tidy_facts
 from serving.errors import DataError, ImageError
+from serving.matching import has_image_suffix, match, plain_id
+from serving.metadata import is_missing
+from serving.tables import read_table
 
-COLUMNS = ("image_id", "label", "lesion_id", "dx_type", "age", "sex", "localization")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+COLUMNS = ("image_id", "label", "lesion_id", *FACTS)
 MAX_FILE_BYTES = 256 * 2**20  # of one image file; none is a hundredth of it
-MAX_TABLE_BYTES = 128 * 2**20  # of one table, unpacked; HAM10000's have 0.6 MB
 LAYOUTS = (
     "HAM10000_metadata (no suffix, .csv or .tab) beside HAM10000_images_part_1 and "
     "HAM10000_images_part_2 (zips or folders) or beside images/, or "
@@ -31,6 +33,7 @@ LAYOUTS = (
 _METADATA = ("ham10000_metadata.csv", "ham10000_metadata.tab", "ham10000_metadata", "metadata.csv")
 _HAM_IMAGES = ("ham10000_images_part_1", "ham10000_images_part_2", "images")
 _ISIC = "isic2018_task3_training_"
+_COPY = re.compile(r" ?\(\d+\)| - copy")  # in the name of what was downloaded or copied again
 _ISIC_CLASSES = ("mel", "nv", "bcc", "akiec", "bkl", "df", "vasc")
 _ISIC_DX_TYPES = {  # ISIC's words -> HAM10000's
     "histopathology": "histo",
@@ -59,8 +62,11 @@ class Dataset:
 
     folder: Path
     rows: pd.DataFrame  # COLUMNS, one row a line of the table; age in years or NaN
-    files: Mapping[str, ImageFile]  # image_id -> file
-    rivals: Mapping[str, ImageFile]  # image_id -> a second file of that name, unlike the first
+    files: Mapping[str, ImageFile]  # image_id -> file; what no row means is there by its name
+    rivals: Mapping[
+        str, ImageFile
+    ]  # image_id -> a second file that its row means, unlike the first
+    others: tuple[str, ...] = ()  # files in the same places that are not JPEG or PNG by their names
 
 
 class ImageReader:
@@ -126,7 +132,12 @@ def open_dataset(data_dir: Path) -> Dataset:
             "draw images with `dermalyze demo-data`"
         )
     entries = sorted(p for p in data_dir.iterdir() if not p.name.startswith("."))
-    metadata = [p for name in _METADATA for p in entries if p.name.lower() == name and p.is_file()]
+    metadata = [
+        p
+        for name in _METADATA
+        for p in entries
+        if _COPY.sub("", p.name.lower()) == name and p.is_file()
+    ]
     images = named_sources(entries, _HAM_IMAGES)
     isic_images = named_sources(entries, (_ISIC + "input",))
     if metadata and images:
@@ -138,46 +149,92 @@ def open_dataset(data_dir: Path) -> Dataset:
         found = "images without a table" if images else "a table without images"
         what = found if images or metadata else "nothing known"
         raise DataError(f"found {what} in {data_dir}; expected {LAYOUTS}")
+    listed = [pair for source in images for pair in files_in(source)]
+    files, rivals = _files_of(rows["image_id"], [p for p in listed if has_image_suffix(p[0])])
+    rows["image_id"] = _plain_ids(rows["image_id"])
+    others = tuple(name for name, _ in listed if not has_image_suffix(name))
+    return Dataset(data_dir, rows, MappingProxyType(files), MappingProxyType(rivals), others)
+
+
+def _files_of(
+    column: pd.Series, listed: list[tuple[str, ImageFile]]
+) -> tuple[dict[str, ImageFile], dict[str, ImageFile]]:
+    """Find the file of each row, and another one that it could mean as well."""
+    plain = dict(zip(column, _plain_ids(column), strict=True))
+    ids, taken = list(plain), set(plain.values())
+    found = match(ids, [name for name, _ in listed])
     files: dict[str, ImageFile] = {}
+    places: dict[str, tuple[str, str]] = {}
     rivals: dict[str, ImageFile] = {}
-    for source in images:
-        for image_id, file in files_in(source):
-            first = files.setdefault(image_id, file)
-            # Kaggle ships every image twice, in folders that differ by case: copies are no rivals.
-            same_content = not (first.member and file.member) or first.stamp == file.stamp
-            if first.size != file.size or not same_content:
-                rivals[image_id] = file
-    return Dataset(data_dir, rows, MappingProxyType(files), MappingProxyType(rivals))
+    for (name, file), meant in zip(listed, found.ids, strict=True):
+        image_ids = {plain[ids[number]] for number in meant}
+        if len(image_ids) != 1:  # no row means it, or rows of several images do
+            stem = plain_id(name)[0]
+            files[name if stem in taken else stem] = file
+            taken.add(stem)
+            continue
+        (image_id,) = image_ids
+        source, _, inside = name.partition("/")
+        place = _COPY.sub("", source.lower()), inside
+        first = files.setdefault(image_id, file)
+        # Kaggle ships every image twice, in folders that differ by case, and others unpack a zip
+        # beside itself: copies by their place are no rivals, and comparing all would take long.
+        if places.setdefault(image_id, place) != place and not _alike(first, file):
+            rivals[image_id] = file
+    return files, rivals
+
+
+def _plain_ids(column: pd.Series) -> list[str]:
+    """Take folders and suffixes off ids; folders stay where ids differ by nothing else."""
+    plain = {text: plain_id(text) for text in column}
+    places: dict[str, set[str]] = {}
+    for stem, whole in plain.values():
+        places.setdefault(stem, set()).add(whole)
+    return [plain[text][0 if len(places[plain[text][0]]) == 1 else 1] for text in column]
+
+
+def _alike(first: ImageFile, file: ImageFile) -> bool:
+    """Say whether two files have the same content."""
+    if first.size != file.size:
+        return False
+    if first.member and file.member:
+        return first.stamp == file.stamp
+    try:
+        with ImageReader() as reader:
+            return reader.read(first) == reader.read(file)
+    except ImageError:
+        return False
 
 
 def named_sources(entries: list[Path], names: tuple[str, ...]) -> list[Path]:
-    """Return the folders and zips of these names, whatever their case."""
+    """Return the folders and zips of these names, whatever their case; copies count as well."""
     return [
         p
         for p in entries
-        if (p.name.lower() in names and p.is_dir())
-        or (p.suffix.lower() == ".zip" and p.stem.lower() in names)
+        if (p.is_dir() and _COPY.sub("", p.name.lower()) in names)
+        or (p.suffix.lower() == ".zip" and _COPY.sub("", p.stem.lower()) in names)
     ]
 
 
 def files_in(source: Path) -> Iterator[tuple[str, ImageFile]]:
-    """Yield image_id and file of every image in a folder or a zip, at any depth."""
+    """Yield path and file of everything in a folder or a zip; the path begins with its name."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
-            if _is_image(PurePosixPath(path.relative_to(source).as_posix())) and path.is_file():
+            name = path.relative_to(source.parent).as_posix()
+            if not _is_hidden(path.relative_to(source).as_posix()) and path.is_file():
                 status = path.stat()
-                yield path.stem, ImageFile(path, "", status.st_size, status.st_mtime_ns)
+                yield name, ImageFile(path, "", status.st_size, status.st_mtime_ns)
         return
     with _open_zip(source) as archive:
         for member in sorted(archive.infolist(), key=lambda member: member.filename):
-            name = PurePosixPath(member.filename)
-            if not member.is_dir() and _is_image(name):
-                yield name.stem, ImageFile(source, member.filename, member.file_size, member.CRC)
+            name = member.filename.replace("\\", "/")  # as some programs of Windows write it
+            if not name.endswith("/") and not _is_hidden(name):
+                file = ImageFile(source, member.filename, member.file_size, member.CRC)
+                yield f"{source.stem}/{name}", file
 
 
-def _is_image(name: PurePosixPath) -> bool:
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
-    return name.suffix.lower() in IMAGE_SUFFIXES and not hidden
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
@@ -189,17 +246,9 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         raise DataError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
 
 
-def _read_file(path: Path) -> bytes:
-    try:
-        _require_size(path, path.stat().st_size)
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
-
-
 def _read_member(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
     """Unpack a table, if it has the size of one; `path` is what it is called in an error."""
-    _require_size(path, archive.getinfo(name).file_size)
+    require_size(path, archive.getinfo(name).file_size)
     try:
         return read_member(archive, name)
     except OSError as error:
@@ -210,40 +259,46 @@ def _read_member(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
         raise DataError(f"cannot read {path}: encrypted or packed in an unknown way") from error
 
 
-def _require_size(path: Path, size: int) -> None:
-    if size > MAX_TABLE_BYTES:
-        raise DataError(
-            f"{path} has {size:,} bytes; expected a table of images of at most "
-            f"{MAX_TABLE_BYTES:,}; download it again"
-        )
-
-
 def _ham_rows(path: Path) -> pd.DataFrame:
-    table = _read_table(_read_file(path), path, ("lesion_id", "image_id", "dx"))
-    for column in ("dx_type", "age", "sex", "localization"):
-        if column not in table:
-            table[column] = ""
-    table["label"] = table["dx"]
-    return _tidy(table, path)
+    table = _read_table(read_file(path), path, ("lesion_id", "image_id", "dx"), FACTS)
+    table["label"] = table["dx"].str.lower()
+    return tidy_facts(table, path)[list(COLUMNS)]
 
 
 def _isic_rows(data_dir: Path, entries: list[Path]) -> pd.DataFrame:
     truth_path, truth_bytes = _isic_csv(data_dir, entries, "GroundTruth")
     lesion_path, lesion_bytes = _isic_csv(data_dir, entries, "LesionGroupings")
     truth = _read_table(truth_bytes, truth_path, ("image", *_ISIC_CLASSES))
-    lesions = _read_table(lesion_bytes, lesion_path, ("image", "lesion_id"))
-    if "diagnosis_confirm_type" not in lesions:
-        lesions["diagnosis_confirm_type"] = ""
-    ones = truth[list(_ISIC_CLASSES)].apply(pd.to_numeric, errors="coerce").fillna(0.0) >= 0.5
+    confirmed = "diagnosis_confirm_type"
+    lesions = _read_table(lesion_bytes, lesion_path, ("image", "lesion_id"), (confirmed,))
+    if confirmed not in lesions:
+        lesions[confirmed] = ""
     # Two ones become "mel+nv", none becomes "": no class has such a name, so the audit finds it.
+    ones = pd.DataFrame({name: _ones(truth, name, truth_path) for name in _ISIC_CLASSES})
     labels = ["+".join(ones.columns[row]) for row in ones.to_numpy()]
     table = pd.DataFrame({"image_id": truth["image"], "label": labels})
-    lesions = lesions.drop_duplicates().rename(columns={"image": "image_id"})
+    images = table["image_id"].drop_duplicates().tolist()
+    meant = match(images, lesions["image"].tolist()).ids  # the tables may write them differently
+    lesions["image_id"] = [
+        images[of_row[0]] if len(of_row) == 1 else image
+        for image, of_row in zip(lesions["image"], meant, strict=True)
+    ]
+    lesions = lesions[["image_id", "lesion_id", confirmed]].drop_duplicates()
     table = table.merge(lesions, on="image_id", how="left").fillna("")  # two lesions: two rows
-    table["dx_type"] = table["diagnosis_confirm_type"].replace(_ISIC_DX_TYPES)
-    for column in ("age", "sex", "localization"):
-        table[column] = ""
-    return _tidy(table, truth_path)
+    table["dx_type"] = table[confirmed].replace(_ISIC_DX_TYPES)
+    return tidy_facts(table, truth_path)[list(COLUMNS)]
+
+
+def _ones(truth: pd.DataFrame, name: str, path: Path) -> list[bool]:
+    """Read one class of ISIC's ground truth."""
+    ones = []
+    for image, text in zip(truth["image"], truth[name], strict=True):
+        try:
+            share = 0.0 if is_missing(text) else float(text)
+        except ValueError as error:
+            raise DataError(f"{path} has {name} {text!r} for {image}; expected 0 or 1") from error
+        ones.append(share >= 0.5)
+    return ones
 
 
 def _isic_csv(data_dir: Path, entries: list[Path], part: str) -> tuple[Path, bytes]:
@@ -251,72 +306,38 @@ def _isic_csv(data_dir: Path, entries: list[Path], part: str) -> tuple[Path, byt
     name = f"ISIC2018_Task3_Training_{part}.csv"
     for path in entries:
         if path.is_file() and path.name.lower() == name.lower():
-            return path, _read_file(path)
+            return path, read_file(path)
     for path in named_sources(entries, ((_ISIC + part).lower(),)):
         if path.is_dir():
             for inner in sorted(path.rglob("*.csv")):
                 if inner.name.lower() == name.lower():
-                    return inner, _read_file(inner)
+                    return inner, read_file(inner)
         else:
             with _open_zip(path) as archive:
                 for member in sorted(archive.namelist()):
-                    inside = PurePosixPath(member)
+                    inside = PurePosixPath(member.replace("\\", "/"))
                     if inside.name.lower() == name.lower() and "__MACOSX" not in inside.parts:
-                        return path / member, _read_member(archive, member, path / member)
+                        return path / inside, _read_member(archive, member, path / inside)
     raise DataError(
         f"no {name} in {data_dir}, which has ISIC 2018 Task 3 images; download it beside them from "
         "challenge.isic-archive.com"
     )
 
 
-def _read_table(data: bytes, path: Path, required: tuple[str, ...]) -> pd.DataFrame:
-    """Read comma or tab separated text; every value is text, column names lower case."""
+def _read_table(
+    data: bytes, path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> pd.DataFrame:
     try:
-        text = data.decode("utf-8")
-        separator = "\t" if "\t" in text.partition("\n")[0] else ","
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text; expected a table with a header") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise _no_table(path, required) from error
-    if not isinstance(table.index, pd.RangeIndex):  # more values than names, in every line
-        raise _no_table(path, required)
-    table.columns = table.columns.str.strip().str.lower()
+        table = pd.DataFrame(read_table(data, path, required, optional))
+    except ValueError as error:
+        raise DataError(
+            f"{path} is no table; expected columns {', '.join(required)} and the same number of "
+            "values in every line"
+        ) from error
     if missing := [column for column in required if column not in table]:
         raise DataError(
             f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}"
         )
     if table.empty:
         raise DataError(f"{path} has a header and no rows; expected one row an image")
-    for column in table:
-        table[column] = table[column].fillna("").str.strip()
     return table
-
-
-def _no_table(path: Path, required: tuple[str, ...]) -> DataError:
-    return DataError(
-        f"{path} is no table; expected columns {', '.join(required)} and the same number of values "
-        "in every line"
-    )
-
-
-def _tidy(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Bring a table to COLUMNS; only spelling is changed, never a row taken away."""
-    table = table.copy()
-    suffix = r"(?i)(?:" + "|".join(s.replace(".", r"\.") for s in IMAGE_SUFFIXES) + ")$"
-    table["image_id"] = table["image_id"].str.replace(suffix, "", regex=True)
-    if nameless := int((table["image_id"] == "").sum()):
-        raise DataError(f"{path} has {nameless} rows without an image id; complete or remove them")
-    table["label"] = table["label"].str.lower()
-    for column in ("dx_type", "sex", "localization"):
-        table[column] = table[column].str.lower().replace({"": "unknown", "nan": "unknown"})
-    known = ~table["age"].str.lower().isin(["", "unknown", "nan", "na"])
-    age = pd.to_numeric(table["age"].where(known), errors="coerce")
-    if (wrong := known & ~age.between(0, 130)).any():
-        row = table[wrong].iloc[0]
-        raise DataError(
-            f"{path} has the age {row['age']!r} for {row['image_id']}; expected years from 0 to "
-            "130, or nothing"
-        )
-    table["age"] = age.astype("float64")
-    return table[list(COLUMNS)].reset_index(drop=True)

@@ -5,6 +5,7 @@ Medicine 26 (2020): one grey PNG an image, white inside the lesion.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from dermalyze.data.ham10000 import ImageFile, files_in, named_sources
 from serving.errors import ImageError
+from serving.matching import has_image_suffix, match, plain_id
 from serving.preprocess import resize
 
 _SOURCES = ("ham10000_segmentations_lesion_tschandl",)
@@ -20,15 +22,22 @@ _SUFFIX = "_segmentation"
 _INSIDE = 128  # level from which a pixel is inside
 
 
-def find_masks(data_dir: Path) -> dict[str, ImageFile]:
+def find_masks(data_dir: Path, image_ids: Sequence[str]) -> dict[str, ImageFile]:
     """List masks in a zip or folder of their usual name: image_id -> file; none is no error."""
     if not data_dir.is_dir():
         return {}
-    return {
-        name.removesuffix(_SUFFIX): file
+    found = {
+        plain_id(name)[1].removesuffix(_SUFFIX): file
         for source in named_sources(sorted(data_dir.iterdir()), _SOURCES)
         for name, file in files_in(source)
-        if name.endswith(_SUFFIX)
+        if has_image_suffix(name) and plain_id(name)[0].endswith(_SUFFIX)
+    }
+    files = list(found.values())
+    meant = match(image_ids, list(found)).files
+    return {
+        image_id: files[numbers[0]]
+        for image_id, numbers in zip(image_ids, meant, strict=True)
+        if numbers
     }
 
 

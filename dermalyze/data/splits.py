@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermalyze.data.audit import Audit
+from dermalyze.data.audit import Audit, described
 from serving.errors import DataError
+from serving.tables import read_table
 from serving.whole import whole_file
 
 Rows = NDArray[np.int64]
@@ -111,19 +112,22 @@ def near_duplicate_scan(
     audit: Audit, manifest: pd.DataFrame, splits: Splits
 ) -> tuple[SharedPhotograph, ...]:
     """Return what the audit found to be one photograph, exactly or nearly, across splits."""
-    split_of = {
-        image_id: name
-        for name in SPLITS
-        for image_id in manifest["image_id"].iloc[getattr(splits, name)]
-    }
+    split_of = {row: name for name in SPLITS for row in np.asarray(getattr(splits, name)).tolist()}
+    ids = manifest["image_id"].tolist()
+    images = [  # as an item has them; an id may hold spaces and brackets itself
+        f", {described(*row)}"
+        for row in manifest[["image_id", "lesion_id", "label"]].itertuples(index=False)
+    ]
     found = []
     for problem in audit.problems:
         if problem.kind in DUPLICATE_KINDS:
-            for item in problem.items:  # names the images, each followed by its lesion and label
-                ids = tuple(word for word in item.split() if word in split_of)
-                names = tuple(split_of[image_id] for image_id in ids)
+            for item in problem.items:
+                places = {row: f", {item}".find(text) for row, text in enumerate(images)}
+                rows = [row for row in split_of if places[row] >= 0]
+                rows.sort(key=places.__getitem__)
+                names = tuple(split_of[row] for row in rows)
                 if len(set(names)) > 1:
-                    found.append(SharedPhotograph(ids, names))
+                    found.append(SharedPhotograph(tuple(ids[row] for row in rows), names))
     return tuple(found)
 
 
@@ -155,7 +159,7 @@ def read_splits(folder: Path, manifest: pd.DataFrame, *, lesion_aware: bool = Tr
     split_of_lesion: dict[str, str] = {}
     for name in SPLITS:
         path = folder / f"{name}_split.csv"
-        table = _read_split(path)
+        table = read_split(path)
         found: list[int] = []
         for image_id, label in zip(table["image_id"], table["label"], strict=True):
             if image_id not in row_of:
@@ -193,9 +197,14 @@ def split_digest(manifest: pd.DataFrame, rows: Rows) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _read_split(path: Path) -> pd.DataFrame:
+def read_split(path: Path) -> pd.DataFrame:
+    """Read the file of one split: texts, image_id and label at least.
+
+    Raises:
+        DataError: it is missing, malformed or empty.
+    """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.DataFrame(read_table(path.read_bytes(), path, ("image_id", "label")))
     except OSError as error:
         raise DataError(
             f"no split file at {path}; expected train_split.csv, val_split.csv and test_split.csv"

@@ -21,6 +21,7 @@ from dermalyze.evaluation.predictions import (
     targets_of,
     write_predictions,
 )
+from dermalyze.evaluation.scored import lesion_numbers
 from serving.disk import make_folder
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
 from serving.whole import write_text
@@ -65,7 +66,7 @@ def write_evaluation(
     summary = {
         "split": split,
         "num_images": len(table),
-        "num_lesions": _num_lesions(table),
+        "num_lesions": int(lesion_numbers(table).max()) + 1,
         "class_names": list(CLASS_NAMES),
         "metrics": metrics,
         "confusion_matrix": confusion.tolist(),  # true classes in rows, predicted in columns
@@ -123,9 +124,3 @@ def _bounds(interval: Mapping[str, Any] | None) -> str:
     if interval["low"] is None:
         return f"   no interval: {interval['reason']}"
     return f"   {interval['low']:.4f} to {interval['high']:.4f}"
-
-
-def _num_lesions(table: pd.DataFrame) -> int:
-    """Count different lesions; an image without a lesion id is a lesion of its own."""
-    lesions = table["lesion_id"].fillna("")
-    return int(lesions[lesions != ""].nunique() + (lesions == "").sum())

@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermalyze.data.tables import FACTS, read_file, tidy_facts
 from dermalyze.evaluation.metrics import Counts, check_logits
 from serving.errors import DataError
 from serving.prediction import softmax
 from serving.spreadsheet import neutralized, restored
+from serving.tables import read_table
 from serving.taxonomy import CLASS_NAMES
 from serving.whole import whole_file
 
-FACTS = ("dx_type", "age", "sex", "localization")  # columns taken over from the manifest
 # What a model measures of an image beside its class, where it does; a column each.
 MEASURED = (
     "scope_score",  # how unlike the known images; of val: by a fit that had not seen the image
@@ -116,18 +117,18 @@ def read_predictions(
         DataError: the file is missing or no such table, or a row contradicts itself.
     """
     number_columns = [f"logit_{name}" for name in class_names]
-    number_columns += [f"prob_{name}" for name in class_names] + ["confidence", "age"]
+    number_columns += [f"prob_{name}" for name in class_names] + ["confidence"]
+    required = (*TEXTS, *number_columns, "age")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
-    except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ValueErrors
+        table = pd.DataFrame(read_table(read_file(path), path, required, MEASURED))
+    except ValueError as error:
         raise DataError(f"{path} is not a CSV table; write it with `dermalyze evaluate`") from error
     table = from_spreadsheet(table)
-    if missing := [name for name in (*TEXTS, *number_columns) if name not in table.columns]:
+    if missing := [name for name in required if name not in table.columns]:
         raise DataError(
             f"{path} lacks the columns {', '.join(missing)}; write it with `dermalyze evaluate`"
         )
+    table = tidy_facts(table, path)
     number_columns += [name for name in MEASURED if name in table.columns]
     for name in number_columns:
         table[name] = _numbers(path, table, name)
@@ -156,11 +157,11 @@ def read_predictions(
 
 
 def _numbers(path: Path, table: pd.DataFrame, name: str) -> NDArray[np.float64]:
-    """Read a column of texts as float64 (N,); an empty age is NaN."""
+    """Read a column of texts as float64 (N,)."""
     values: list[float] = []
     for row, text in enumerate(table[name]):
         try:
-            values.append(float("nan") if text == "" and name == "age" else float(text))
+            values.append(float(text))
         except ValueError as error:
             raise DataError(
                 f"{path} has {name} {text!r} for image {table['image_id'][row]!r}, "

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dermalyze.evaluation.metrics import Counts, Floats
 from dermalyze.evaluation.predictions import logits_of, read_predictions, targets_of
+from serving.metadata import is_missing
 from serving.prediction import softmax
 from serving.taxonomy import CLASS_NAMES
 
@@ -94,7 +95,7 @@ def read_scored(path: Path, class_names: Sequence[str] = CLASS_NAMES) -> Scored:
 
 def lesion_numbers(table: pd.DataFrame) -> Counts:
     """Number the lesions: int64 (N,) from 0; an image without a lesion id is one of its own."""
-    ids = table["lesion_id"].fillna("").astype(str).to_numpy(dtype=object)
-    own = [("image", row) if name == "" else ("lesion", name) for row, name in enumerate(ids)]
+    ids = table["lesion_id"].to_numpy(dtype=object)
+    own = [("image", row) if is_missing(name) else ("lesion", name) for row, name in enumerate(ids)]
     numbers: dict[tuple[str, object], int] = {}
     return np.array([numbers.setdefault(key, len(numbers)) for key in own], np.int64)

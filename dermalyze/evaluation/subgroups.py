@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dermalyze.data.tables import UNKNOWN
 from dermalyze.evaluation.bootstrap import (
     MIN_LESIONS,
     REPLICATES,
@@ -27,8 +28,8 @@ from dermalyze.evaluation.multiplicity import holm
 from dermalyze.evaluation.scored import Scored
 from dermalyze.evaluation.words import NO_SKIN_TYPE, things
 from serving.errors import DataError
+from serving.metadata import word_of
 
-UNKNOWN = "unknown"
 ATTRIBUTES = ("sex", "age", "localization", "dx_type")
 AGE_BANDS = ("under 30", "30-44", "45-59", "60-74", "75 and over")
 SIGNIFICANCE = 0.05  # a finding has a smaller corrected p-value
@@ -134,8 +135,7 @@ def groups_of(scored: Scored, attribute: str) -> NDArray[np.object_]:
         band = np.searchsorted(_AGE_EDGES, np.nan_to_num(years), side="right")
         own = np.where(np.isnan(years), UNKNOWN, np.asarray(AGE_BANDS, dtype=object)[band])
     else:
-        texts = values.fillna("").astype(str).str.strip().to_numpy(dtype=object)
-        own = np.where(texts == "", UNKNOWN, texts)
+        own = np.array([word_of(text) or UNKNOWN for text in values], dtype=object)
     known_first = np.argsort(own == UNKNOWN, kind="stable")
     _, first = np.unique(scored.lesions[known_first], return_index=True)
     return np.asarray(own[known_first[first]][scored.lesions], dtype=object)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from dermalyze.data.ham10000 import open_dataset, read_image_bytes
 from dermalyze.data.metadata import metadata_of
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits, read_splits
+from dermalyze.data.tables import FACTS, tidy_facts, with_own_lesions
 from dermalyze.evaluation.compare import Comparison, compare
 from dermalyze.evaluation.explanations import EXPLANATIONS, write_explanations
 from dermalyze.evaluation.fit import FitVerdict, judge_fit
@@ -57,8 +58,10 @@ from dermalyze.training.judged import (
 from dermalyze.training.limits import Runner, measured_on, with_limits
 from serving.disk import make_folder
 from serving.errors import DataError, ImageError, TrackingError
-from serving.files import find_images
+from serving.files import find_images, left_out, some
+from serving.matching import match_files
 from serving.preprocess import read_bytes
+from serving.tables import read_table
 from serving.taxonomy import CLASS_NAMES
 from serving.whole import whole_file, write_text
 
@@ -123,24 +126,28 @@ def evaluate_run(run_id: str, split: str, *, data_dir: Path | None, output: Path
     return Evaluated(metrics=metrics, intervals=judgement["intervals"])
 
 
-def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) -> Evaluated:
+def evaluate_images(
+    run_id: str, images: Path, labels: Path, *, output: Path, say: Callable[[str], None]
+) -> Evaluated:
     """Judge a run's best epoch on other images; the run itself is not changed.
 
     Args:
         run_id: the run.
-        images: a folder of JPEG or PNG files, each named `<image_id>.jpg` or `.png`.
+        images: a folder of JPEG or PNG files, each named like its `image_id`.
         labels: a CSV with the columns `image_id` and `label`, and those of a manifest if known.
         output: the folder to write to.
+        say: prints which files of the folder are left out.
 
     Raises:
         DataError: the CSV or an image cannot be used.
     """
     manifest = read_labels(labels)
-    files = {path.stem: path for path in find_images([images])}
-    if missing := [name for name in manifest["image_id"] if name not in files]:
-        raise DataError(
-            f"{len(missing)} images of {labels} are not in {images}, among them {missing[0]}"
-        )
+    files = files_of_rows(manifest["image_id"].tolist(), images, labels)
+    used = set(files.values())
+    if unused := [path.name for path in find_images([images]) if path not in used]:
+        say(f"left out: {len(unused):,} images that have no row in {labels} ({some(unused)})")
+    if others := left_out([images]):
+        say(others)
     with fetched(run_id, (BEST,)) as (checkpoint,):
         predictor = SkinLesionPredictor(checkpoint)
     fields = predictor.spec.metadata
@@ -244,29 +251,55 @@ def _reader(folder: Path) -> ReadImage | None:
 
 
 def read_labels(path: Path) -> pd.DataFrame:
-    """Read a CSV of labels into a manifest; columns that it lacks are unknown."""
+    """Read a CSV of labels into a manifest; what it lacks is unknown, each image its own lesion.
+
+    Raises:
+        DataError: it cannot be read, a label is no class, or an image has two rows.
+    """
+    required = ("image_id", "label")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.DataFrame(read_table(path.read_bytes(), path, required, ("lesion_id", *FACTS)))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}; expected a CSV with image_id and label") from error
-    if absent := [name for name in ("image_id", "label") if name not in table.columns]:
+    if absent := [name for name in required if name not in table.columns]:
         raise DataError(f"{path} has no column {absent[0]}; expected image_id and label")
-    if unknown := sorted(set(table["label"]) - set(CLASS_NAMES)):
-        raise DataError(
-            f"{path} has the unknown label {unknown[0]!r}; known: {', '.join(CLASS_NAMES)}"
-        )
     if table.empty:
         raise DataError(f"{path} has no row; expected one an image")
+    table = tidy_facts(table, path)
+    table["label"] = table["label"].str.lower()
+    for image_id, label in zip(table["image_id"], table["label"], strict=True):
+        if label not in CLASS_NAMES:
+            raise DataError(
+                f"{path} has the label {label!r} for {image_id}; expected one of "
+                f"{', '.join(CLASS_NAMES)}"
+            )
     if twice := table["image_id"][table["image_id"].duplicated()].tolist():
         raise DataError(f"{path} names the image {twice[0]} twice; expected one row an image")
-    for name in ("dx_type", "sex", "localization"):
-        if name not in table.columns:
-            table[name] = "unknown"
-    if "lesion_id" not in table.columns:
-        table["lesion_id"] = table["image_id"]  # each image its own lesion
-    ages = table["age"] if "age" in table.columns else pd.Series("", index=table.index)
-    table["age"] = pd.to_numeric(ages, errors="coerce")
-    return table
+    return with_own_lesions(table)
+
+
+def files_of_rows(image_ids: Sequence[str], images: Path, labels: Path) -> dict[str, Path]:
+    """Return the file that each row of a table means: image_id -> path.
+
+    Raises:
+        DataError: a row has no file or several, or two rows mean one.
+    """
+    files = find_images([images])
+    found = match_files(image_ids, files, labels)
+    for path, rows in zip(files, found.ids, strict=True):
+        if len(rows) > 1:
+            raise DataError(
+                f"{labels} has two rows for {path}: {image_ids[rows[0]]!r} and "
+                f"{image_ids[rows[1]]!r}; expected one row an image"
+            )
+    if missing := [name for name, of_row in zip(image_ids, found.files, strict=True) if not of_row]:
+        rest = [path for path, rows in zip(files, found.ids, strict=True) if not rows]
+        example = f", where a file without a row is {rest[0].name}" if rest else ""
+        raise DataError(
+            f"{len(missing)} images of {labels} are not in {images}, among them {missing[0]}"
+            f"{example}"
+        )
+    return {name: files[at[0]] for name, at in zip(image_ids, found.files, strict=True)}
 
 
 def fit_of_run(run_id: str) -> FitVerdict:

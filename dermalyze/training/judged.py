@@ -16,6 +16,7 @@ from PIL import Image
 
 from dermalyze.config import Config, EvaluationConfig, TrainingConfig
 from dermalyze.config_file import load_config
+from dermalyze.data.splits import read_split
 from dermalyze.evaluation.cards import CardInputs, data_card, model_card
 from dermalyze.evaluation.explanations import read_explanations
 from dermalyze.evaluation.judge import judge, seen_priors, write_judgement
@@ -211,12 +212,7 @@ def _splits(facts: RunFacts) -> dict[str, pd.DataFrame]:
     """Read the files of all three splits; nothing if one is missing."""
     if facts.files is None or not all((facts.files / name).exists() for name in SPLIT_FILES):
         return {}
-    return {
-        name.removesuffix("_split.csv"): pd.read_csv(
-            facts.files / name, dtype=str, keep_default_na=False
-        )
-        for name in SPLIT_FILES
-    }
+    return {name.removesuffix("_split.csv"): read_split(facts.files / name) for name in SPLIT_FILES}
 
 
 def _priors(config: Config, splits: Mapping[str, pd.DataFrame], scored: Scored) -> Any:

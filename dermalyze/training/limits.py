@@ -85,8 +85,8 @@ class Runner:
 
         Images without a mask are left out; without any the table is empty.
         """
-        masks = find_masks(self.prepared.data_dir)
         ids = self.prepared.manifest["image_id"].to_numpy()
+        masks = find_masks(self.prepared.data_dir, ids.tolist())
         rows = rows[[ids[row] in masks for row in rows]]
         if len(rows) == 0 or not spec.saliency:
             return measure_maps([], [], np.zeros((0, 1, 1), np.float32), [])
