@@ -202,6 +202,19 @@ def _config(
     return resolved
 
 
+@main.command()
+@click.argument("run_id")
+def sync(run_id: str) -> None:
+    """Deliver what a run could not log while the tracking store was away.
+
+    A run whose work is done is then registered and ends as it would have.  There is nothing to do
+    for a run whose training ended without an error.
+    """
+    from dermalyze.training.ship import sync as sync_run
+
+    click.echo(sync_run(run_id))
+
+
 @main.command("prepare-data")
 @data_option("HAM10000; demo and auto as for train.", "auto")
 @click.option("--output", type=FOLDER, default=None, help="[default: prepared/ in the data]")

@@ -322,12 +322,13 @@ class EvaluationConfig:
 class TrackingConfig:
     """Where the run is written down."""
 
-    experiment: str = "dermalyze"  # the MLflow experiment
+    experiment: str = "auto"  # auto: MLFLOW_EXPERIMENT_NAME or _ID where set, else dermalyze
     registered_model: str = "dermalyze"
     register: bool = True  # false: log the model, leave the registry alone
     champion_metric: str = "test/balanced_accuracy"  # what a champion is judged by; higher wins
     champion_margin: float = 0.02  # how much worse a new one may be, with 95 % confidence
     champion_calibration_margin: float = 0.02  # likewise in the Brier score
+    timeout_seconds: float = 30.0  # for a call to the tracking store
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -348,6 +349,12 @@ class TrackingConfig:
         for name in ("champion_margin", "champion_calibration_margin"):
             value = getattr(self, name)
             require(0 < value < 1, f"tracking.{name}", "greater than 0 and less than 1", value)
+        require(
+            1 <= self.timeout_seconds <= 3600,
+            "tracking.timeout_seconds",
+            "from 1 to 3600",
+            self.timeout_seconds,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 With `tracking.py` the only module of the training half that knows MLflow.
 """
 
-import logging
 import os
 import signal
 import tempfile
@@ -15,13 +14,21 @@ from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 from dermalyze.config import TrackingConfig
 from dermalyze.evaluation.cards import REGISTRY_LIMIT, shortened
 from dermalyze.evaluation.promotion import Decision, Rule, compare_with_champion
 from dermalyze.evaluation.scored import Scored, read_scored
-from dermalyze.tracking import fetch, first_line, use_store
+from dermalyze.tracking import (
+    BoundedClient,
+    StoreAwayError,
+    call,
+    fetch,
+    first_line,
+    is_missing,
+    quiet,
+    use_store,
+)
 from serving.errors import DermalyzeError, TrackingError
 
 CHALLENGER = "challenger"
@@ -32,6 +39,7 @@ _PARITY_TAG = "dermalyze.parity"
 _REASON_TAG = "dermalyze.champion_reason"
 _NUMBER_TAGS = "dermalyze.promotion."
 _PREDICTIONS = "evaluation/predictions.csv"
+_LARGEST_MODEL = 1e9  # bytes, whose transfer is waited for
 _PROMOTION = "\n\nPromotion to champion. "  # begins the last part of a description
 
 
@@ -77,25 +85,22 @@ def register(name: str, candidate: Candidate, rule: Rule) -> Registered:
         TrackingError: the registry does not answer or refuses the name.
     """
     use_store()
-    client = MlflowClient()
-    try:
-        version = _version_of(client, name, candidate)
-        client.set_registered_model_alias(name, CHALLENGER, version)
-        for key, value in {
-            _SPLIT_TAG: candidate.test_split,
-            _DEMO_TAG: str(candidate.demo_data).lower(),
-            _PARITY_TAG: candidate.parity,
-        }.items():
-            client.set_model_version_tag(name, version, key, value)
-        champion = _champion(client, name)
-        if champion is not None and str(champion.version) == version:
-            reason = champion.tags.get(_REASON_TAG, "resumed after it had become champion")
-            decision = Decision(promoted=True, reason=reason, numbers={})
-        else:
-            decision = judge(candidate, champion, rule)
-            _carry_out(client, name, version, decision, candidate.description)
-    except MlflowException as error:
-        raise _refused(name, error) from error
+    client = _client(name)
+    version = _version_of(client, name, candidate)
+    client.set_registered_model_alias(name, CHALLENGER, version)
+    for key, value in {
+        _SPLIT_TAG: candidate.test_split,
+        _DEMO_TAG: str(candidate.demo_data).lower(),
+        _PARITY_TAG: candidate.parity,
+    }.items():
+        client.set_model_version_tag(name, version, key, value)
+    champion = _champion(client, name)
+    if champion is not None and str(champion.version) == version:
+        reason = champion.tags.get(_REASON_TAG, "resumed after it had become champion")
+        decision = Decision(promoted=True, reason=reason, numbers={})
+    else:
+        decision = judge(candidate, champion, rule)
+        _carry_out(client, name, version, decision, candidate.description)
     return Registered(
         name=name, version=version, is_champion=decision.promoted, reason=decision.reason
     )
@@ -110,28 +115,25 @@ def promote(name: str, version: str, rule: Rule, *, anyway: bool) -> Registered:
         TrackingError: there is no such version, or the registry does not answer.
     """
     use_store()
-    client = MlflowClient()
-    try:
-        found = client.get_model_version(name, version)
-        champion = _champion(client, name)
-        if champion is not None and champion.version == found.version:
-            raise TrackingError(f"version {version} of {name} is the champion already")
-        candidate = Candidate(
-            model_uri=found.source or "",
-            run_id=found.run_id or "",
-            test_split=found.tags.get(_SPLIT_TAG, ""),
-            demo_data=found.tags.get(_DEMO_TAG) == "true",
-            parity=found.tags.get(_PARITY_TAG, ""),
-            description=_without_promotion(found.description or ""),
-            predictions=_predictions(found.run_id or ""),
-        )
-        decision = judge(candidate, champion, rule)
-        if anyway and not decision.promoted:
-            reason = f"by hand, against the rule: {decision.reason}"
-            decision = Decision(promoted=True, reason=reason, numbers=decision.numbers)
-        _carry_out(client, name, str(found.version), decision, candidate.description)
-    except MlflowException as error:
-        raise _refused(name, error) from error
+    client = _client(name)
+    found = client.get_model_version(name, version)
+    champion = _champion(client, name)
+    if champion is not None and champion.version == found.version:
+        raise TrackingError(f"version {version} of {name} is the champion already")
+    candidate = Candidate(
+        model_uri=found.source or "",
+        run_id=found.run_id or "",
+        test_split=found.tags.get(_SPLIT_TAG, ""),
+        demo_data=found.tags.get(_DEMO_TAG) == "true",
+        parity=found.tags.get(_PARITY_TAG, ""),
+        description=_without_promotion(found.description or ""),
+        predictions=_predictions(found.run_id or ""),
+    )
+    decision = judge(candidate, champion, rule)
+    if anyway and not decision.promoted:
+        reason = f"by hand, against the rule: {decision.reason}"
+        decision = Decision(promoted=True, reason=reason, numbers=decision.numbers)
+    _carry_out(client, name, str(found.version), decision, candidate.description)
     return Registered(
         name=name, version=version, is_champion=decision.promoted, reason=decision.reason
     )
@@ -154,12 +156,21 @@ def fetch_model(uri: str, path: Path) -> str:
     version = version_of(uri)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         try:
-            model = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
+            model = Path(
+                call(
+                    f"cannot fetch {uri}",
+                    lambda: mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder),
+                    num_bytes=_LARGEST_MODEL,
+                )
+            )
             flavor = mlflow.models.Model.load(str(model)).flavors["python_function"]
             (model / flavor["artifacts"]["onnx"]["path"]).replace(path)
-        except (MlflowException, OSError, KeyError) as error:
+        except StoreAwayError:
+            raise
+        except (TrackingError, MlflowException, OSError, KeyError) as error:
+            why = error if isinstance(error, TrackingError) else f"cannot fetch {uri}: {error}"
             raise TrackingError(
-                f"{first_line(f'cannot fetch {uri}', error)}; expected a model that "
+                f"{first_line(why)}; expected a model that "
                 "`dermalyze train` has registered, such as models:/dermalyze@champion"
             ) from error
     return version
@@ -175,12 +186,13 @@ def version_of(uri: str) -> str:
     if not alias:
         return ""
     use_store()
+    client = BoundedClient(f"there is no {uri}")
     try:
-        return str(MlflowClient().get_model_version_by_alias(name, alias).version)
-    except MlflowException as error:
-        raise TrackingError(
-            f"{first_line(f'there is no {uri}', error)}; see `dermalyze promote --help`"
-        ) from error
+        return str(client.get_model_version_by_alias(name, alias).version)
+    except StoreAwayError:
+        raise
+    except TrackingError as error:
+        raise TrackingError(f"{error}; see `dermalyze promote --help`") from error
 
 
 def follow(uri: str, path: Path, version: str, seconds: float, say: Callable[[str], None]) -> None:
@@ -225,7 +237,7 @@ def judge(candidate: Candidate, champion: Any | None, rule: Rule) -> Decision:
 
 
 def _carry_out(
-    client: MlflowClient, name: str, version: str, decision: Decision, description: str
+    client: BoundedClient, name: str, version: str, decision: Decision, description: str
 ) -> None:
     """Write a decision down at its version, then move the alias."""
     client.set_model_version_tag(name, version, _REASON_TAG, decision.reason)
@@ -253,28 +265,28 @@ def _predictions(run_id: str) -> Scored:
         return read_scored(fetch(run_id, _PREDICTIONS, Path(folder)))
 
 
-def _version_of(client: MlflowClient, name: str, candidate: Candidate) -> str:
+def _client(name: str) -> BoundedClient:
+    return BoundedClient(f"the registry refuses the model {name}")
+
+
+def _version_of(client: BoundedClient, name: str, candidate: Candidate) -> str:
+    """Return the version of a candidate, made if it is not there."""
     own = client.search_model_versions(f"name='{name}' and run_id='{candidate.run_id}'")
     for version in own:
         if version.source == candidate.model_uri:
             return str(version.version)
-    logger = logging.getLogger("mlflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        return str(mlflow.register_model(candidate.model_uri, name).version)
-    finally:
-        logger.setLevel(level)
+    with quiet("mlflow"):
+        version = call(
+            f"the registry refuses the model {name}",
+            lambda: mlflow.register_model(candidate.model_uri, name),
+        )
+    return str(version.version)
 
 
-def _champion(client: MlflowClient, name: str) -> Any | None:
+def _champion(client: BoundedClient, name: str) -> Any | None:
     try:
         return client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+    except TrackingError as error:
+        if is_missing(error.__cause__):
             return None
         raise
-
-
-def _refused(name: str, error: MlflowException) -> TrackingError:
-    return TrackingError(first_line(f"the registry refuses the model {name}", error))

@@ -31,6 +31,8 @@ PARAMS: dict[str, float | bool] = {  # what an HTTP request may ask beside its i
     "one_lesion": False,  # all images show one lesion; one answer
 }
 
+NO_METADATA = "this model takes no metadata, only images; leave age, sex and localization out"
+
 Outputs = dict[str, NDArray[np.float32]]
 
 
@@ -80,9 +82,7 @@ class AnyPredictor(ABC):
             ConfigError: metadata is given and the model takes none.
         """
         if metadata is not None and self.spec.metadata is None:
-            raise ConfigError(
-                "this model takes no metadata, only images; leave age, sex and localization out"
-            )
+            raise ConfigError(NO_METADATA)
         opened = open_image(image)
         return Case(to_pixels(opened, self.spec), opened.size, metadata)
 

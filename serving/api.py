@@ -56,22 +56,20 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 POST_ERRORS = errors(400, 401, 408, 413, 415, 422, 500, 503, 504)
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
-_PHOTOGRAPHS = {
-    "schema": {
-        "type": "object",
-        "properties": {
-            "photographs": {"type": "array", "items": {"type": "string", "format": "binary"}}
-        },
-        "required": ["photographs"],
-    }
-}
 
 
-def image_body(*, several: bool) -> dict[str, Any]:
-    """Describe a body of one photograph, or of several."""
+def image_body(*fields: str) -> dict[str, Any]:
+    """Describe a body of one photograph, or a form of several with fields beside them, if any."""
     content: dict[str, Any] = {"image/jpeg": _BYTES, "image/png": _BYTES}
-    if several:
-        content["multipart/form-data"] = _PHOTOGRAPHS
+    if fields:
+        photographs = {"type": "array", "items": _BYTES["schema"]}
+        beside = {name: _QUERY[name][0] for name in (*fields, *COLUMNS)}
+        schema = {
+            "type": "object",
+            "properties": {"photographs": photographs, **beside},
+            "required": ["photographs"],
+        }
+        content["multipart/form-data"] = {"schema": schema}
     return {"requestBody": {"required": True, "content": content}}
 
 

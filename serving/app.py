@@ -9,7 +9,7 @@ import asyncio
 import io
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -19,11 +19,23 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from serving import api
-from serving.asked import REFUSALS, Item, Params, answers_for, facts_of_query, read_csv, read_json
+from serving.answering import PARAMS
+from serving.asked import (
+    REFUSALS,
+    Asked,
+    Item,
+    Params,
+    answers_for,
+    facts_of_text,
+    given_once,
+    read_csv,
+    read_json,
+)
 from serving.bodies import read_photographs
 from serving.bounds import BUSY, Bounds, ClientGoneError, RefusedError, error_body
 from serving.described import VERSION, describe
@@ -32,6 +44,7 @@ from serving.errors import ImageError, RequestError
 from serving.load import Load
 from serving.loaded import LoadedModel
 from serving.memory import return_large_blocks
+from serving.metadata import COLUMNS as METADATA_COLUMNS
 from serving.metadata import Metadata
 from serving.metrics import CONTENT_TYPE, MULTIPROCESS, Metrics
 from serving.predictor import Predictor
@@ -67,25 +80,22 @@ class Service:
         predictor = self.model.predictor(alone=self.load.is_alone())
         return await run(self.pool, predictor, work, request.receive, seconds)
 
-    async def answers(
-        self, request: Request, items: Sequence[Item], params: Params
-    ) -> list[dict[str, Any]]:
-        """Answer for images, in the form of JSON."""
+    async def answers(self, request: Request, read: Callable[[], Asked]) -> list[dict[str, Any]]:
+        """Read a request and answer for its images, in the form of JSON.
+
+        Reading is work as well: done in the loop, nobody else would be answered meanwhile.
+        """
         bounds = self.settings
-        if len(items) > bounds.max_images:  # before anything waits
-            raise RequestError(
-                f"a request holds from 1 to {bounds.max_images} images, got {len(items)}"
-            )
-        found = await self.do(
-            request,
-            lambda predictor: answers_for(
+
+        def work(predictor: Predictor) -> list[dict[str, Any]]:
+            return answers_for(
                 predictor,
-                items,
-                params,
+                *read(),
                 max_images=bounds.max_images,
                 max_pixels=bounds.max_pixels,
-            ),
-        )
+            )
+
+        found = await self.do(request, work)
         for answer in found:
             self.metrics.answered(answer.get("decision"))
         return found
@@ -144,6 +154,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         redirect_slashes=False,  # they would name our scheme, which is not that of a proxy
     )
     _add_routes(app, service)
+    _add_head(app)
     open_paths = [*_add_page(app), str(app.openapi_url)]
     _add_errors(app)
     app.add_middleware(Bounds, settings=settings, load=service.load, routes=app.routes)
@@ -175,17 +186,21 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         },
         response_model=api.Predictions,
         openapi_extra={
-            **api.image_body(several=True),
-            **api.query("level", "explain", "one_lesion"),
+            **api.image_body(*PARAMS),
+            **api.query(*PARAMS),
         },
     )
     async def predict(request: Request) -> Response:
-        query = request.query_params
-        params, facts = Params.of_query(query), facts_of_query(query)
-        body = await request.body()
-        photographs = read_photographs(body, request.headers.get("content-type", ""))
-        items = [Item(data, facts) for data in photographs]
-        return _json({"predictions": await service.answers(request, items, params)})
+        body, kind = await request.body(), request.headers.get("content-type", "")
+
+        def read() -> Asked:
+            photographs, fields = read_photographs(body, kind)
+            query = request.query_params.multi_items()
+            values = given_once(query, fields, (*PARAMS, *METADATA_COLUMNS))
+            facts = facts_of_text(values)
+            return [Item(data, facts) for data in photographs], Params.of_text(values)
+
+        return _json({"predictions": await service.answers(request, read)})
 
     @app.post(
         "/explain",
@@ -195,18 +210,19 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             200: {"content": {"image/png": {}}, "description": "a picture"},
             **api.POST_ERRORS,
         },
-        openapi_extra={**api.image_body(several=False), **api.query("class_name")},
+        openapi_extra={**api.image_body(), **api.query("class_name")},
     )
     async def explain(request: Request) -> Response:
-        class_name = request.query_params.get("class_name", "")
-        facts = facts_of_query(request.query_params)
-        body = await request.body()
-        photographs = read_photographs(body, request.headers.get("content-type", ""))
-        if len(photographs) != 1:
-            raise RequestError(f"a map is drawn of one image, got {len(photographs)}")
+        body, kind = await request.body(), request.headers.get("content-type", "")
 
         def draw(predictor: Predictor) -> bytes:
+            photographs, fields = read_photographs(body, kind)
+            query = request.query_params.multi_items()
+            values = given_once(query, fields, ("class_name", *METADATA_COLUMNS))
+            if len(photographs) != 1:
+                raise RequestError(f"a map is drawn of one image, got {len(photographs)}")
             image = decode_image(photographs[0], max_pixels=service.settings.max_pixels)
+            facts, class_name = facts_of_text(values), values.get("class_name", "")
             metadata = Metadata.of(facts) if facts else None
             shown = predictor.explain(image, class_name=class_name, metadata=metadata)
             file = io.BytesIO()
@@ -227,9 +243,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     )
     async def invocations(request: Request) -> Response:
         read = _reader(request.headers.get("content-type", ""))
+        body, max_images = await request.body(), service.settings.max_images
         try:
-            items, params = read(await request.body())
-            answers = await service.answers(request, items, params)
+            if request.query_params:
+                raise RequestError("this path takes no query; send params in the JSON")
+            answers = await service.answers(request, lambda: read(body, max_images=max_images))
         except REFUSALS as error:  # MLflow's server has no other word for it
             raise RefusedError(400, str(error)) from error
         return _json({"predictions": answers})
@@ -255,11 +273,19 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
 
+def _add_head(app: FastAPI) -> None:
+    """Let each route that answers GET answer HEAD as well, with the same headers and no body."""
+    for route in app.routes[:]:
+        if isinstance(route, APIRoute) and route.methods == {"GET"}:
+            endpoint = route.endpoint
+            app.add_api_route(route.path, endpoint, methods=["HEAD"], include_in_schema=False)
+
+
 def _json(value: Any) -> Response:
     return Response(json.dumps(value), media_type="application/json")
 
 
-def _reader(content_type: str) -> Callable[[bytes], tuple[list[Item], Params]]:
+def _reader(content_type: str) -> Callable[..., Asked]:
     """Return what reads a body of `/invocations`.
 
     Raises:

@@ -29,6 +29,7 @@ ERROR_CODES = {  # HTTP status -> MLflow's word for it, where it has one
     405: "METHOD_NOT_ALLOWED",
     408: "REQUEST_TIMEOUT",
     413: "REQUEST_TOO_LARGE",
+    414: "URI_TOO_LONG",
     415: "UNSUPPORTED_MEDIA_TYPE",
     422: "UNPROCESSABLE_ENTITY",
     431: "HEADERS_TOO_LARGE",
@@ -118,6 +119,7 @@ class Bounds:
         self._settings = settings
         self._load = load
         self._routes = routes
+        self._held = 0  # bytes of bodies that are still coming
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -133,9 +135,7 @@ class Bounds:
         return scope["method"] == "POST" and routed(self._routes, scope).takes_method
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._load.in_flight >= self._settings.max_in_flight:
-            raise RefusedError(*BUSY)
-        self._load.add(1)
+        self._require_room()
         try:
             async with asyncio.timeout(self._settings.body_seconds):
                 body = await self._body(scope, receive)
@@ -148,10 +148,16 @@ class Bounds:
             ) from error
         except ClientGoneError:
             return
-        else:
+        self._require_room()  # the bodies of others were faster
+        self._load.add(1)
+        try:
             await self._app(scope, _replayed(body, receive), send)
         finally:
             self._load.add(-1)
+
+    def _require_room(self) -> None:
+        if self._load.in_flight >= self._settings.max_in_flight:
+            raise RefusedError(*BUSY)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """Read the whole body within the bounds, decompressed."""
@@ -167,14 +173,21 @@ class Bounds:
             await _linger(receive, limit)
             self._too_large()
         received = bytearray()
-        async for part in _parts(receive):
-            received += part
-            if len(received) > limit:
-                await _linger(receive, limit)
-                self._too_large()
+        try:
+            async for part in _parts(receive):
+                received += part
+                self._held += len(part)
+                if len(received) > limit:
+                    await _linger(receive, limit)
+                    self._too_large()
+                if self._held > limit * self._settings.max_in_flight:
+                    raise RefusedError(*BUSY)
+        finally:
+            self._held -= len(received)
         if encoding == "identity":
             return bytes(received)
-        return self._decompressed(bytes(received))
+        # In a thread: 32 at a time of a few kB would keep the loop for most of a second.
+        return await asyncio.to_thread(self._decompressed, bytes(received))
 
     def _decompressed(self, data: bytes) -> bytes:
         limit = self._settings.max_body_bytes

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from starlette.routing import BaseRoute
 
 from serving.bounds import App, Message, Receive, RefusedError, Scope, Send, routed, send_error
+from serving.errors import OutOfMemoryError
 from serving.settings import ServiceSettings
 
 PROBES = ("/health", "/ready")  # routes for orchestrators: any host name, no key
@@ -28,6 +29,11 @@ SECURITY_HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+_NO_MEMORY = (
+    503,
+    "there is not enough memory for the request; try again in a second, or send smaller images",
+    {"retry-after": "1"},
+)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADERS = [(k.encode(), v.encode()) for k, v in SECURITY_HEADERS.items()]
 
@@ -94,6 +100,11 @@ class Envelope:
             await self._app(scope, receive, with_headers)
         except RefusedError as refused:
             await send_error(with_headers, refused)
+        except (MemoryError, OutOfMemoryError):
+            log.warning("request %s: there was not enough memory", request_id)
+            if status:
+                raise
+            await send_error(with_headers, RefusedError(*_NO_MEMORY))
         except Exception:
             log.exception("request %s failed", request_id)
             if status:  # a part of an answer is out: the connection is cut

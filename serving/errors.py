@@ -7,6 +7,7 @@ DermalyzeError          base; its message is one line, fit to show to a user
 |-- TrackingError       a run, an experiment or a registered model cannot be used
 |-- ArtifactError       a checkpoint or ONNX file is missing, foreign or inconsistent
 |-- StorageError        a file or folder cannot be written
+|-- OutOfMemoryError    there is not enough memory for something that may be right
 |-- ImageError          an image sent for prediction cannot be used
 |-- MetadataError       age, sex or site sent for prediction cannot be used
 `-- RequestError        a request over HTTP cannot be read
@@ -39,6 +40,10 @@ class ArtifactError(DermalyzeError):
 
 class StorageError(DermalyzeError):
     """A file or folder cannot be written: no room, no permission, no such place."""
+
+
+class OutOfMemoryError(DermalyzeError):
+    """There is not enough memory for an image or a model, which may well be right."""
 
 
 class ImageError(DermalyzeError):

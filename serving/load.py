@@ -14,7 +14,11 @@ _CALM_SECONDS = 0.5
 
 
 class Load:
-    """Requests with a body, from their headers to their answer."""
+    """Requests with a body, from its last byte to their answer.
+
+    One whose body is still coming takes little memory and no core; so that slow clients keep
+    nobody out, it is not among them.
+    """
 
     def __init__(
         self, observe: Callable[[int], None] = lambda in_flight: None, shared: Path | None = None

@@ -20,7 +20,8 @@ MAX_AGE = 120  # years; HAM10000's oldest patient is 85, and more than 120 is a 
 # What people and programs write for a value that is not known, in small letters; Excel writes
 # #N/A and pandas <NA>.
 MISSING = frozenset({"", "-", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+# Possessive: else a long row of digits that is no number takes time with its square.
+_NUMBER = re.compile(r"[+-]?+(\d++\.?+\d*+|\.\d++)(e[+-]?+\d++)?+", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.errors import ImageError
+from serving.errors import ImageError, OutOfMemoryError
 from serving.preprocess import (
     Pixels,
     check_size,
@@ -78,6 +78,11 @@ def open_image(image: ImageInput) -> Image.Image:
     check_size(*image.size)
     try:
         return upright_rgb(image)
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"there is not enough memory to convert an image of {image.width} x {image.height}; "
+            "free some, or take a smaller one"
+        ) from error
     except Exception as error:  # a PIL image may be lazy, and so still be strangers' bytes
         raise ImageError(f"cannot convert a PIL image of mode {image.mode!r} to RGB") from error
 

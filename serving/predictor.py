@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 
 from serving.answering import AnyPredictor, Outputs, map_names, output_names
 from serving.digest import is_intact
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, OutOfMemoryError
 from serving.preprocess import Pixels
-from serving.session import open_session, require_provider, require_session, run_options
+from serving.session import (
+    FAILURES,
+    is_out_of_memory,
+    open_session,
+    require_provider,
+    require_session,
+    run_options,
+)
 from serving.spec import SPEC_KEY, ModelSpec
 
 
@@ -51,6 +58,11 @@ class Predictor(AnyPredictor):
             inputs = _described(self._session.get_inputs())
             outputs = _described(self._session.get_outputs())
         except Exception as error:  # onnxruntime has a type of its own for each way to fail
+            if is_out_of_memory(error):
+                raise OutOfMemoryError(
+                    f"there is not enough memory to load {path} ({len(content):,} bytes); free "
+                    "some, or take a smaller model"
+                ) from error
             raise ArtifactError(
                 f"{path} is not an ONNX model that can be loaded, or it is damaged; "
                 "export or download it again"
@@ -98,7 +110,15 @@ class Predictor(AnyPredictor):
         if (fields := self.spec.metadata) is not None:
             unknown = np.zeros((len(pixels), fields.width), np.float32)
             inputs["metadata"] = unknown if metadata is None else metadata
-        found = self._session.run(list(names), inputs, self._options)
+        try:
+            found = self._session.run(list(names), inputs, self._options)
+        except FAILURES as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"there is not enough memory to run the model on {len(pixels)} images; free some, "
+                "or take fewer at a time"
+            ) from error
         return dict(zip(names, found, strict=True))
 
 

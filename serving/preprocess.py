@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from serving.color import to_srgb
-from serving.errors import ImageError
+from serving.errors import ImageError, OutOfMemoryError
 from serving.sizes import MAX_PIXELS
 from serving.spec import ModelSpec
 
@@ -42,6 +42,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         ImageError: the bytes are no such image, damaged, cut short or too large.
+        OutOfMemoryError: there is not enough memory for it now.
     """
     try:
         # Reads the header alone: an image over our limit is refused before any pixel is decoded.
@@ -54,6 +55,11 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError(f"the image is too large; the limit is {max_pixels:,} pixels") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"not a JPEG or PNG image ({len(data):,} bytes)") from error
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"there is not enough memory to decode the image ({len(data):,} bytes); free some, or "
+            "take a smaller one"
+        ) from error
     except Exception as error:  # damaged files make Pillow raise at least five types
         raise ImageError(
             f"cannot decode the image ({len(data):,} bytes): it is damaged or cut short"

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import h11
 import uvicorn
@@ -26,14 +26,28 @@ from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess, multiprocess
 
-from serving.bounds import error_body
+from serving.bounds import BUSY, error_body
 from serving.disk import writing_temporary_files
 from serving.errors import ConfigError
 from serving.metrics import MULTIPROCESS
 from serving.settings import PREFIX, ServiceSettings
 
+if sys.platform != "win32":
+    import resource
+
+log = logging.getLogger("serving")
 _HEADER_SECONDS = f"{PREFIX}HEADER_SECONDS"
 _MAX_HEADER_BYTES = 32 * 1024
+_MAX_LINE_BYTES = 8 * 1024
+_MAX_HEADERS = 100
+_TOO_LARGE = {
+    414: f"the request line is longer than {_MAX_LINE_BYTES:,} bytes; send a shorter address",
+    431: f"the request has more than {_MAX_HEADERS} headers, or they are larger than "
+    f"{_MAX_HEADER_BYTES:,} bytes; send fewer or shorter ones",
+}
+_LINGER_SECONDS = 2.0  # so long bytes that nobody wants are read on, for the answer to arrive
+_SPARE_FILES = 16  # descriptors that connections leave to everything else
+_SILENT_SECONDS = 60.0  # between two lines of the log about connections that are refused
 _HANDSHAKE_SECONDS = 0.1  # a client whose connection is being made at SIGTERM may finish it in
 _BACKLOG_SECONDS = 5.0  # to accept those who have connected
 _LAST_SECONDS = 1.0  # a connection without a request may still send one in, after SIGTERM
@@ -52,18 +66,84 @@ _LOGGING: dict[str, Any] = {
 }
 
 
+class BoundedConnection(h11.Connection):
+    """The HTTP of a connection; headers are bounded also where they come in one piece."""
+
+    too_large = 0  # the status of that, once it has happened
+
+    def next_event(self) -> Any:
+        """Parse the next event.
+
+        Raises:
+            h11.RemoteProtocolError: it is no HTTP, or too large.
+        """
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError as error:
+            if error.error_status_hint == 431:
+                is_line = b"\n" not in self.trailing_data[0]
+                self.too_large = 414 if is_line else 431
+            raise
+        if isinstance(event, h11.Request):
+            size = sum(len(name) + len(value) + 4 for name, value in event.headers)
+            if len(event.target) > _MAX_LINE_BYTES:
+                self.too_large = 414
+            elif len(event.headers) > _MAX_HEADERS or size > _MAX_HEADER_BYTES:
+                self.too_large = 431
+        if self.too_large:
+            raise h11.RemoteProtocolError(_TOO_LARGE[self.too_large])
+        return event
+
+
+class LingeringTransport:
+    """A connection that is closed by halves where a client still sends.
+
+    Closing it at once would reset it, and the answer that is under way would be lost.
+    """
+
+    def __init__(self, transport: asyncio.Transport, conn: h11.Connection) -> None:
+        self._transport = transport
+        self._conn = conn
+        self.is_lingering = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Say whether nothing can be answered any more."""
+        return self.is_lingering or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close it, in a while if the client still sends."""
+        if self.is_closing() or self._conn.their_state not in (h11.SEND_BODY, h11.ERROR):
+            self._transport.close()
+            return
+        self.is_lingering = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.close)
+
+
 class BoundedProtocol(H11Protocol):
     """One connection; headers that do not arrive in time end it."""
 
+    conn: BoundedConnection
     _timer: asyncio.TimerHandle | None = None
+    _full_told: ClassVar[float] = -_SILENT_SECONDS  # seconds of the clock
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first headers."""
-        super().connection_made(transport)
+        """Wait for the first headers, if there is room for one more connection."""
+        self.conn = BoundedConnection(h11.SERVER, _MAX_HEADER_BYTES)
+        lingering: Any = LingeringTransport(transport, self.conn)
+        super().connection_made(lingering)
         self._wait()
+        if not self._has_room():
+            self._refuse(*BUSY[:2])
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; the time for headers begins with the first of them and is not extended."""
+        if self.transport.is_closing():
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._wait_no_longer()
@@ -93,8 +173,31 @@ class BoundedProtocol(H11Protocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
-        self._refuse(400, "the request is no HTTP, or its headers are too large")
+        """Refuse what is no HTTP, or too large."""
+        status = self.conn.too_large or 400
+        self._refuse(status, _TOO_LARGE.get(status, "the request is no HTTP"))
+
+    def _has_room(self) -> bool:
+        """Say whether this connection leaves descriptors for the rest; if not, log it now and then.
+
+        Without any left, each try to accept would fail, and again at once.  The lowest free number
+        is given out each time, so that of the newest says how many there are.
+        """
+        if sys.platform == "win32":
+            return True
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if self.transport.get_extra_info("socket").fileno() < limit - _SPARE_FILES:
+            return True
+        now = self.loop.time()
+        if now - self._full_told >= _SILENT_SECONDS:
+            BoundedProtocol._full_told = now
+            log.error(
+                "file descriptors run out: %d connections are open and the limit is %d files; more "
+                "are refused until some end; raise the limit (ulimit -n)",
+                len(self.connections),
+                limit,
+            )
+        return False
 
     def _wait(self) -> None:
         seconds = float(os.environ[_HEADER_SECONDS])
@@ -209,9 +312,7 @@ def serve(settings: ServiceSettings, *, host: str, port: int, workers: int = 1) 
         proxy_headers=False,
         timeout_keep_alive=max(1, round(settings.idle_seconds)),
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
-        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
     )
-    log = logging.getLogger("serving")
     shown = f"[{host}]" if ":" in host else host
     log.info("listening on http://%s:%d", shown, listening.getsockname()[1])
     try:

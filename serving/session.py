@@ -6,6 +6,7 @@ Never imports torch.
 import os
 
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from serving.errors import ConfigError
 
@@ -15,6 +16,7 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
+FAILURES = (Fail, RuntimeException, MemoryError)  # what a run that goes wrong raises
 _FATAL = 4  # onnxruntime's log level; what goes wrong is raised, and told once
 
 
@@ -59,6 +61,11 @@ def open_session(
     providers = list(dict.fromkeys((PROVIDERS[provider], PROVIDERS["cpu"])))
     # With its fallback, onnxruntime prints its complaint and tries the same again.
     return onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether a failure of onnxruntime is that of an allocation."""
+    return isinstance(error, MemoryError) or "alloc" in str(error)
 
 
 def run_options() -> onnxruntime.RunOptions:

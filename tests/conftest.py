@@ -31,9 +31,11 @@ def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("store")
         patch.chdir(folder)  # artifacts go to ./mlruns of the directory of the experiment
-        patch.setenv("MLFLOW_TRACKING_URI", "")  # which MLflow sets, and would leave to others
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID"):
+            patch.setenv(name, "")  # which MLflow sets, and would leave to others
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.set_experiment("tests")  # or MLflow takes the last one, of another store
+        os.environ["MLFLOW_EXPERIMENT_ID"] = ""
         yield folder
         mlflow.set_tracking_uri(None)
 

@@ -77,6 +77,27 @@ BAD_REQUESTS = {
         {"dataframe_records": [{"image": None}]},
         "image 1 of 1: expected base64 text, got another type",
     ),
+    "a column in another case": (
+        {"dataframe_records": [{"image": ONE, "Age": 50}]},
+        "a column would be passed over: rename it if it is age",
+    ),
+    "an unknown param": (
+        {"inputs": [ONE], "params": {"leve": 0.9}},
+        "unknown name in params: expected any of level, explain, one_lesion; did you mean level?",
+    ),
+    "metadata for a model without": (
+        {"dataframe_records": [{"image": ONE, "age": 50}]},
+        "image 1 of 1: this model takes no metadata, only images; leave age, sex and localization "
+        "out",
+    ),
+    "a number of any size": (
+        {"dataframe_records": [{"image": ONE, "age": 10**400}]},
+        "image 1 of 1: an age must be a number of years from 0 to 120",
+    ),
+    "many columns": (
+        {"dataframe_records": [{f"k{i}": 0} for i in range(20_000)]},
+        "a request holds from 1 to 32 images, got 20000",
+    ),
     "other column": ({"dataframe_records": [{"SECRET": ONE}]}, f"no column image; {HOW}"),
     "no column names": ({"dataframe_split": {"data": [[ONE]]}}, f"no column image; {HOW}"),
     "no row": ({"dataframe_records": []}, f"no column image; {HOW}"),
@@ -91,6 +112,15 @@ BAD_REQUESTS = {
         "image 1 of 1: its base64 has 14,000,001 characters; the limit is 14,000,000",
     ),
 }
+OVER_HTTP_ALONE = (  # what MLflow takes away before the model sees it, or a program may ask
+    "a column in another case",
+    "an unknown param",
+    "metadata for a model without",
+    "a number of any size",
+    "many columns",
+    "too many",
+    "empty list",
+)
 UNREADABLE = {  # body, content type
     "no content type": (json.dumps({"inputs": [ONE]}).encode(), None),
     "no JSON": (b'{"inputs": ["SECRET"', "application/json"),

@@ -58,7 +58,7 @@ def test_a_photograph_gets_the_answer_of_the_predictor(client, predictor):
 
 
 def test_several_photographs_come_as_a_form_and_are_answered_in_order(client, predictor):
-    parts = [("a", ("1.png", png(1))), ("note", "not a photograph"), ("b", ("2.png", png(2)))]
+    parts = [("a", ("1.png", png(1))), ("level", "0.95"), ("b", ("2.png", png(2)))]
     files = [(name, value if isinstance(value, tuple) else (None, value)) for name, value in parts]
     response = client.post("/predict", files=files)
     expected = [predictor.predict(png(seed)).to_dict() for seed in (1, 2)]
@@ -405,3 +405,22 @@ def test_the_openapi_document_names_every_path_with_an_example(client):
 def test_a_model_that_is_not_there_is_told_before_anything_listens(tmp_path):
     with pytest.raises(ArtifactError):
         create_app(ServiceSettings(model=str(tmp_path / "none.onnx")))
+
+
+def test_each_path_that_answers_get_answers_head_alike_and_without_a_body():
+    with client_of(api_key="s3cret") as client:
+        key = {"x-api-key": "s3cret"}
+        paths = [
+            path
+            for path, operations in client.get("/openapi.json", headers=key).json()["paths"].items()
+            if "get" in operations
+        ]
+        assert "/ready" in paths
+        for path in (*paths, "/openapi.json", "/", "/page.js"):
+            got, head = client.get(path, headers=key), client.head(path, headers=key)
+            assert (head.status_code, head.content) == (200, b"")
+            if path != "/metrics":  # which counts the first one
+                assert head.headers["content-length"] == str(len(got.content))
+        assert client.head("/metrics").status_code == 401
+        assert client.head("/health").status_code == 200
+        assert client.head("/predict", headers=key).status_code == 405

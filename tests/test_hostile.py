@@ -5,12 +5,16 @@ schemathesis makes of the OpenAPI document.
 """
 
 import base64
+import http.client
 import json
 import logging
+import threading
+import time
 
 import pytest
 from crafted import crafted
 from fastapi.testclient import TestClient
+from hostile import FORM, hostile
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import openapi
@@ -181,8 +185,49 @@ def test_after_all_of_it_the_process_lives_and_its_memory_returns(tmp_path):
     assert "Traceback" not in own.log.read_text()
 
 
+def asked(port, method, path, body=None, headers=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection.request(method, path, body, headers or {})
+    response = connection.getresponse()
+    answer = response.status, response.read().decode()
+    connection.close()
+    return answer
+
+
+def test_while_a_hostile_body_is_read_health_answers_within_a_second(tmp_path):
+    """With the default bounds; a parser in the loop, or for long in C, would keep it silent."""
+    slowest, done = {}, threading.Event()
+    with service(tmp_path) as own:
+        current = ["the start"]
+
+        def ask_for_health():
+            while not done.is_set():
+                start, name = time.monotonic(), current[0]
+                assert asked(own.port, "GET", "/health") == (200, '{"status": "ok"}')
+                slowest[name] = max(slowest.get(name, 0), time.monotonic() - start)
+                done.wait(0.005)
+
+        thread = threading.Thread(target=ask_for_health)
+        thread.start()
+        try:
+            for name, (kind, body) in hostile().items():
+                current[0] = name
+                path = "/predict" if kind == FORM else "/invocations"
+                status, answer = asked(own.port, "POST", path, body, {"content-type": kind})
+                assert (name, status) == (name, 400), answer
+                assert len(json.loads(answer)["message"]) < 200
+        finally:
+            done.set()
+            thread.join()
+        assert own.predict()
+        assert memory_of(own.pid) < 600  # MB; 3,300 before
+    assert len(slowest) > len(hostile()) / 2
+    assert {name: seconds for name, seconds in slowest.items() if seconds > 1} == {}
+    assert "Traceback" not in own.log.read_text()
+
+
 def test_mlflow_serves_our_model_as_cleanly_as_it_can(store):
-    """The same images against MLflow's server: 200 or 400, one sentence, nothing sent back."""
+    """The same images and bodies for MLflow's server: 200 or 400, one sentence, no echo."""
     with mlflows_own(TINY_ONNX) as client:
         for name, (data, answered) in CRAFTED.items():
             body = {"inputs": [base64.b64encode(data).decode()]}
@@ -190,4 +235,9 @@ def test_mlflow_serves_our_model_as_cleanly_as_it_can(store):
             assert response.status_code == (200 if answered else 400), name
             if not answered:
                 assert set(response.json()) == {"error_code", "message"}
+                assert len(response.json()["message"]) < 200
+        for name, (kind, body) in hostile().items():
+            if kind != FORM:
+                response = client.post("/invocations", content=body, headers={"content-type": kind})
+                assert (name, response.status_code) == (name, 400)
                 assert len(response.json()["message"]) < 200

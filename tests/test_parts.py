@@ -22,10 +22,12 @@ from serving.settings import ServiceSettings
 from serving.work import run
 
 
-def test_of_a_form_every_file_is_a_photograph_byte_by_byte_and_no_field_is():
+def test_of_a_form_every_file_is_a_photograph_byte_by_byte_and_all_else_a_field():
     parts = [
         (b'form-data; name="a"; filename="a.png"', png(1)),
-        (b'form-data; name="note"', b"not a photograph"),
+        (b'form-data; name="sex"', "féminin".encode()),
+        (b"form-data; name=\"b\"; filename*=UTF-8''x.png", png(3)),
+        (b'form-data; name="b;filename="', b""),
         (b'form-data; name="a"; filename="b.png"', png(2)),
         (b'form-data; name="level"', b"0.9"),
     ]
@@ -34,7 +36,9 @@ def test_of_a_form_every_file_is_a_photograph_byte_by_byte_and_no_field_is():
         for header, data in parts
     )
     body += b"--limit--\r\n"
-    assert read_photographs(body, "multipart/form-data; boundary=limit") == [png(1), png(2)]
+    photographs, fields = read_photographs(body, "multipart/form-data; boundary=limit")
+    assert photographs == [png(1), png(3), png(2)]
+    assert fields == {"sex": "féminin", "b;filename=": "", "level": "0.9"}
 
 
 def test_a_compressed_body_is_unpacked_no_further_than_its_bound():

@@ -13,14 +13,26 @@ import urllib.request
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from mlflow.pyfunc import scoring_server
-from strangers import BAD_REQUESTS, GOOD_REQUESTS, HOW, ONE, ONE_IMAGE, TWO, UNREADABLE
+from strangers import (
+    BAD_REQUESTS,
+    GOOD_REQUESTS,
+    HOW,
+    ONE,
+    ONE_IMAGE,
+    OVER_HTTP_ALONE,
+    TWO,
+    UNREADABLE,
+)
 from tiny_model import TINY_ONNX
 
 from dermalyze.export.pyfunc_arguments import input_example, pyfunc_arguments
 from serving import Predictor
+
+BAD_ANYWHERE = {name: BAD_REQUESTS[name] for name in BAD_REQUESTS if name not in OVER_HTTP_ALONE}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +80,7 @@ def test_csv_text_is_a_payload_form_too(client, expected):
     assert answer.json() == {"predictions": expected}
 
 
-@pytest.mark.parametrize(("request_body", "sentence"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
+@pytest.mark.parametrize(("request_body", "sentence"), BAD_ANYWHERE.values(), ids=BAD_ANYWHERE)
 def test_a_bad_image_or_column_is_400_with_one_sentence(client, request_body, sentence):
     answer = client.post("/invocations", json=request_body)
     assert answer.status_code == 400
@@ -88,6 +100,13 @@ def test_a_bug_is_500_with_one_sentence(model_uri):
 
 def test_a_program_may_give_a_mapping_of_lists(model, expected):
     assert model.predict({"image": [ONE, TWO]}) == expected
+
+
+def test_a_program_may_ask_about_more_images_than_a_request_holds(model, expected):
+    table = pd.DataFrame({"image": [ONE, TWO] * 50})
+    assert model.predict(table) == expected * 50
+    (lesion,) = model.predict(table, params={"one_lesion": True})
+    assert lesion["num_images"] == 100
 
 
 def test_all_images_of_a_request_may_show_one_lesion(client):

@@ -3,19 +3,24 @@
 import contextlib
 import fcntl
 import http.client
+import io
 import json
 import os
 import re
+import resource
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from servers import read_all, wait_for
 from services import service
 from strangers import png
@@ -93,6 +98,96 @@ def test_what_is_no_http_is_refused_in_json(strict, request_):
     body = answer.split(b"\r\n\r\n", 1)[1]
     assert json.loads(body)["message"]
     assert strict.predict()
+
+
+ONE_READY = b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_LINE = "the request line is longer than 8,192 bytes; send a shorter address"
+_HEADERS = (
+    "the request has more than 100 headers, or they are larger than 32,768 bytes; send fewer or "
+    "shorter ones"
+)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "sentence"),
+    [
+        (head(5, more=f"X: {'a' * 33_000}\r\n") + b"SECRET", 431, _HEADERS),  # in one piece
+        (head(5, more=f"X: {'a' * 2**20}"), 431, _HEADERS),  # much is still being sent
+        (head(5, more="X: a\r\n" * 100) + b"SECRET", 431, _HEADERS),
+        (head(0, path="/" + "a" * 9_000), 414, _LINE),
+        (b"GET /" + b"a" * 2**20, 414, _LINE),
+        (head(0, path="/health") + head(0, more="X: a\r\n" * 100), 431, _HEADERS),  # the second
+    ],
+    ids=["one piece", "much", "many", "line", "much of a line", "the second"],
+)
+def test_headers_over_the_bound_are_refused_with_a_sentence(strict, request_, status, sentence):
+    answer = strict.said(request_)
+    *_, last = answer.split(b"HTTP/1.1 ")
+    assert last.startswith(b"%d " % status), answer
+    assert json.loads(last.split(b"\r\n\r\n", 1)[1])["message"] == sentence
+
+
+def test_an_answer_before_the_end_of_a_body_arrives_although_the_connection_is_closed(strict):
+    """Closed at once, a connection on which a client still sends is reset, and its answer lost."""
+    body = bytes(2**22)
+    with strict.connection() as client:
+        client.sendall(head(len(body), path="/nothing", more="Connection: close\r\n"))
+        client.sendall(body)
+        assert b"404" in read_all(client)
+
+
+def test_out_of_file_descriptors_one_line_says_so_and_the_service_recovers(tmp_path):
+    with service(tmp_path) as own:
+        resource.prlimit(own.pid, resource.RLIMIT_NOFILE, (80, 80))
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(own.connection()) for _ in range(150)]
+            assert b"HTTP/1.1 503" in read_all(clients[-1])
+            clients[0].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"HTTP/1.1 200" in clients[0].recv(65536)
+        wait_for(lambda: own.status("/predict", png()) == 200)
+        lines = [line for line in own.log.read_text().splitlines() if "descriptors" in line]
+    assert len(lines) == 1
+    assert re.search(
+        r" ERROR file descriptors run out: \d+ connections are open and the limit is 80 files; "
+        r"more are refused until some end; raise the limit \(ulimit -n\)$",
+        lines[0],
+    )
+
+
+def test_slow_bodies_keep_nobody_out_and_hold_no_more_memory_than_those_in_flight(tmp_path):
+    bounds = ["--max-in-flight", 2, "--max-body-bytes", 10_000]
+    with service(tmp_path, *bounds) as own, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(own.connection()) for _ in range(32)]
+        for client in slow:
+            client.sendall(head(10_000) + bytes(500))
+        wait_for(lambda: own.said(ONE_READY).startswith(b"HTTP/1.1 200"))
+        assert own.status("/predict", png()) == 200
+        for client in slow[:5]:  # 32 x 500 + 5 x 900 bytes are more than 2 x 10,000
+            client.sendall(bytes(900))
+        refused, _, _ = select.select(slow, [], [], 30)
+        assert b"HTTP/1.1 503" in refused[0].recv(65536)
+
+
+def test_out_of_memory_while_decoding_is_no_fault_of_the_image(tmp_path):
+    large = io.BytesIO()
+    Image.new("RGB", (6500, 6000), (180, 90, 70)).save(large, "PNG", compress_level=1)
+    with service(tmp_path) as own:
+        assert own.status("/predict", png()) == 200  # its threads have begun
+        text = Path(f"/proc/{own.pid}/status").read_text()
+        size = int(re.search(r"VmSize:\s+(\d+) kB", text).group(1)) * 1024
+        infinite = resource.RLIM_INFINITY
+        resource.prlimit(own.pid, resource.RLIMIT_AS, (size + 60 * 2**20, infinite))
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            own.predict(large.getvalue())
+        assert (caught.value.code, caught.value.headers["retry-after"]) == (503, "1")
+        assert json.load(caught.value)["message"] == (
+            "there is not enough memory for the request; try again in a second, or send smaller "
+            "images"
+        )
+        assert own.status("/predict", png()) == 200
+        resource.prlimit(own.pid, resource.RLIMIT_AS, (infinite, infinite))
+        assert own.status("/predict", large.getvalue()) == 200
+    assert "Traceback" not in own.log.read_text()
 
 
 def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(strict):

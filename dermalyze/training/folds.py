@@ -20,21 +20,21 @@ from dermalyze.data.splits import Splits, fold_splits
 from dermalyze.evaluation.folder import write_evaluation
 from dermalyze.evaluation.predictions import MEASURED, logits_of, read_predictions
 from dermalyze.tracking import (
+    WORK,
     TrackedRun,
+    add_below,
     children_of,
     fetch,
     fetched,
     open_run,
-    require_run,
     require_unfinished,
-    tags_of,
+    under_way,
 )
 from dermalyze.training.job import (
     CONFIG,
     EVALUATION,
     FOLD_TAG,
     FOLDS_TAG,
-    WORK,
     Say,
     prepare_again,
     prepare_for,
@@ -43,6 +43,7 @@ from dermalyze.training.job import (
 )
 from dermalyze.training.judged import RunFacts, interval_metrics, write_judged
 from dermalyze.training.run import TrainingInterruptedError, resolve, train_in
+from dermalyze.training.ship import conclude
 from serving.disk import make_folder
 from serving.errors import TrackingError, TrainingError
 from serving.taxonomy import CLASS_NAMES
@@ -167,11 +168,10 @@ def _finish(run: TrackedRun, plan: _Plan, say: Say) -> FoldsResult:
         f"`dermalyze train --resume {run.run_id}` goes on"
     )
     run_ids = _train_folds(run, plan, say)
-    folder = _folder(run.run_id)
-    metrics, intervals = _judge(run, plan, run_ids, folder / EVALUATION)
+    metrics, intervals = _judge(run, plan, run_ids)
     caveat = _caveat(len(plan.splits))
     say(f"warning: {caveat}")
-    shutil.rmtree(folder)
+    conclude(run)
     return FoldsResult(
         run_id=run.run_id,
         fold_run_ids=run_ids,
@@ -182,26 +182,33 @@ def _finish(run: TrackedRun, plan: _Plan, say: Say) -> FoldsResult:
 
 
 def _train_folds(run: TrackedRun, plan: _Plan, say: Say) -> tuple[str, ...]:
-    """Train the folds that have not ended well; return the runs of all."""
+    """Train the folds that have not ended well; return the runs of all.
+
+    Their predictions are put into the run's folder, and the tracking store is asked for the runs of
+    all folds before the first one begins: it may be away later.
+    """
     tracking = dataclasses.replace(plan.config.tracking, register=False)
     config = dataclasses.replace(plan.config, tracking=tracking)
     known = children_of(run.run_id, FOLD_TAG)
+    children: dict[int, TrackedRun] = {}
     run_ids = []
-    for number, splits in enumerate(plan.splits, start=1):
+    for number in range(1, len(plan.splits) + 1):
         title = f"fold {number} of {len(plan.splits)}"
         run_id, has_ended_well = known.get(str(number), ("", False))
         if has_ended_well:
             say(f"{title}: run {run_id} has ended well")
-            run_ids.append(run_id)
-            continue
+            if not _predictions_of(run, number).exists():
+                with fetched(run_id, (PREDICTIONS,)) as (path,):
+                    shutil.copyfile(path, _predictions_of(run, number))
+        else:
+            name, tags = f"{title}, {run_name(config)}", {FOLD_TAG: str(number)}
+            children[number] = add_below(run, name=name, tags=tags, resume=run_id)
+            run_id = children[number].run_id
+        run_ids.append(run_id)
+    for number, below in children.items():
+        title, splits = f"fold {number} of {len(plan.splits)}", plan.splits[number - 1]
         try:
-            with open_run(
-                tracking,
-                name=f"{title}, {run_name(config)}",
-                resume=run_id,
-                parent=run.run_id,
-                tags={FOLD_TAG: str(number)},
-            ) as child:
+            with under_way(below) as child:
                 say(f"{title}: run {child.run_id}")
                 train_in(
                     child,
@@ -212,23 +219,27 @@ def _train_folds(run: TrackedRun, plan: _Plan, say: Say) -> tuple[str, ...]:
                     demo_data=plan.demo_data,
                     say=say,
                 )
+                shutil.copyfile(child.folder / PREDICTIONS, _predictions_of(run, number))
         except TrainingInterruptedError as error:
             run.status = "KILLED"
             raise TrainingInterruptedError(
                 f"stopped in {title}; go on with `dermalyze train --resume {run.run_id}`"
             ) from error
-        run_ids.append(child.run_id)
     return tuple(run_ids)
 
 
+def _predictions_of(run: TrackedRun, number: int) -> Path:
+    """Return where the predictions of a fold are kept until those of all are judged."""
+    return run.folder / f"fold_{number}_predictions.csv"
+
+
 def _judge(
-    run: TrackedRun, plan: _Plan, run_ids: Sequence[str], folder: Path
+    run: TrackedRun, plan: _Plan, run_ids: Sequence[str]
 ) -> tuple[dict[str, float], Mapping[str, Any]]:
     """Judge the answers of all folds together, and log it; return metrics and intervals."""
-    tables = []
-    for run_id in run_ids:
-        with fetched(run_id, (PREDICTIONS,)) as (path,):
-            tables.append(read_predictions(path)[0])
+    folder = run.folder / EVALUATION
+    numbers = range(1, len(run_ids) + 1)
+    tables = [read_predictions(_predictions_of(run, number))[0] for number in numbers]
     manifest = plan.prepared.manifest
     table = out_of_fold(manifest, tables)
     metrics = write_evaluation(
@@ -249,8 +260,8 @@ def _judge(
         folder,
         RunFacts(
             run_id=run.run_id,
-            params=require_run(run.run_id),
-            tags=tags_of(run.run_id),
+            params=run.params,
+            tags=run.tags,
             files=folder.parent,
         ),
         split="test",

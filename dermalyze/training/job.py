@@ -19,7 +19,7 @@ from dermalyze.data.splits import Splits
 from dermalyze.models.checkpoint import load_checkpoint, save_checkpoint
 from dermalyze.models.plugins import with_named_plugins
 from dermalyze.models.shipped import Member
-from dermalyze.tracking import TrackedRun, fetch
+from dermalyze.tracking import StoreAwayError, TrackedRun, fetch
 from dermalyze.training.device import Device
 from dermalyze.training.state import TrainingState
 from serving.errors import ArtifactError, TrackingError, TrainingError
@@ -27,7 +27,6 @@ from serving.metadata import MetadataFields
 from serving.spec import ModelSpec
 from serving.whole import write_text
 
-WORK = Path(".dermalyze/runs")
 LATEST = "checkpoint_latest.pt"
 BEST = "checkpoint_best.pt"
 CONFIG = "config.yaml"
@@ -168,6 +167,9 @@ def furthest_checkpoint(job: Job) -> dict[str, Any] | None:
         found.append(load_checkpoint(job.folder / LATEST))
     try:
         found.append(load_checkpoint(fetch(job.run.run_id, LATEST, job.folder / "fetched")))
+    except StoreAwayError:
+        if not found:
+            raise
     except (TrackingError, ArtifactError):
         if not found:
             return None

@@ -5,7 +5,6 @@ each file whole, so that a run killed at any point can be gone on with.
 """
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,13 @@ from dermalyze.data.splits import (
 from dermalyze.evaluation.judge import check_settings
 from dermalyze.models.backbone import Weights, resize_filter_of
 from dermalyze.models.classifier import build_classifier
-from dermalyze.tracking import TrackedRun, fetch, open_run, require_unfinished
+from dermalyze.tracking import WORK, TrackedRun, fetch, open_run, require_unfinished
 from dermalyze.training.device import choose_device, set_determinism
 from dermalyze.training.interrupt import stop_on_signal
 from dermalyze.training.job import (
     AUGMENTATION,
     CONFIG,
     SPLIT_FILES,
-    WORK,
     Job,
     Say,
     furthest_checkpoint,
@@ -191,9 +189,7 @@ def _finish(job: Job, *, demo_data: bool, checkpoint: dict[str, Any] | None) -> 
         repair_best(job, state)
         job.say(f"resumed run {run.run_id} after {state.epoch} epochs and {state.step} steps")
     _train(job, state)
-    result = ship(job, state, demo_data=demo_data)
-    shutil.rmtree(job.folder)
-    return result
+    return ship(job, state, demo_data=demo_data)
 
 
 def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:

@@ -1,7 +1,8 @@
 """The end of a run: the best epoch judged on the test split, exported, proven, registered."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dermalyze.data.splits import split_digest
@@ -9,6 +10,7 @@ from dermalyze.evaluation.explanations import write_explanations
 from dermalyze.evaluation.folder import write_evaluation
 from dermalyze.evaluation.plots import save_training_curves
 from dermalyze.evaluation.predictions import write_predictions
+from dermalyze.evaluation.promotion import Rule
 from dermalyze.evaluation.scored import read_scored
 from dermalyze.evaluation.words import Judgement
 from dermalyze.export.onnx import export_onnx
@@ -16,7 +18,7 @@ from dermalyze.export.pyfunc_arguments import pyfunc_arguments
 from dermalyze.models.checkpoint import load_member
 from dermalyze.models.shipped import ShippedNetwork
 from dermalyze.registry import Candidate, Registered, register, rule_of
-from dermalyze.tracking import require_run, tags_of
+from dermalyze.tracking import MODEL_URI_TAG, TrackedRun, open_undelivered, tags_of
 from dermalyze.training.device import in_full_precision
 from dermalyze.training.job import (
     AUDIT,
@@ -39,7 +41,7 @@ from dermalyze.training.limits import Runner, measured_on, with_limits
 from dermalyze.training.state import TrainingState
 from serving.whole import write_text
 
-_MODEL_URI_TAG = "dermalyze.model_uri"
+_REGISTRATION = "registration.json"  # what `conclude` needs to know beside the run's files
 _NUM_CHECK_IMAGES = 32  # test images that the exported file is checked on beside the drawn ones
 
 
@@ -60,34 +62,84 @@ def ship(job: Job, state: TrainingState, *, demo_data: bool) -> RunResult:
     """Judge, export, log and register the best epoch."""
     config, run = job.config, job.run
     metrics = _score(job, state)
-    parity, model_uri, sample_id, sample = _export(job, metrics)
+    parity, sample_id, sample = _export(job)
     judgement = _judge(job)
     metrics |= interval_metrics(judgement, metrics)
     run.log_metrics(metrics)
-    registered = None
+    if not run.tag(MODEL_URI_TAG):
+        run.log_model(pyfunc_arguments(job.folder / MODEL), metrics)
     if config.tracking.register:
-        registered = register(
-            config.tracking.registered_model,
-            Candidate(
-                model_uri=model_uri,
-                run_id=run.run_id,
-                test_split=split_digest(job.prepared.manifest, job.splits.test),
-                demo_data=demo_data,
-                parity=parity,
-                description=(job.folder / EVALUATION / MODEL_CARD).read_text(encoding="utf-8"),
-                predictions=read_scored(job.folder / EVALUATION / PREDICTIONS),
-            ),
-            rule_of(config.tracking, must_be_better=True),
-        )
-        run.set_tags({"dermalyze.champion_reason": registered.reason})
+        wanted = {
+            "name": config.tracking.registered_model,
+            "test_split": split_digest(job.prepared.manifest, job.splits.test),
+            "demo_data": demo_data,
+            "parity": parity,
+            "rule": asdict(rule_of(config.tracking, must_be_better=True)),
+        }
+        write_text(job.folder / _REGISTRATION, json.dumps(wanted))
     return RunResult(
         run_id=run.run_id,
         metrics=metrics,
         intervals=judgement["intervals"],
         parity=parity,
-        registered=registered,
+        registered=conclude(run),
         sample=sample,
         sample_id=sample_id,
+    )
+
+
+def conclude(run: TrackedRun) -> Registered | None:
+    """Do what needs the tracking store at the end of a run: deliver all of it, register its model.
+
+    All else is done by then, and everything that this takes is in the run's folder.
+
+    Raises:
+        StoreAwayError: the store is away; `sync` does it later.
+    """
+    run.deliver()
+    path = run.folder / _REGISTRATION
+    if not path.exists():
+        return None
+    wanted = json.loads(path.read_text(encoding="utf-8"))
+    registered = register(
+        wanted["name"],
+        Candidate(
+            model_uri=tags_of(run.run_id)[MODEL_URI_TAG],
+            run_id=run.run_id,
+            test_split=wanted["test_split"],
+            demo_data=wanted["demo_data"],
+            parity=wanted["parity"],
+            description=(run.folder / EVALUATION / MODEL_CARD).read_text(encoding="utf-8"),
+            predictions=read_scored(run.folder / EVALUATION / PREDICTIONS),
+        ),
+        Rule(**wanted["rule"]),
+    )
+    run.set_tags({"dermalyze.champion_reason": registered.reason})
+    return registered
+
+
+def sync(run_id: str) -> str:
+    """Deliver what a run could not, while the tracking store was away; say what was done.
+
+    A run whose work is done is registered and ends, as it would have.
+
+    Raises:
+        TrackingError: the store is still away, or there is no such run.
+    """
+    with open_undelivered(run_id) as run:
+        if run is None:
+            return f"run {run_id} has nothing left to deliver"
+        if not run.is_complete:
+            return (
+                f"run {run_id} is delivered as far as it came; go on with `dermalyze train "
+                f"--resume {run_id}`"
+            )
+        registered = conclude(run)
+    if registered is None:
+        return f"run {run_id} is delivered and finished"
+    return (
+        f"run {run_id} is delivered and finished; registered: {registered.name} version "
+        f"{registered.version} ({registered.reason})"
     )
 
 
@@ -133,8 +185,8 @@ def _judge(job: Job) -> Judgement:
     run.log_file(job.folder / AUDIT)
     facts = RunFacts(
         run_id=run.run_id,
-        params=require_run(run.run_id),
-        tags=tags_of(run.run_id),
+        params=run.params,
+        tags=run.tags,
         files=job.folder,
     )
     job.say("judging: intervals, subgroups, report")
@@ -149,8 +201,8 @@ def _judge(job: Job) -> Judgement:
     return judgement
 
 
-def _export(job: Job, metrics: dict[str, float]) -> tuple[str, str, str, bytes]:
-    """Export the best epoch, prove it, log it; return parity, address and one test image."""
+def _export(job: Job) -> tuple[str, str, bytes]:
+    """Export the best epoch and prove it; return parity and one test image with its id."""
     member, spec = load_member(job.folder / BEST)
     manifest = job.prepared.manifest
     test_ids = [str(image_id) for image_id in manifest["image_id"].iloc[job.splits.test]]
@@ -163,8 +215,5 @@ def _export(job: Job, metrics: dict[str, float]) -> tuple[str, str, str, bytes]:
         f"{report.num_images} images"
     )
     job.say(parity)
-    uri = job.run.tag(_MODEL_URI_TAG)
-    if not uri:
-        uri = job.run.log_model(pyfunc_arguments(path), metrics)
-        job.run.set_tags({_MODEL_URI_TAG: uri, "dermalyze.parity": parity})
-    return parity, uri, *images[0]
+    job.run.set_tags({"dermalyze.parity": parity})
+    return parity, *images[0]

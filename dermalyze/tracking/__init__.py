@@ -1,0 +1,63 @@
+"""Everything that MLflow needs to be told; but for `registry.py` nobody else imports it.
+
+Nothing is sent anywhere but to the tracking store that the user names; MLflow's own telemetry is
+switched off.
+"""
+
+from dermalyze.tracking.delivery import MODEL_URI_TAG
+from dermalyze.tracking.outbox import WORK
+from dermalyze.tracking.runs import (
+    TrackedRun,
+    add_below,
+    add_to_run,
+    artifact_names,
+    children_of,
+    fetch,
+    fetched,
+    local_artifacts,
+    open_run,
+    open_undelivered,
+    require_run,
+    require_unfinished,
+    status_of,
+    tags_of,
+    tell_project_run,
+    under_way,
+)
+from dermalyze.tracking.store import (
+    BoundedClient,
+    StoreAwayError,
+    call,
+    first_line,
+    is_missing,
+    quiet,
+    use_store,
+)
+
+__all__ = [
+    "MODEL_URI_TAG",
+    "WORK",
+    "BoundedClient",
+    "StoreAwayError",
+    "TrackedRun",
+    "add_below",
+    "add_to_run",
+    "artifact_names",
+    "call",
+    "children_of",
+    "fetch",
+    "fetched",
+    "first_line",
+    "is_missing",
+    "local_artifacts",
+    "open_run",
+    "open_undelivered",
+    "quiet",
+    "require_run",
+    "require_unfinished",
+    "status_of",
+    "tags_of",
+    "tell_project_run",
+    "under_way",
+    "use_store",
+]
