@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from serving.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png")
 _DOWNSAMPLED = "_downsampled"  # ISIC adds it to reduced images
 
 

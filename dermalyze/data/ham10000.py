@@ -177,9 +177,8 @@ def _files_of(
         source, _, inside = name.partition("/")
         place = _COPY.sub("", source.lower()), inside
         first = files.setdefault(image_id, file)
-        # Kaggle ships every image twice, in folders that differ by case, and others unpack a zip
-        # beside itself: copies by their place are no rivals, and comparing all would take long.
-        if places.setdefault(image_id, place) != place and not _alike(first, file):
+        same_place = places.setdefault(image_id, place) == place
+        if first is not file and not _alike(first, file, same_place=same_place):
             rivals[image_id] = file
     return files, rivals
 
@@ -193,12 +192,18 @@ def _plain_ids(column: pd.Series) -> list[str]:
     return [plain[text][0 if len(places[plain[text][0]]) == 1 else 1] for text in column]
 
 
-def _alike(first: ImageFile, file: ImageFile) -> bool:
-    """Say whether two files have the same content."""
+def _alike(first: ImageFile, file: ImageFile, *, same_place: bool) -> bool:
+    """Say whether two files have the same content.
+
+    Kaggle ships every image twice, in folders that differ by case, and others unpack a zip beside
+    itself: in the same place, an equal size is enough, as comparing all of them would take long.
+    """
     if first.size != file.size:
         return False
     if first.member and file.member:
         return first.stamp == file.stamp
+    if same_place:
+        return True
     try:
         with ImageReader() as reader:
             return reader.read(first) == reader.read(file)
