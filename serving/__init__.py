@@ -4,6 +4,7 @@ Needs numpy, Pillow and onnxruntime; never imports torch or anything of the trai
 For education and research; a prediction is never a diagnosis.
 """
 
+import os
 from typing import TYPE_CHECKING
 
 from serving.errors import ArtifactError as ArtifactError
@@ -13,6 +14,10 @@ from serving.errors import ImageError as ImageError
 if TYPE_CHECKING:
     from serving.prediction import Prediction as Prediction
     from serving.predictor import Predictor as Predictor
+
+# onnxruntime's builds for Linux and macOS report to Microsoft since 2026, unless this is set before
+# it is loaded; in every process, since most of ours load it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> object:

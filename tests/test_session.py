@@ -1,6 +1,9 @@
 """What a network runs on: threads and providers, and what is not installed."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -9,6 +12,8 @@ from tiny_model import TINY_ONNX
 from serving import Predictor
 from serving.errors import ConfigError
 from serving.session import open_session, share_cores
+
+ROOT = Path(__file__).parents[1]
 
 
 def refusal(**settings):
@@ -69,3 +74,11 @@ def test_cores_are_shared_between_images_and_then_within_one(num_images, num_thr
 def test_without_a_number_there_is_a_thread_for_each_core_that_may_be_used():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert share_cores(10_000) == (cores, 1)
+
+
+def test_nothing_is_gathered_for_onnxruntimes_telemetry(tmp_path):
+    code = "import sys; from serving import Predictor; Predictor(sys.argv[1])"
+    env = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    env |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code, str(TINY_ONNX)], env=env, check=True)
+    assert list(tmp_path.iterdir()) == []  # else an id of the device, and events to be sent
