@@ -6,18 +6,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # MLflow starts `python` and `uvicorn` by name, so the environment comes first on PATH; what the
-# user's shell finds is kept for the commands that a run prints at its end.
+# user's shell finds, and where it is, are kept for the commands that a run prints at its end.
 export DERMALYZE_SHELL_PATH := $(PATH)
+export DERMALYZE_SHELL_FOLDER := $(PWD)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help install demo test slow lint check bench fix clean
+.PHONY: help install demo test slow lint check bench kill-campaign fix clean
 
 help:
 	@echo "make demo   train, export and register a model on drawn demo data"
 	@echo "make test   the quick tests"
 	@echo "make check  quick tests, linters, type checker, import contracts, slow tests"
 	@echo "make bench  every figure of docs/performance.md; DATA=folder for other data than auto"
+	@echo "make kill-campaign  SIGKILL at random moments of every phase; MOMENTS=20 SEED=0 PHASES=..."
 	@echo "make fix    format, and mend what the linter can"
 
 install: $(READY)
@@ -60,6 +62,11 @@ bench: $(READY)
 	python -m benchmarks.intervals
 	python -m benchmarks.int8
 	python -m benchmarks.service --data-dir $(DATA) --soak 600
+
+MOMENTS ?= 20
+SEED ?= 0
+kill-campaign: $(READY)
+	python -m benchmarks.kill_campaign --moments $(MOMENTS) --seed $(SEED) $(if $(PHASES),--phases $(PHASES))
 
 fix: $(READY)
 	ruff check --fix .

@@ -3,6 +3,7 @@
 Results go to stdout, progress and warnings to stderr.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -146,6 +147,7 @@ def train(
     folds stand below one run, and nothing is registered.
     """
     result: Any
+    typed_here = "MLFLOW_RUN_ID" not in os.environ  # which `mlflow run` sets, and MLflow removes
     if resume:
         given = [name for name, value in overrides.items() if value != "auto"]
         if given or settings or config != "auto" or folds != "auto":
@@ -179,7 +181,7 @@ def train(
             result = train_run(resolved, folder, demo_data=demo_data, say=say)
     from dermalyze.summary import summarize
 
-    click.echo(summarize(result))
+    click.echo(summarize(result, typed_here=typed_here))
 
 
 def _config(
