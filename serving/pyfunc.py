@@ -107,7 +107,8 @@ def _one_sentence() -> Iterator[None]:
 
 def _items(model_input: pd.DataFrame) -> list[Item]:
     """Take images and what is known of each out of a data frame."""
-    return items_of({str(name): model_input[name].tolist() for name in model_input.columns})
+    cells = model_input.astype(object).where(model_input.notna(), None)  # pandas.NA is missing, too
+    return items_of({str(name): cells[name].tolist() for name in cells.columns})
 
 
 def _guard_server(spec: ModelSpec) -> None:

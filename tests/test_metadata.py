@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermalyze.data.metadata import metadata_of
+from dermalyze.data.metadata import metadata_of, words_left_out
 from dermalyze.models.heads import build_head
 from dermalyze.training.loop import without_some
 from serving.errors import ArtifactError, MetadataError
@@ -102,6 +102,18 @@ def test_the_manifest_is_encoded_and_its_unknowns_are_missing():
         }
     )
     assert metadata_of(manifest, FIELDS).tolist() == [[1, 1, 1, 0, 0, 0, 1], [0] * 7]
+
+
+def test_words_that_the_model_has_no_column_for_are_counted_and_named():
+    sites = ["toe", "unknown", "foot", "Back", "N/A"]
+    manifest = pd.DataFrame({"sex": ["f", "m", "Male", "f", None], "localization": sites})
+    assert words_left_out(manifest, FIELDS) == [
+        "3 images have a sex that the model does not know (f, m); expected one of female, male, or "
+        "unknown",
+        "1 images have a localization that the model does not know (toe); expected one of back, "
+        "face, foot, or unknown",
+    ]
+    assert words_left_out(manifest.iloc[2:3], FIELDS) == []
 
 
 def test_a_manifest_in_other_letters_trains_what_serving_understands():

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pandas as pd
@@ -31,6 +32,7 @@ from tiny_model import TINY_ONNX
 
 from dermalyze.export.pyfunc_arguments import input_example, pyfunc_arguments
 from serving import Predictor
+from serving.pyfunc import DermalyzeModel
 
 BAD_ANYWHERE = {name: BAD_REQUESTS[name] for name in BAD_REQUESTS if name not in OVER_HTTP_ALONE}
 
@@ -107,6 +109,14 @@ def test_a_program_may_ask_about_more_images_than_a_request_holds(model, expecte
     assert model.predict(table) == expected * 50
     (lesion,) = model.predict(table, params={"one_lesion": True})
     assert lesion["num_images"] == 100
+
+
+def test_pandas_word_for_what_is_missing_is_one(rich):
+    asked = DermalyzeModel()
+    asked.load_context(SimpleNamespace(artifacts={"onnx": str(rich)}))
+    facts = {"age": pd.array([None], "Int64"), "sex": pd.array([None], "string")}
+    with_facts = asked.predict(None, pd.DataFrame({"image": [ONE], **facts}))
+    assert with_facts == asked.predict(None, pd.DataFrame({"image": [ONE]}))
 
 
 def test_all_images_of_a_request_may_show_one_lesion(client):

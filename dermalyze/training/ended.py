@@ -14,7 +14,7 @@ import pandas as pd
 from dermalyze.config import Config, EvaluationConfig, TrainingConfig
 from dermalyze.config_file import load_config
 from dermalyze.data.ham10000 import open_dataset, read_image_bytes
-from dermalyze.data.metadata import metadata_of
+from dermalyze.data.metadata import metadata_of, words_left_out
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits, read_splits
 from dermalyze.data.tables import FACTS, tidy_facts, with_own_lesions
@@ -152,6 +152,8 @@ def evaluate_images(
         predictor = SkinLesionPredictor(checkpoint)
     fields = predictor.spec.metadata
     metadata = None if fields is None else metadata_of(manifest, fields)
+    for sentence in words_left_out(manifest, fields) if fields else ():
+        say(f"warning: {sentence}")
     parts = []
     for i, name in enumerate(manifest["image_id"]):
         try:

@@ -14,7 +14,7 @@ import torch
 from dermalyze.config import Config
 from dermalyze.config_file import flatten, to_yaml
 from dermalyze.data.augment import augmentation_page
-from dermalyze.data.metadata import metadata_of
+from dermalyze.data.metadata import metadata_of, words_left_out
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import (
     Splits,
@@ -225,6 +225,8 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
             f"photographs that stand in several splits under different names: {len(shared)}, such "
             f"as {shared[0].in_words()}; `dermalyze leakage` lists them"
         )
+    if job.spec.metadata is not None:
+        warnings += words_left_out(job.prepared.manifest, job.spec.metadata)
     for warning in warnings:
         job.say(f"warning: {warning}")
     run.set_tags(
