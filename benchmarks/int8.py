@@ -21,7 +21,7 @@ from dermalyze.config import ModelConfig
 from dermalyze.export.int8 import IMAGES_A_CLASS
 from dermalyze.export.onnx import export_onnx, write_model
 from dermalyze.export.parity import parity_images
-from dermalyze.export.quantize import calibrate, quantize
+from dermalyze.export.quantize import WEIGHT_BITS, calibrate, quantize
 from dermalyze.models.checkpoint import load_classifier
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.shipped import ShippedNetwork
@@ -84,7 +84,9 @@ def main():
         calibration_seconds = time.perf_counter() - start
         start = time.perf_counter()
         quantized = quantize(calibrated, calibrated.layers[1:])
-        write_model(files["int8"], quantized, replace(spec, precision="int8"))
+        write_model(
+            files["int8"], quantized, replace(spec, precision="int8", int8_weight_bits=WEIGHT_BITS)
+        )
         quantization_seconds = time.perf_counter() - start
         sizes = {name: path.stat().st_size / 1e6 for name, path in files.items()}
         predictors = {name: Predictor(path, num_threads=THREADS) for name, path in files.items()}

@@ -19,6 +19,7 @@ from serving.preprocess import Pixels
 from serving.session import (
     FAILURES,
     is_out_of_memory,
+    multiplies_8_bit_weights,
     open_session,
     require_provider,
     require_session,
@@ -41,8 +42,8 @@ class Predictor(AnyPredictor):
 
         Raises:
             ConfigError: the provider is not installed, or the number of threads is negative.
-            ArtifactError: the file is missing, damaged, foreign, of another version, altered, or
-                its graph is not what its spec says.
+            ArtifactError: the file is missing, damaged, foreign, of another version, altered, its
+                graph is not what its spec says, or this CPU computes wrong answers with it.
         """
         require_session(num_threads, provider)
         path = Path(path)
@@ -87,6 +88,12 @@ class Predictor(AnyPredictor):
             raise ArtifactError(
                 f"{path} is not as it was exported: its checksum differs; "
                 "export or download it again"
+            )
+        in_8_bits = self.spec.precision == "int8" and self.spec.int8_weight_bits != 7
+        if in_8_bits and provider != "cuda" and not multiplies_8_bit_weights():
+            raise ArtifactError(
+                f"{path} has int8 weights of 8 bits, with which this CPU computes wrong answers, "
+                "as it has no VNNI; export the model again, which writes 7 bits"
             )
 
     def stoppable(self) -> "Predictor":

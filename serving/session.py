@@ -3,8 +3,11 @@
 Never imports torch.
 """
 
+import base64
+import functools
 import os
 
+import numpy as np
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
@@ -17,6 +20,11 @@ PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider",
 }
 FAILURES = (Fail, RuntimeException, MemoryError)  # what a run that goes wrong raises
+# An ONNX graph of one MatMulInteger: uint8 `x` (1, 8) times eight int8 weights of 127 is int32 `y`.
+_PRODUCT = base64.b64decode(
+    "CAg6XAoYCgF4CgF3EgF5Ig1NYXRNdWxJbnRlZ2VyEgFwKhMICAgBEANCAXdKCH9/f39/f39/WhMKAXgSDgoMCAISCAoC"
+    "CAEKAggIYhMKAXkSDgoMCAYSCAoCCAEKAggBQgQKABAN"
+)
 _FATAL = 4  # onnxruntime's log level; what goes wrong is raised, and told once
 
 
@@ -66,6 +74,18 @@ def open_session(
 def is_out_of_memory(error: Exception) -> bool:
     """Say whether a failure of onnxruntime is that of an allocation."""
     return isinstance(error, MemoryError) or "alloc" in str(error)
+
+
+@functools.cache
+def multiplies_8_bit_weights() -> bool:
+    """Say whether uint8 values times int8 weights of 8 bits are right on this machine.
+
+    A CPU without VNNI adds pairs of products in 16 bits, and onnxruntime lets them be cut off:
+    255 x 127 twice is more (microsoft/onnxruntime#6004).
+    """
+    session = open_session(_PRODUCT, num_threads=1, provider="cpu")
+    (found,) = session.run(["y"], {"x": np.full((1, 8), 255, np.uint8)})
+    return int(found[0, 0]) == 8 * 255 * 127
 
 
 def run_options() -> onnxruntime.RunOptions:

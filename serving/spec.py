@@ -49,6 +49,9 @@ class ModelSpec:
     resize_mode: str = "squash"  # squash: the whole image; center_crop: its middle, undistorted
     resize_filter: str = "bicubic"
     precision: str = "float32"  # of the weights; the smaller ones answer a little otherwise
+    # Of weights in int8: 7 are right on every CPU. None: not int8, or a file from before this was
+    # recorded, which has 8.
+    int8_weight_bits: int | None = None
     temperature: float = 1.0  # logits are divided by it before the softmax
     thresholds: dict[str, float] = field(default_factory=dict)  # class name -> probability
     run_id: str = ""  # the MLflow run that trained the weights; empty: not tracked
@@ -111,6 +114,13 @@ class ModelSpec:
             self.precision,
         )
         require_part(
+            self.int8_weight_bits is None
+            or (self.precision == "int8" and self.int8_weight_bits in (7, 8)),
+            "int8_weight_bits",
+            "7 or 8, where precision is int8",
+            self.int8_weight_bits,
+        )
+        require_part(
             is_number(self.temperature) and 0.01 <= self.temperature <= 100,
             "temperature",
             "a number from 0.01 to 100",
@@ -162,7 +172,10 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """Write the spec as one line of JSON."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        values = dataclasses.asdict(self)
+        if self.int8_weight_bits is None:  # written where it says something: others stay readable
+            del values["int8_weight_bits"]
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelSpec":
@@ -187,7 +200,7 @@ class ModelSpec:
             raise ArtifactError(
                 f"the model's spec has unknown keys {shown(unknown)}; export the model again"
             )
-        if missing := sorted(known - values.keys()):
+        if missing := sorted(known - values.keys() - {"int8_weight_bits"}):
             raise ArtifactError(f"the model's spec lacks {missing}; export the model again")
         values["format_version"] = FORMAT_VERSION  # what a version 1 says, said in this one
         for name in known & {
@@ -205,6 +218,7 @@ class ModelSpec:
 
 
 _SINCE_2 = {
+    "int8_weight_bits",
     "calibrated_on",
     *_PARTS,
     "saliency",

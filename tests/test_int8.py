@@ -160,12 +160,24 @@ def test_the_file_is_one_model_that_says_that_it_is_int8(exported):
     assert json.loads(predictor.spec.to_json()) == {
         **json.loads(TINY_SPEC.to_json()),
         "precision": "int8",
+        "int8_weight_bits": 7,
     }
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert {entry.key for entry in model.metadata_props} == {SPEC_KEY, "dermalyze.sha256"}
     assert any(t.data_type == onnx.TensorProto.INT8 for t in model.graph.initializer)
     assert report.int8_bytes == path.stat().st_size
+
+
+@pytest.mark.slow
+def test_no_two_products_of_it_are_more_than_16_bits_hold(exported):
+    """What a CPU without VNNI computes is then what one with it does."""
+    _, _, path, _, _, _ = exported
+    tensors = onnx.load(path).graph.initializer
+    weights = [numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8]
+    largest = max(abs(int(values.min())) for values in weights + [-w for w in weights])
+    assert 255 * 2 * largest <= np.iinfo(np.int16).max
+    assert largest == 64
 
 
 @pytest.mark.slow

@@ -1,17 +1,21 @@
 """What a network runs on: threads and providers, and what is not installed."""
 
 import os
+import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
-from tiny_model import TINY_ONNX
+from tiny_model import SPEC, TINY_ONNX, tiny_model
 
-from serving import Predictor
-from serving.errors import ConfigError
-from serving.session import open_session, share_cores
+from serving import Predictor, session
+from serving.digest import seal
+from serving.errors import ArtifactError, ConfigError
+from serving.session import multiplies_8_bit_weights, open_session, share_cores
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +58,44 @@ def test_a_session_has_the_threads_that_were_asked_for(num_threads):
     session = open_session(TINY_ONNX.read_bytes(), num_threads=num_threads, provider="cpu")
     assert session.get_session_options().intra_op_num_threads == num_threads
     assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.skipif(
+    platform.system() != "Linux" or platform.machine() != "x86_64", reason="reads Linux's /proc"
+)
+def test_8_bit_weights_are_multiplied_rightly_where_the_cpu_has_vnni():
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert multiplies_8_bit_weights() == any(flag in flags for flag in ("avx512_vnni", "avx_vnni"))
+
+
+def test_what_asks_the_cpu_multiplies_the_largest_values_that_there_are():
+    from onnx import ModelProto, checker, numpy_helper
+
+    model = ModelProto.FromString(session._PRODUCT)
+    checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["MatMulInteger"]
+    (weights,) = model.graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(weights), np.full((8, 1), 127, np.int8))
+
+
+@pytest.mark.parametrize(("vnni", "bits", "opens"), [(0, None, 0), (0, 8, 0), (0, 7, 1), (1, 8, 1)])
+def test_8_bit_weights_are_refused_where_their_products_overflow(
+    tmp_path, monkeypatch, vnni, bits, opens
+):
+    """A stand-in for a CPU without VNNI: a real one is in EXPERIMENTS.md, emulated."""
+    monkeypatch.setattr("serving.predictor.multiplies_8_bit_weights", lambda: bool(vnni))
+    path = tmp_path / "old.onnx"
+    spec = replace(SPEC, precision="int8", int8_weight_bits=bits)
+    path.write_bytes(seal(tiny_model(spec).SerializeToString()))
+    if opens:
+        assert Predictor(path).spec.int8_weight_bits == bits
+        return
+    with pytest.raises(ArtifactError) as caught:
+        Predictor(path)
+    assert str(caught.value) == (
+        f"{path} has int8 weights of 8 bits, with which this CPU computes wrong answers, as it has "
+        "no VNNI; export the model again, which writes 7 bits"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The contract inside the model file: what is written reads back, what is wrong is named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,7 @@ def sets(draw, num_classes):
 @st.composite
 def specs(draw):
     names = draw(NAMES)
+    precision = draw(st.sampled_from(PRECISIONS))
     texts = st.lists(st.text(), min_size=len(names), max_size=len(names))
     return ModelSpec(
         class_names=names,
@@ -44,7 +46,8 @@ def specs(draw):
         input_size=draw(st.tuples(st.integers(1, 4096), st.integers(1, 4096))),
         resize_mode=draw(st.sampled_from(RESIZE_MODES)),
         resize_filter=draw(st.sampled_from(RESIZE_FILTERS)),
-        precision=draw(st.sampled_from(PRECISIONS)),
+        precision=precision,
+        int8_weight_bits=draw(st.sampled_from([None, 7, 8])) if precision == "int8" else None,
         temperature=draw(st.floats(0.01, 100)),
         thresholds=draw(st.dictionaries(st.sampled_from(names), st.floats(0, 1))),
         run_id=draw(st.text()),
@@ -218,6 +221,25 @@ def test_a_spec_of_version_1_still_reads_and_has_no_limits():
         data_fingerprint="f",
         data_license="CC",
         disclaimer="no diagnosis",
+    )
+
+
+def test_the_bits_of_int8_weights_are_written_where_they_are_known_and_only_there():
+    spec = ModelSpec(input_size=(8, 8), precision="int8", int8_weight_bits=7)
+    values = json.loads(spec.to_json())
+    assert values.pop("int8_weight_bits") == 7
+    # A file from before they were recorded, which has 8.
+    assert ModelSpec.from_json(json.dumps(values)) == replace(spec, int8_weight_bits=None)
+    assert "int8_weight_bits" not in ModelSpec(input_size=(8, 8)).to_json()
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("int8", 6), ("int8", "7"), ("float32", 7)])
+def test_bits_of_int8_weights_that_cannot_be_are_refused(precision, bits):
+    with pytest.raises(ArtifactError) as caught:
+        ModelSpec(input_size=(8, 8), precision=precision, int8_weight_bits=bits)
+    assert str(caught.value) == (
+        f"the model's spec has int8_weight_bits {bits!r}, expected 7 or 8, where precision is "
+        "int8; export the model again"
     )
 
 

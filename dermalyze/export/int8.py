@@ -22,6 +22,7 @@ from dermalyze.data.pixels import PixelStore
 from dermalyze.evaluation.metrics import score
 from dermalyze.export.onnx import export_onnx, write_model
 from dermalyze.export.quantize import (
+    WEIGHT_BITS,
     Calibrated,
     Inputs,
     Layer,
@@ -129,7 +130,7 @@ def export_int8(
     reports: list[Int8Report] = []
     with whole_file(output) as partial:  # `output` never names an unproven model
         for layers, quantized in _candidates(calibrated, inputs):
-            write_model(partial, quantized, replace(spec, precision="int8"))
+            write_model(partial, quantized, _in_int8(spec))
             predictor = Predictor(partial)
             answers = _logits(predictor, validation, f"int8 on val, try {len(reports) + 1}")
             in_int8 = {layer.name for layer in layers}
@@ -147,7 +148,7 @@ def export_int8(
             )
             if report.good:
                 if respec is not None:
-                    write_model(partial, quantized, replace(respec(answers), precision="int8"))
+                    write_model(partial, quantized, _in_int8(respec(answers)))
                 return report
             reports.append(report)
         best = max(reports, key=lambda report: report.int8_accuracy)
@@ -157,6 +158,10 @@ def export_int8(
             f"at best of {len(reports)} tries, where {100 * MAX_DROP:.1f} points are allowed; "
             "export with --precision float32, or train longer"
         )
+
+
+def _in_int8(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, precision="int8", int8_weight_bits=WEIGHT_BITS)
 
 
 def describe(report: Int8Report) -> str:
