@@ -7,11 +7,10 @@ Bodies come from strangers: what reading one may cost is bounded before anything
 
 import base64
 import csv
-import difflib
 import io
 import json
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
@@ -27,6 +26,7 @@ from serving.metadata import Metadata
 from serving.preprocess import decode_image
 from serving.sizes import MAX_PIXELS
 from serving.spec import ModelSpec
+from serving.tables import alike
 
 COLUMN = "image"
 MAX_IMAGES = 32  # in one request
@@ -40,6 +40,7 @@ REFUSALS = (ImageError, MetadataError, ConfigError, RequestError)  # the request
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _SPACES = string.whitespace.encode()
+_MAX_NAME = 64  # characters
 _MAX_DIGITS = 20  # of a whole number; reading one of n digits takes n^2 steps
 
 
@@ -130,16 +131,14 @@ def require_known(names: Iterable[str], known: Sequence[str], where: str) -> Non
     """
     for name in names:
         if name not in known:
-            meant = alike(name, known)
+            meant = _meant(name, known)
             hint = f"; did you mean {meant}?" if meant else ""
             raise RequestError(f"unknown name in {where}: expected any of {', '.join(known)}{hint}")
 
 
-def alike(name: str, known: Sequence[str]) -> str | None:
-    """Return the known name that one looks like."""
-    if len(name) > 64:  # looks like none, and looking takes time with its square
-        return None
-    return next(iter(difflib.get_close_matches(name.strip().lower(), known, 1, 0.8)), None)
+def _meant(name: str, known: Sequence[str]) -> str | None:
+    """Return the known name that one looks like; looking at a long one would take long."""
+    return alike(name.strip().lower(), known) if len(name) <= _MAX_NAME else None
 
 
 def _require_no_lookalike(names: Sequence[str]) -> None:
@@ -151,7 +150,7 @@ def _require_no_lookalike(names: Sequence[str]) -> None:
     for name in names:
         if name in (COLUMN, *METADATA_COLUMNS):
             continue
-        if meant := alike(name, METADATA_COLUMNS):
+        if meant := _meant(name, METADATA_COLUMNS):
             raise RequestError(f"a column would be passed over: rename it if it is {meant}")
 
 
@@ -297,14 +296,23 @@ def _records(value: list[Any], max_images: int) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in value] for name in ours}
 
 
+def require_images(columns: Container[str]) -> None:
+    """Refuse a table without a column of images.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if COLUMN not in columns:
+        raise RequestError(f"no column {COLUMN}; {HOW_TO_ASK}")
+
+
 def items_of(columns: Mapping[str, list[Any]]) -> list[Item]:
     """Take images and what is known of each out of columns; a cell may hold a list of images.
 
     Raises:
         RequestError: there is no column of images.
     """
-    if COLUMN not in columns:
-        raise RequestError(f"no column {COLUMN}; {HOW_TO_ASK}")
+    require_images(columns)
     known = [name for name in METADATA_COLUMNS if name in columns]
     items: list[Item] = []
     for i, cell in enumerate(columns[COLUMN]):

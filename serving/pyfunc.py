@@ -9,7 +9,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd  # MLflow's own type of a request; with any other type it warns
@@ -19,6 +19,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
 from serving.asked import (
+    COLUMN,
     HOW_TO_ASK,
     MAX_IMAGES,
     REFUSALS,
@@ -29,8 +30,10 @@ from serving.asked import (
     metadata_of,
     read_csv,
     read_json,
+    require_images,
 )
 from serving.memory import return_large_blocks
+from serving.metadata import COLUMNS as METADATA_COLUMNS
 from serving.predictor import Predictor
 from serving.spec import ModelSpec
 
@@ -105,10 +108,29 @@ def _one_sentence() -> Iterator[None]:
         raise AnswerError("the model fails; see the server's log", INTERNAL_ERROR) from error
 
 
-def _items(model_input: pd.DataFrame) -> list[Item]:
+def _items(table: pd.DataFrame) -> Sequence[Item]:
     """Take images and what is known of each out of a data frame."""
-    cells = model_input.astype(object).where(model_input.notna(), None)  # pandas.NA is missing, too
-    return items_of({str(name): cells[name].tolist() for name in cells.columns})
+    require_images(table.columns)
+    ours = table[[name for name in (COLUMN, *METADATA_COLUMNS) if name in table]]
+    if any(isinstance(cell, list) for cell in ours[COLUMN]):  # as MLflow makes of a mapping
+        cells = ours.astype(object).where(ours.notna(), None)  # pandas.NA is missing, too
+        return items_of({str(name): cells[name].tolist() for name in cells})
+    return _Rows(ours)
+
+
+class _Rows(Sequence[Item]):
+    """The rows of a data frame; each is taken out when it is asked for, so that few are copied."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self._table.iloc[index].to_dict()
+        known = {name: None if pd.isna(value) else value for name, value in row.items()}
+        return Item(known.pop(COLUMN), known)
 
 
 def _guard_server(spec: ModelSpec) -> None:

@@ -63,12 +63,12 @@ def read_table(
         raise DataError(f"{where} has two columns {twice[0]!r}; remove or rename one")
     absent = [name for name in optional if name not in names]
     for name in names:
-        if name not in known.values() and (alike := _alike(name, absent)):
-            raise DataError(f"{where} has the unknown column {name!r}; did you mean {alike}?")
+        if name not in known.values() and (meant := alike(name, absent)):
+            raise DataError(f"{where} has the unknown column {name!r}; did you mean {meant}?")
     return {name: [row[i].strip() for row in values] for i, name in enumerate(names)}
 
 
-def _alike(name: str, known: Sequence[str]) -> str | None:
+def alike(name: str, known: Sequence[str]) -> str | None:
     """Return the known name that one looks like: age_approx, patient age, localisation."""
     words = re.split(r"[^a-z0-9]+", name)
     for other in known:

@@ -91,6 +91,7 @@ def test_without_the_key_nothing_but_probes_and_page_is_answered(place):
             response = client.request(method, prefix + path, content=png(), headers=headers)
             assert (path, response.status_code) == (path, 401)
             assert response.headers["www-authenticate"] == "Bearer"
+            assert client.head(prefix + path, headers=headers).status_code == 401
     for path in (*OPEN, *PROBES):
         assert (path, client.get(prefix + path).status_code) == (path, 200)
 
