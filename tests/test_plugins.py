@@ -1,7 +1,10 @@
 """Code is run because the user names it, never because a file does."""
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +18,7 @@ from dermalyze.models.classifier import build_classifier
 from serving.errors import ArtifactError
 from serving.spec import ModelSpec
 
+ROOT = Path(__file__).parents[1]
 SPEC = ModelSpec(input_size=(32, 32))
 
 
@@ -85,6 +89,16 @@ def test_a_plugin_named_for_a_new_run_becomes_its_setting():
     config = _config("auto", True, (), {"plugins": ["a.py", "b"], "epochs": 1})
     assert config.model.plugins == ("a.py", "b")
     assert _config("auto", True, (), {"plugins": []}).model.plugins == ()
+
+
+@pytest.mark.slow
+def test_a_plugin_named_on_the_command_line_may_be_the_first_to_import_timm(tmp_path):
+    (tmp_path / "net.py").write_text("import timm\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "dermalyze", "train", "--plugin", "net.py", "--epochs", "0"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr == "Error: training.epochs must be at least 1, got 0\n"
 
 
 @pytest.fixture(scope="module")

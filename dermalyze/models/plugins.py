@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dermalyze.config import ModelConfig
+from dermalyze.models import torchvision_operators  # noqa: F401  before the timm of a plug-in
 from serving.errors import ConfigError
 
 _named: dict[str, str] = {}  # what was imported, by its name without folder and ending
