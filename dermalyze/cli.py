@@ -5,6 +5,7 @@ Results go to stdout, progress and warnings to stderr.
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,8 @@ from dermalyze.cli_options import (
 )
 from dermalyze.cli_serve import export_web, serve
 from dermalyze.cli_streams import ReaderGoneError, guarded_streams
-from serving.errors import ConfigError, DermalyzeError
+from serving.errors import ConfigError, DermalyzeError, ImageError, TooManyPixelsError
+from serving.sizes import MAX_PIXELS, PILLOWS_LIMIT
 
 EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
 EXIT_READER_GONE = 141  # and one that wrote to a closed pipe
@@ -307,6 +309,13 @@ def export_onnx(
 @click.option("--explain", type=FOLDER, default=None, help="Gets a picture of each image's map.")
 @click.option("--one-lesion", is_flag=True, help="All IMAGES show one lesion: one answer.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="In all; 0: one a core.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1, PILLOWS_LIMIT),
+    default=MAX_PIXELS,
+    show_default=f"{MAX_PIXELS:,}",
+    help="Of an image, width x height; each thread needs 4 bytes a pixel.",
+)
 @click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or openvino.")
 def predict(
     images: tuple[Path, ...],
@@ -317,9 +326,12 @@ def predict(
     explain: Path | None,
     one_lesion: bool,
     threads: int,
+    max_pixels: int,
     provider: str,
 ) -> None:
     """Classify IMAGES, files or folders.  Needs no torch."""
+    from PIL import Image
+
     from serving.answering import optional_fields
     from serving.files import (
         Request,
@@ -341,7 +353,8 @@ def predict(
         say(others)
     rows = read_metadata(metadata) if metadata else {}
     workers, num_threads = share_cores(len(paths), threads)
-    predictor = Predictor(model, num_threads=num_threads, provider=provider)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+    predictor = Predictor(model, num_threads=num_threads, provider=provider, max_pixels=max_pixels)
     request = Request(level=level, pictures=explain)
     if metadata:
         found = find_metadata(rows, paths, predictor.spec.metadata, metadata)
@@ -353,7 +366,10 @@ def predict(
     def answers() -> Iterator[tuple[Path, Any]]:
         nonlocal failed
         if one_lesion:
-            yield predict_one_lesion(predictor, paths, request)
+            try:
+                yield predict_one_lesion(predictor, paths, request)
+            except TooManyPixelsError as error:
+                raise _with_option(error) from error
             return
         for path, answer in _with_progress(
             predict_files(predictor, paths, workers=workers, request=request),
@@ -361,6 +377,8 @@ def predict(
             table=kind == "table",
         ):
             failed += isinstance(answer, DermalyzeError)
+            if isinstance(answer, TooManyPixelsError):
+                answer = _with_option(answer)
             yield path, answer
 
     spec = predictor.spec
@@ -370,6 +388,10 @@ def predict(
         say(f"pictures: {explain}")
     if failed:
         raise click.ClickException(f"{failed} of {len(paths)} images could not be read")
+
+
+def _with_option(error: TooManyPixelsError) -> ImageError:
+    return ImageError(f"{error}; --max-pixels raises it")
 
 
 def _with_progress(items: Iterable[Item], length: int, *, table: bool) -> Iterator[Item]:

@@ -21,6 +21,7 @@ from serving.metadata import Metadata, encode
 from serving.prediction import ImageInput, Prediction, open_image, softmax
 from serving.preprocess import Pixels, to_pixels
 from serving.quality import hints
+from serving.sizes import MAX_PIXELS
 from serving.spec import ModelSpec
 
 BATCH_SIZE = 8  # larger batches are hardly faster on a CPU
@@ -49,6 +50,7 @@ class AnyPredictor(ABC):
     """A network with a spec.  Safe to share between threads."""
 
     spec: ModelSpec
+    max_pixels: int = MAX_PIXELS  # of an image, width x height
 
     @abstractmethod
     def run(
@@ -83,7 +85,7 @@ class AnyPredictor(ABC):
         """
         if metadata is not None and self.spec.metadata is None:
             raise ConfigError(NO_METADATA)
-        opened = open_image(image)
+        opened = open_image(image, max_pixels=self.max_pixels)
         return Case(to_pixels(opened, self.spec), opened.size, metadata)
 
     def predict(
@@ -163,7 +165,7 @@ class AnyPredictor(ABC):
                 cases.append(self.read(image, metadata))
             except ImageError as error:
                 where = f"image {i + 1} of {len(photographs)}"
-                raise ImageError(f"{where}: {error}") from error
+                raise type(error)(f"{where}: {error}") from error
         if not cases:
             raise ImageError("a lesion needs at least one image, got none")
         answers = []
@@ -199,7 +201,7 @@ class AnyPredictor(ABC):
             raise ConfigError(
                 f"the class must be one of {', '.join(self.spec.class_names)}, got {class_name!r}"
             )
-        photograph = open_image(image)
+        photograph = open_image(image, max_pixels=self.max_pixels)
         case = self.read(photograph, metadata)
         outputs = self._outputs([case], *map_names(self.spec))
         (prediction,) = predictions(outputs, [case], self.spec, level=level)

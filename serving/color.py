@@ -41,7 +41,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         image = image.convert("RGBA" if has_alpha else "RGB")
     if mode != image.mode.removesuffix("A") or (transform := _transform(profile)) is None:
         return image
-    converted = transform.apply(image.convert(mode))
+    converted = transform.apply(image.convert(mode) if has_alpha else image)
     del converted.info["icc_profile"]  # of sRGB
     if has_alpha:
         converted.putalpha(image.getchannel("A"))

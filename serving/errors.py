@@ -9,6 +9,7 @@ DermalyzeError          base; its message is one line, fit to show to a user
 |-- StorageError        a file or folder cannot be written
 |-- OutOfMemoryError    there is not enough memory for something that may be right
 |-- ImageError          an image sent for prediction cannot be used
+|   `-- TooManyPixelsError   it has more pixels than are allowed
 |-- MetadataError       age, sex or site sent for prediction cannot be used
 `-- RequestError        a request over HTTP cannot be read
 """
@@ -48,6 +49,10 @@ class OutOfMemoryError(DermalyzeError):
 
 class ImageError(DermalyzeError):
     """An image given for prediction cannot be decoded or is too large."""
+
+
+class TooManyPixelsError(ImageError):
+    """An image has more pixels than are allowed; whoever sets the limit may raise it."""
 
 
 class MetadataError(DermalyzeError):

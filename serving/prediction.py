@@ -20,6 +20,7 @@ from serving.preprocess import (
     to_pixels,
     upright_rgb,
 )
+from serving.sizes import MAX_PIXELS
 from serving.spec import ModelSpec
 
 ImageInput = Path | str | bytes | Image.Image | NDArray[Any]
@@ -55,27 +56,28 @@ class Prediction:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def open_image(image: ImageInput) -> Image.Image:
-    """Open a file, bytes, a PIL image or an array as an upright RGB image.
+def open_image(image: ImageInput, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a file, bytes, a PIL image or an array as an upright sRGB image.
 
     Args:
         image: the path of a JPEG or PNG file, its bytes, any PIL image, or a uint8 array of
             shape (H, W), (H, W, 3) or (H, W, 4), the last being RGBA.
+        max_pixels: how large it may be, width x height.
 
     Raises:
         ImageError: it is none of these, damaged or too large.
     """
     if isinstance(image, (str, Path)):
-        return decode_image(read_bytes(Path(image)))
+        return decode_image(read_bytes(Path(image)), max_pixels=max_pixels)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return decode_image(bytes(image))
+        return decode_image(bytes(image), max_pixels=max_pixels)
     if isinstance(image, np.ndarray):
-        image = _image_of_array(image)
+        image = _image_of_array(image, max_pixels)
     if not isinstance(image, Image.Image):
         raise ImageError(
             f"an image must be a path, bytes, a PIL image or an array, got {type(image).__name__}"
         )
-    check_size(*image.size)
+    check_size(*image.size, max_pixels)
     try:
         return upright_rgb(image)
     except MemoryError as error:
@@ -83,18 +85,20 @@ def open_image(image: ImageInput) -> Image.Image:
             f"there is not enough memory to convert an image of {image.width} x {image.height}; "
             "free some, or take a smaller one"
         ) from error
+    except ImageError:
+        raise
     except Exception as error:  # a PIL image may be lazy, and so still be strangers' bytes
         raise ImageError(f"cannot convert a PIL image of mode {image.mode!r} to RGB") from error
 
 
-def _image_of_array(array: NDArray[Any]) -> Image.Image:
+def _image_of_array(array: NDArray[Any], max_pixels: int) -> Image.Image:
     grey_or_color = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not grey_or_color:
         raise ImageError(
             "an array must be uint8 (H, W), (H, W, 3) or (H, W, 4), "
             f"got {array.dtype} {array.shape}"
         )
-    check_size(array.shape[1], array.shape[0])
+    check_size(array.shape[1], array.shape[0], max_pixels)
     return Image.fromarray(np.ascontiguousarray(array))
 
 

@@ -25,13 +25,21 @@ from serving.session import (
     require_session,
     run_options,
 )
+from serving.sizes import MAX_PIXELS
 from serving.spec import SPEC_KEY, ModelSpec
 
 
 class Predictor(AnyPredictor):
     """An exported model, loaded once.  Safe to share between threads."""
 
-    def __init__(self, path: Path | str, *, num_threads: int = 0, provider: str = "cpu") -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        num_threads: int = 0,
+        provider: str = "cpu",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         """Load and check a model file.
 
         Args:
@@ -39,6 +47,7 @@ class Predictor(AnyPredictor):
             num_threads: the threads of one network run; 0 is one a core, the fastest for one
                 image at a time.
             provider: what runs the network: cpu, cuda or openvino, where onnxruntime has it.
+            max_pixels: how large an image may be, width x height; its memory is 4 bytes a pixel.
 
         Raises:
             ConfigError: the provider is not installed, or the number of threads is negative.
@@ -46,6 +55,7 @@ class Predictor(AnyPredictor):
                 graph is not what its spec says, or this CPU computes wrong answers with it.
         """
         require_session(num_threads, provider)
+        self.max_pixels = max_pixels
         path = Path(path)
         if not path.is_file():
             raise ArtifactError(f"no model at {path}; create one with `dermalyze export-onnx`")

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from serving.color import to_srgb
-from serving.errors import ImageError, OutOfMemoryError
+from serving.errors import ImageError, OutOfMemoryError, TooManyPixelsError
 from serving.sizes import MAX_PIXELS
 from serving.spec import ModelSpec
 
@@ -52,7 +52,9 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:  # so large that Pillow does not tell its size
-        raise ImageError(f"the image is too large; the limit is {max_pixels:,} pixels") from error
+        raise TooManyPixelsError(
+            f"the image is too large; the limit is {max_pixels:,} pixels"
+        ) from error
     except UnidentifiedImageError as error:
         raise ImageError(f"not a JPEG or PNG image ({len(data):,} bytes)") from error
     except MemoryError as error:
@@ -137,7 +139,9 @@ def _low_bytes(image: PngImageFile) -> Pixels:
 def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image whose decoding would cost too much memory."""
     if width < 1 or height < 1 or width * height > max_pixels:
-        raise ImageError(f"the image is {width} x {height}; the limit is {max_pixels:,} pixels")
+        raise TooManyPixelsError(
+            f"the image is {width} x {height}; the limit is {max_pixels:,} pixels"
+        )
 
 
 def read_bytes(path: Path) -> bytes:

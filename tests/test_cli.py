@@ -15,7 +15,8 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from tiny_model import TINY_ONNX
+from strangers import header_of_a_large_png
+from tiny_model import TINY_ONNX, logits_by_hand
 
 from dermalyze.cli import main
 from serving.session import PROVIDERS
@@ -248,6 +249,47 @@ def test_a_broken_image_is_told_at_the_end_with_exit_status_1(call, tmp_path):
     *lines, last = output.splitlines()
     assert last == "Error: 1 of 3 images could not be read"
     assert [bool(row["error"]) for row in csv.DictReader(lines)] == [False, True, False]
+
+
+def test_an_image_over_the_limit_is_refused_with_the_option_that_raises_it(call, tmp_path):
+    photograph = tmp_path / "48-megapixels.png"
+    photograph.write_bytes(header_of_a_large_png(8000, 6000))
+    small = tmp_path / "small.png"
+    Image.new("RGB", (20, 10)).save(small)
+    words = ("predict", "--model", TINY_ONNX, "--format", "csv")
+    code, output = call(*words, photograph)
+    assert code == 1
+    (row,) = csv.DictReader(output.splitlines()[:-1])
+    assert row["error"] == (
+        "the image is 8000 x 6000; the limit is 40,000,000 pixels; --max-pixels raises it"
+    )
+    code, output = call(*words, "--max-pixels", 48_000_000, photograph)  # a header alone
+    assert "it is damaged or cut short" in output
+    code, output = call(*words, "--max-pixels", 199, "--one-lesion", small)
+    assert (code, output.splitlines()[-1]) == (
+        1,
+        "Error: image 1 of 1: the image is 20 x 10; the limit is 199 pixels; "
+        "--max-pixels raises it",
+    )
+    assert call(*words, "--max-pixels", 200, small)[0] == 0
+    code, output = call(*words, "--max-pixels", 178_956_971, small)
+    assert code == 2
+    assert "178956971 is not in the range 1<=x<=178956970" in output
+
+
+@pytest.mark.slow
+def test_a_photograph_of_48_megapixels_gets_the_answer_of_all_its_pixels(call, tmp_path):
+    small = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    image = Image.fromarray(small).resize((8000, 6000), Image.Resampling.NEAREST)
+    path = tmp_path / "photograph.jpg"
+    image.save(path, quality=90)
+    words = ("predict", "--model", TINY_ONNX, "--format", "json", "--max-pixels", 48_000_000)
+    code, output = call(*words, path)
+    assert code == 0
+    (line,) = output.splitlines()
+    whole = Image.open(path).resize((8, 6), Image.Resampling.BILINEAR)
+    logits = logits_by_hand(np.asarray(whole)[None])[0]
+    assert list(json.loads(line)["logits"].values()) == pytest.approx(logits, abs=1e-4)
 
 
 def on_a_terminal(folder, *words):
