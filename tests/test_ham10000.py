@@ -122,6 +122,18 @@ def test_ids_and_files_are_brought_to_one_form(tmp_path, written, name):
     check_three_images(tmp_path)
 
 
+def test_two_tables_of_one_name_are_one_or_refused(tmp_path):
+    (tmp_path / "HAM10000_metadata.csv").write_text(TABLE)
+    (tmp_path / "HAM10000_metadata (1).csv").write_text(TABLE)
+    write_folder(tmp_path / "images", {f"ISIC_{n}.jpg": jpeg(n) for n in (1, 2, 3)})
+    check_three_images(tmp_path)
+    (tmp_path / "HAM10000_metadata.csv").write_text(TABLE.replace("mel", "nv"))
+    assert error_of(tmp_path) == (
+        f"{tmp_path}/HAM10000_metadata (1).csv and {tmp_path}/HAM10000_metadata.csv differ; "
+        "remove one of them"
+    )
+
+
 @pytest.mark.parametrize("mark", [";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
 def test_the_table_may_be_saved_by_a_spreadsheet(tmp_path, mark, encoding):
@@ -195,7 +207,7 @@ def test_isics_two_tables_may_write_an_image_differently(tmp_path):
     name = "ISIC2018_Task3_Training_"
     (tmp_path / f"{name}GroundTruth.csv").write_text(ISIC_TRUTH.replace("\nISIC", "\nisic"))
     lesions = ISIC_LESIONS.replace(",HAM_", ".jpg,HAM_")
-    (tmp_path / f"{name}LesionGroupings.csv").write_text(lesions)
+    (tmp_path / f"{name}LesionGroupings (1).csv").write_text(lesions)
     write_folder(tmp_path / f"{name}Input", {f"ISIC_{n}.jpg": jpeg(n) for n in (1, 2, 3)})
     dataset = open_dataset(tmp_path)
     assert dataset.rows["lesion_id"].tolist() == ["HAM_1", "HAM_1", "HAM_2"]

@@ -133,15 +133,15 @@ def open_dataset(data_dir: Path) -> Dataset:
         )
     entries = sorted(p for p in data_dir.iterdir() if not p.name.startswith("."))
     metadata = [
-        p
+        path
         for name in _METADATA
-        for p in entries
-        if _COPY.sub("", p.name.lower()) == name and p.is_file()
+        for path in entries
+        if _COPY.sub("", path.name.lower()) == name and path.is_file()
     ]
     images = named_sources(entries, _HAM_IMAGES)
     isic_images = named_sources(entries, (_ISIC + "input",))
     if metadata and images:
-        rows = _ham_rows(metadata[0])
+        rows = _ham_rows(_only_one(metadata))
     elif isic_images:
         images = isic_images
         rows = _isic_rows(data_dir, entries)
@@ -154,6 +154,15 @@ def open_dataset(data_dir: Path) -> Dataset:
     rows["image_id"] = _plain_ids(rows["image_id"])
     others = tuple(name for name, _ in listed if not has_image_suffix(name))
     return Dataset(data_dir, rows, MappingProxyType(files), MappingProxyType(rivals), others)
+
+
+def _only_one(tables: list[Path]) -> Path:
+    """Return the first table, if those of its name are the same; other names are passed over."""
+    name = _COPY.sub("", tables[0].name.lower())
+    for other in tables[1:]:
+        if _COPY.sub("", other.name.lower()) == name and read_file(other) != read_file(tables[0]):
+            raise DataError(f"{tables[0]} and {other} differ; remove one of them")
+    return tables[0]
 
 
 def _files_of(
@@ -310,7 +319,7 @@ def _isic_csv(data_dir: Path, entries: list[Path], part: str) -> tuple[Path, byt
     """Find one of ISIC's tables: a file, or inside a folder or zip of its own."""
     name = f"ISIC2018_Task3_Training_{part}.csv"
     for path in entries:
-        if path.is_file() and path.name.lower() == name.lower():
+        if path.is_file() and _COPY.sub("", path.name.lower()) == name.lower():
             return path, read_file(path)
     for path in named_sources(entries, ((_ISIC + part).lower(),)):
         if path.is_dir():
