@@ -49,7 +49,7 @@ class Commands:
         *,
         environment: Mapping[str, str] | None = None,
         max_file_bytes: int = -1,
-        seconds: int = 120,
+        seconds: int = 600,
     ) -> Done:
         """Run `dermalyze WORDS`, with no file above a size if that is given, for some seconds."""
         stdout, stderr = self._folder / "stdout", self._folder / "stderr"

@@ -129,3 +129,24 @@ def test_a_checkpoint_that_lacks_the_scope_of_its_spec_is_refused(tmp_path, clas
     save_checkpoint(path, classifier.state_dict(), CONFIG, replace(SPEC, scope=limits))
     with pytest.raises(ArtifactError, match="do not fit the network that it describes"):
         load_member(path)
+
+
+@pytest.mark.parametrize("part", ["spec", "model", "weights", "training"])
+@pytest.mark.parametrize("instead", [None, 3])
+def test_a_checkpoint_without_one_of_its_parts_is_refused_by_name(
+    tmp_path, classifier, part, instead
+):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, classifier.state_dict(), CONFIG, SPEC)
+    content = torch.load(path, weights_only=True)
+    if instead is None:
+        del content[part]
+    else:
+        content[part] = instead
+    torch.save(content, path)
+    with pytest.raises(ArtifactError) as caught:
+        load_checkpoint(path)
+    assert str(caught.value) == (
+        f"{path} lacks its part '{part}', which every checkpoint has; use another copy, or train "
+        "again"
+    )

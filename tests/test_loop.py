@@ -275,3 +275,39 @@ def test_strided_depthwise_convolutions_get_the_fast_gradient_in_bf16_on_a_cpu(u
         logits = training_network(state.classifier, config, device)(torch.rand(2, 3, 32, 32))
     used = any("StridedDepthwise" in name for name in functions_behind(logits))
     assert used == use_amp
+
+
+def without_a_part(saved):
+    return {name: value for name, value in saved.items() if name != "optimizer"}
+
+
+def of_another_shape(saved):
+    wide = {
+        "exp_avg": torch.zeros(7, 7),
+        "exp_avg_sq": torch.zeros(7, 7),
+        "step": torch.tensor(1.0),
+    }
+    state = dict.fromkeys(saved["optimizer"]["state"], wide)
+    return {**saved, "optimizer": {**saved["optimizer"], "state": state}}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: {},
+        without_a_part,
+        of_another_shape,
+        lambda saved: {**saved, "optimizer": "none"},
+        lambda saved: {**saved, "epoch": "three"},
+        lambda saved: {**saved, "history": None},
+    ],
+)
+def test_a_checkpoint_without_its_training_part_or_of_other_shapes_is_one_sentence(data, damage):
+    config = settings("training.epochs=1")
+    state, _ = run(config, data)
+    other, _ = start(config)
+    with pytest.raises(TrainingError) as caught:
+        other.load_state_dict(state.classifier.state_dict(), damage(state.state_dict()))
+    assert str(caught.value) == (
+        "the checkpoint does not fit this training; resume with the settings it began with"
+    )

@@ -27,6 +27,7 @@ from serving.whole import whole_file
 
 FORMAT = "dermalyze-checkpoint"
 FORMAT_VERSION = 1
+_PARTS = {"spec": str, "model": str, "weights": dict, "training": dict}
 
 
 def save_checkpoint(
@@ -90,6 +91,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} has checkpoint version {content.get('format_version')!r}, this program reads "
             f"{FORMAT_VERSION}; update dermalyze"
         )
+    for name, kind in _PARTS.items():
+        if not isinstance(content.get(name), kind):
+            raise ArtifactError(
+                f"{path} lacks its part {name!r}, which every checkpoint has; use another copy, or "
+                "train again"
+            )
     return content
 
 

@@ -70,9 +70,15 @@ class TrainingState:
             self.scaler.load_state_dict(state["scaler"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
+            for parameter, moments in self.optimizer.state.items():
+                for moment in moments.values():  # torch would find out in the next step
+                    if moment.ndim and moment.shape != parameter.shape:
+                        raise ValueError(moment.shape)
             for name in _PROGRESS:
+                if not isinstance(state[name], type(getattr(self, name))):
+                    raise TypeError(name)
                 setattr(self, name, state[name])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise TrainingError(
                 "the checkpoint does not fit this training; resume with the settings it began with"
             ) from error
