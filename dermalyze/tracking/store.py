@@ -33,6 +33,7 @@ from mlflow.tracking import MlflowClient
 
 from dermalyze.config import TrackingConfig
 from dermalyze.credentials import masked
+from serving.disk import make_folder, writing
 from serving.errors import TrackingError
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
@@ -396,9 +397,12 @@ def _create(path: Path) -> None:
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    lock = path.with_name(f".{path.name}.lock")
+    with writing(path):
+        lock.touch()  # what cannot be written now is not a store that may come back
     try:
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=_CREATING_SECONDS):
+        with FileLock(lock, timeout=_CREATING_SECONDS):
             if path.exists():
                 return
             new = path.with_name(f".{path.name}.new")
