@@ -58,7 +58,7 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Made:
-    """A folder with demo data, a trained run, its model and some images."""
+    """A copy of the disk with demo data, a trained run, its model and some images."""
 
     folder: Path
     run_id: str
@@ -77,7 +77,6 @@ class Disk:
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.copytree(made.folder, self.folder, dirs_exist_ok=True)
-        (self.folder / TEMPORARY).mkdir()
 
     def used(self) -> int:
         """Return the bytes that are taken; without a tmpfs those of the largest file."""
@@ -88,6 +87,7 @@ class Disk:
 
     def run(self, program: Commands, words: Sequence[object], room: int | None) -> Done:
         """Run a command with that many bytes of room; None: without a bound."""
+        (self.folder / TEMPORARY).mkdir(exist_ok=True)
         if room is not None and self.is_mounted:
             self._resize(self.used() + room)
         done = program.run(
@@ -121,10 +121,11 @@ def disk() -> Iterator[Disk]:
                 subprocess.run(["umount", folder], check=True)
 
 
-def make(program: Commands, folder: Path) -> Made:
-    """Train a small run."""
+def make(program: Commands, place: Disk, copy: Path) -> Made:
+    """Train a small run there, since MLflow notes where its files are, and copy all of it."""
+    folder = place.folder
     for words in (("demo-data", "demo", "--images", "70"), TRAIN):
-        done = program.run(words, folder)
+        done = place.run(program, words, None)
         assert done.status == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("run id: ")]
     (model,) = folder.glob("mlruns/**/model.onnx")
@@ -133,7 +134,8 @@ def make(program: Commands, folder: Path) -> Made:
     with zipfile.ZipFile(next((folder / "demo").glob("*.zip"))) as archive:
         for name in archive.namelist()[:4]:
             archive.extract(name, folder / "images")
-    return Made(folder, line.removeprefix("run id: "))
+    shutil.copytree(folder, copy)
+    return Made(copy, line.removeprefix("run id: "))
 
 
 def needed(program: Commands, place: Disk, made: Made, words: Sequence[str]) -> int:
@@ -228,7 +230,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="sizes for each command")
     arguments = parser.parse_args()
     with commands() as program, disk() as place, tempfile.TemporaryDirectory() as folder:
-        made = make(program, Path(folder))
+        made = make(program, place, Path(folder) / "made")
         print("tmpfs" if place.is_mounted else "bound for each file")
         for name in arguments.commands or COMMANDS:
             words = COMMANDS[name]

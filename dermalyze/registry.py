@@ -29,6 +29,7 @@ from dermalyze.tracking import (
     quiet,
     use_store,
 )
+from serving.disk import temporary_folder, writing
 from serving.errors import DermalyzeError, TrackingError
 
 CHALLENGER = "challenger"
@@ -154,7 +155,7 @@ def fetch_model(uri: str, path: Path) -> str:
     """
     use_store()
     version = version_of(uri)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with writing(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         try:
             model = Path(
                 call(
@@ -261,8 +262,8 @@ def _refusal(reason: str) -> Decision:
 
 def _predictions(run_id: str) -> Scored:
     """Read the test predictions that a run has logged."""
-    with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
-        return read_scored(fetch(run_id, _PREDICTIONS, Path(folder)))
+    with temporary_folder() as folder:
+        return read_scored(fetch(run_id, _PREDICTIONS, folder))
 
 
 def _client(name: str) -> BoundedClient:

@@ -1,6 +1,7 @@
 """What the operating system refuses, as a sentence: full disks, read-only folders, wrong names."""
 
 import errno
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ _REMEDIES = {
     errno.EISDIR: "a folder is where a file is needed; name another place",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
 }
+_SLACK = 2**16  # bytes: files take whole blocks
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -58,6 +60,16 @@ def make_folder(path: Path) -> None:
     """
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Refuse what will not fit into a folder, where its writer would not say why it fails.
+
+    Raises:
+        StorageError: the disk has not so many bytes left.
+    """
+    if shutil.disk_usage(folder).free < size + _SLACK:
+        raise cannot_write(folder, OSError(errno.ENOSPC, "no room"))
 
 
 @contextmanager

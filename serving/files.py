@@ -17,7 +17,7 @@ from serving.matching import IMAGE_SUFFIXES, has_image_suffix, match_files
 from serving.metadata import COLUMNS, Metadata, MetadataFields, encode, is_missing
 from serving.prediction import Prediction
 from serving.predictor import Predictor
-from serving.tables import read_table
+from serving.tables import read_table, table_bytes
 from serving.whole import whole_file
 
 _NAMED = 5  # files, where there may be many
@@ -113,7 +113,7 @@ def read_metadata(path: Path) -> dict[str, Metadata]:
             rows of one id that differ.
     """
     try:
-        columns = read_table(path.read_bytes(), path, ("image_id",), COLUMNS)
+        columns = read_table(table_bytes(path), path, ("image_id",), COLUMNS)
     except (OSError, ValueError) as error:
         raise MetadataError(
             f"cannot read {path}; expected a CSV with image_id and any of {', '.join(COLUMNS)}"

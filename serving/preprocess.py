@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from serving.color import to_srgb
 from serving.errors import ImageError, OutOfMemoryError, TooManyPixelsError
-from serving.sizes import MAX_PIXELS
+from serving.sizes import MAX_FILE_BYTES, MAX_PIXELS
 from serving.spec import ModelSpec
 
 Pixels = NDArray[np.uint8]
@@ -148,12 +148,16 @@ def read_bytes(path: Path) -> bytes:
     """Read a file that should hold one image.
 
     Raises:
-        ImageError: it is missing or cannot be read.
+        ImageError: it is missing, cannot be read, or is far larger than an image.
     """
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(f"{path} has more than {MAX_FILE_BYTES:,} bytes, the limit for an image")
+    return data
 
 
 def resize(image: Image.Image, size: tuple[int, int], *, mode: str, filter_name: str) -> Pixels:

@@ -9,13 +9,42 @@ import difflib
 import io
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from serving.errors import DataError
 
 Columns = dict[str, list[str]]
 
+MAX_TABLE_BYTES = 128 * 2**20  # of one table, unpacked; HAM10000's have 0.6 MB
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _ALSO_CALLED = {"gender": "sex", "site": "localization"}  # by other archives
+
+
+def table_bytes(path: Path) -> bytes:
+    """Return the bytes of a file that should hold a table.
+
+    Raises:
+        OSError: it cannot be read.
+        DataError: it is larger than any table of images, and perhaps than the memory.
+    """
+    require_size(path, path.stat().st_size)
+    with path.open("rb") as file:
+        data = file.read(MAX_TABLE_BYTES + 1)  # a pipe has no size
+    require_size(path, len(data))
+    return data
+
+
+def require_size(path: Path, size: int) -> None:
+    """Refuse a table by its size in bytes.
+
+    Raises:
+        DataError: it is larger than any table of images.
+    """
+    if size > MAX_TABLE_BYTES:
+        raise DataError(
+            f"{path} has {size:,} bytes; expected a table of images of at most "
+            f"{MAX_TABLE_BYTES:,}; download it again"
+        )
 
 
 def read_table(

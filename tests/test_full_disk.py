@@ -34,8 +34,8 @@ def place():
 
 
 @pytest.fixture(scope="module")
-def made(program, tmp_path_factory):
-    return make(program, tmp_path_factory.mktemp("made"))
+def made(program, place, tmp_path_factory):
+    return make(program, place, tmp_path_factory.mktemp("made") / "made")
 
 
 @pytest.mark.parametrize(("name", "room"), ROOMS)

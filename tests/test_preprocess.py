@@ -226,3 +226,12 @@ def test_an_image_that_is_turned_leaves_the_callers_as_it_was():
     image = Image.open(io.BytesIO(encoded(Image.fromarray(noise()), exif=exif.tobytes())))
     assert upright_rgb(image).size == (6, 9)
     assert image.size == (9, 6)
+
+
+def test_a_file_far_larger_than_an_image_is_not_read_to_its_end(tmp_path):
+    path = tmp_path / "huge.jpg"
+    with path.open("wb") as file:
+        file.truncate(3 * 10**9)  # without a block on the disk
+    with pytest.raises(ImageError) as caught:
+        read_bytes(path)
+    assert str(caught.value) == f"{path} has more than 268,435,456 bytes, the limit for an image"

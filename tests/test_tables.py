@@ -2,8 +2,11 @@
 
 import pytest
 
-from serving.errors import DataError
-from serving.tables import read_table
+from dermalyze.data.splits import read_split
+from dermalyze.evaluation.predictions import read_predictions
+from serving.errors import DataError, MetadataError
+from serving.files import read_metadata
+from serving.tables import read_table, table_bytes
 
 KNOWN = (("image_id",), ("age", "sex", "localization"))
 TABLE = "image_id,age,localization\nISIC_1,40,lower extremity\nISIC_2,,Rücken\n"
@@ -83,3 +86,17 @@ def test_two_columns_of_one_name_are_refused():
 def test_other_columns_are_nobodys_business():
     others = b"image_id,dataset,stage,dx,patient_id,,,image_type,notes,notes\n"
     assert list(read_table(others, "t.csv", *KNOWN))[:2] == ["image_id", "dataset"]
+
+
+def test_a_file_that_is_no_table_by_its_size_is_not_read(tmp_path):
+    path = tmp_path / "labels.csv"
+    with path.open("wb") as file:
+        file.truncate(3 * 10**9)  # without a block on the disk
+    refused = (
+        f"{path} has 3,000,000,000 bytes; expected a table of images of at most 134,217,728; "
+        "download it again"
+    )
+    for read in (table_bytes, read_split, read_predictions, read_metadata):
+        with pytest.raises((DataError, MetadataError)) as caught:
+            read(path)
+        assert str(caught.value) == refused

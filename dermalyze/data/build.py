@@ -24,7 +24,7 @@ from dermalyze.data.decoding import (
     Target,
     content_sha256,
 )
-from dermalyze.data.ham10000 import MAX_FILE_BYTES, ImageFile, ImageReader
+from dermalyze.data.ham10000 import ImageFile, ImageReader
 from dermalyze.data.pixels import (
     PREPROCESSING_VERSION,
     PixelStore,
@@ -37,6 +37,7 @@ from dermalyze.data.processes import Job, decode_in_processes, num_cores
 from dermalyze.data.store_files import PIXELS, StoreFiles, remove_scaffolding
 from serving.disk import reason_of
 from serving.errors import DataError, ImageError
+from serving.sizes import MAX_FILE_BYTES
 from serving.whole import sync
 
 _FILES = "files.json"  # what the store was made of; one without it is good, but never copied from

@@ -16,14 +16,14 @@ from types import MappingProxyType
 import pandas as pd
 
 from dermalyze.data.decoding import read_member
-from dermalyze.data.tables import FACTS, read_file, require_size, tidy_facts
+from dermalyze.data.tables import FACTS, read_file, tidy_facts
 from serving.errors import DataError, ImageError
 from serving.matching import has_image_suffix, match, plain_id
 from serving.metadata import is_missing
-from serving.tables import read_table
+from serving.sizes import MAX_FILE_BYTES
+from serving.tables import read_table, require_size
 
 COLUMNS = ("image_id", "label", "lesion_id", *FACTS)
-MAX_FILE_BYTES = 256 * 2**20  # of one image file; none is a hundredth of it
 LAYOUTS = (
     "HAM10000_metadata (no suffix, .csv or .tab) beside HAM10000_images_part_1 and "
     "HAM10000_images_part_2 (zips or folders) or beside images/, or "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dermalyze.data.audit import Audit, described
 from serving.errors import DataError
-from serving.tables import read_table
+from serving.tables import read_table, table_bytes
 from serving.whole import whole_file
 
 Rows = NDArray[np.int64]
@@ -204,7 +204,7 @@ def read_split(path: Path) -> pd.DataFrame:
         DataError: it is missing, malformed or empty.
     """
     try:
-        table = pd.DataFrame(read_table(path.read_bytes(), path, ("image_id", "label")))
+        table = pd.DataFrame(read_table(table_bytes(path), path, ("image_id", "label")))
     except OSError as error:
         raise DataError(
             f"no split file at {path}; expected train_split.csv, val_split.csv and test_split.csv"

@@ -6,10 +6,10 @@ import pandas as pd
 
 from serving.errors import DataError, MetadataError
 from serving.metadata import MAX_AGE, age_of, is_missing, word_of
+from serving.tables import table_bytes
 
 FACTS = ("dx_type", "age", "sex", "localization")
 UNKNOWN = "unknown"
-MAX_TABLE_BYTES = 128 * 2**20  # of one table, unpacked; HAM10000's have 0.6 MB
 
 
 def read_file(path: Path) -> bytes:
@@ -19,23 +19,9 @@ def read_file(path: Path) -> bytes:
         DataError: it cannot be read, or has another size than tables have.
     """
     try:
-        require_size(path, path.stat().st_size)
-        return path.read_bytes()
+        return table_bytes(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
-
-
-def require_size(path: Path, size: int) -> None:
-    """Refuse a table that would not fit into memory, by its size in bytes.
-
-    Raises:
-        DataError: it is larger than any table of images.
-    """
-    if size > MAX_TABLE_BYTES:
-        raise DataError(
-            f"{path} has {size:,} bytes; expected a table of images of at most "
-            f"{MAX_TABLE_BYTES:,}; download it again"
-        )
 
 
 def tidy_facts(table: pd.DataFrame, where: object) -> pd.DataFrame:

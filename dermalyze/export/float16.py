@@ -58,15 +58,16 @@ def export_float16(network: ShippedNetwork, spec: ModelSpec, output: Path) -> Fl
             probability by more than 0.01; nothing is written.
     """
     make_folder(output.parent)
+    with temporary_folder() as folder:
+        exact = folder / "float32.onnx"
+        export_onnx(network, spec, exact)
+        float_bytes = exact.stat().st_size
+        model = onnx.load(exact)
+        predictor = Predictor(exact)
+    halve(model)
     with whole_file(output) as partial:  # `output` never names an unproven model
-        with temporary_folder() as folder:
-            exact = folder / "float32.onnx"
-            export_onnx(network, spec, exact)
-            float_bytes = exact.stat().st_size
-            model = onnx.load(exact)
-            halve(model)
-            write_model(partial, model, replace(spec, precision="float16"))
-            parity = check_parity(Predictor(exact), Predictor(partial), parity_images())
+        write_model(partial, model, replace(spec, precision="float16"))
+        parity = check_parity(predictor, Predictor(partial), parity_images())
         if not parity.within(MAX_ROUNDED, MAX_ROUNDED):
             raise ArtifactError(
                 f"{output} is not written: with float16 weights {parity.worst_image} differs from "

@@ -36,6 +36,7 @@ from dermalyze.tracking.store import (
     quiet,
     use_store,
 )
+from serving.disk import make_folder, require_room, writing_temporary_files
 from serving.errors import TrackingError
 from serving.taxonomy import DISCLAIMER
 
@@ -444,6 +445,7 @@ def fetch(run_id: str, name: str, folder: Path) -> Path:
     Raises:
         StoreAwayError: the tracking store is away.
         TrackingError: the run has no such artifact.
+        StorageError: there is no room for it.
     """
     use_store()
     what = f"cannot fetch {name} of run {run_id}"
@@ -456,6 +458,8 @@ def fetch(run_id: str, name: str, folder: Path) -> Path:
                 "project was moved, move it back or make that folder a link to the new one"
             )
         raise TrackingError(f"run {run_id} has no {name}; did its training end? see `mlflow ui`")
+    make_folder(folder)
+    require_room(folder, size)  # MLflow would say that there is no such artifact
     return Path(
         call(
             what,
@@ -518,7 +522,9 @@ def tell_project_run(tags: Mapping[str, str]) -> None:
 def fetched(run_id: str, names: Sequence[str]) -> Iterator[list[Path]]:
     """Copy artifacts of a run into a folder that lives as long as the block."""
     require_run(run_id)
-    with tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
+    with writing_temporary_files():
+        temporary = tempfile.TemporaryDirectory(prefix="dermalyze-")
+    with temporary as folder:
         yield [fetch(run_id, name, Path(folder)) for name in names]
 
 

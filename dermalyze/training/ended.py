@@ -61,7 +61,7 @@ from serving.errors import DataError, ImageError, TrackingError
 from serving.files import find_images, left_out, some
 from serving.matching import match_files
 from serving.preprocess import read_bytes
-from serving.tables import read_table
+from serving.tables import read_table, table_bytes
 from serving.taxonomy import CLASS_NAMES
 from serving.whole import whole_file, write_text
 
@@ -260,7 +260,7 @@ def read_labels(path: Path) -> pd.DataFrame:
     """
     required = ("image_id", "label")
     try:
-        table = pd.DataFrame(read_table(path.read_bytes(), path, required, ("lesion_id", *FACTS)))
+        table = pd.DataFrame(read_table(table_bytes(path), path, required, ("lesion_id", *FACTS)))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}; expected a CSV with image_id and label") from error
     if absent := [name for name in required if name not in table.columns]:
