@@ -151,13 +151,11 @@ def read_bytes(path: Path) -> bytes:
         ImageError: it is missing, cannot be read, or is far larger than an image.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise ImageError(f"{path} has {size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
+        return path.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ImageError(f"{path} has more than {MAX_FILE_BYTES:,} bytes, the limit for an image")
-    return data
 
 
 def resize(image: Image.Image, size: tuple[int, int], *, mode: str, filter_name: str) -> Pixels:

@@ -234,4 +234,4 @@ def test_a_file_far_larger_than_an_image_is_not_read_to_its_end(tmp_path):
         file.truncate(3 * 10**9)  # without a block on the disk
     with pytest.raises(ImageError) as caught:
         read_bytes(path)
-    assert str(caught.value) == f"{path} has more than 268,435,456 bytes, the limit for an image"
+    assert str(caught.value) == f"{path} has 3,000,000,000 bytes; the limit is 268,435,456"
