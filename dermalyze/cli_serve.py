@@ -58,6 +58,7 @@ def _bound(name: str, help_text: str) -> Callable[[Command], Command]:
 @_bound("header_seconds", "Until headers must be there.")
 @_bound("idle_seconds", "Until an idle connection is closed.")
 @_bound("shutdown_seconds", "What is in flight may finish in after SIGTERM.")
+@_bound("load_seconds", "Until a model must be loaded.")
 @_bound("threads", "Images worked on at once, by each worker; 0: one a core.")
 def serve(
     model: str,
@@ -75,7 +76,7 @@ def serve(
     Each option can also be set in the environment, as DERMALYZE_MAX_BODY_BYTES is for
     --max-body-bytes.  DERMALYZE_API_KEY asks every program for that key.
     """
-    from serving.predictor import Predictor
+    from serving.loaded import examine
     from serving.server import serve as serve_model
 
     settings = ServiceSettings.from_environment()
@@ -100,7 +101,7 @@ def serve(
 
             file = stack.enter_context(copy_of(model, watch_seconds if watch else 0.0))
         settings = dataclasses.replace(settings, model=str(file))
-        spec = Predictor(file).spec  # what cannot be served is told before anything listens
+        spec = examine(file, settings.load_seconds)  # before anything listens
         say(f"model: run {spec.run_id or 'unknown'}, {spec.precision}. {spec.disclaimer}")
         if host not in _LOCAL and not settings.api_key:
             say(f"warning: everybody who reaches {host} may ask; set {PREFIX}API_KEY for a key")

@@ -42,7 +42,7 @@ from serving.described import VERSION, describe
 from serving.envelope import Envelope
 from serving.errors import ImageError, RequestError
 from serving.load import Load
-from serving.loaded import LoadedModel
+from serving.loaded import LoadedModel, examine, was_examined
 from serving.memory import return_large_blocks
 from serving.metadata import COLUMNS as METADATA_COLUMNS
 from serving.metadata import Metadata
@@ -119,14 +119,17 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         ConfigError: a setting cannot be used.
         ArtifactError: the model cannot be used.
     """
+    by_server = settings is None
     settings = settings or ServiceSettings.from_environment()
+    if by_server and not was_examined(Path(settings.model)):
+        examine(Path(settings.model), settings.load_seconds)
     return_large_blocks()
     metrics = Metrics()
     workers, _ = share_cores(_MANY, settings.threads)
     shared = os.environ.get(MULTIPROCESS)
     service = Service(
         settings,
-        LoadedModel(Path(settings.model), num_threads=workers),
+        LoadedModel(Path(settings.model), num_threads=workers, load_seconds=settings.load_seconds),
         ThreadPoolExecutor(workers, thread_name_prefix="predict"),
         metrics,
         Load(metrics.in_flight.set, Path(shared) if shared else None),

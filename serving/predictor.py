@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from serving.answering import AnyPredictor, Outputs, map_names, output_names
 from serving.digest import is_intact
 from serving.errors import ArtifactError, OutOfMemoryError
+from serving.onnx_file import MAX_BYTES, require_known
 from serving.preprocess import Pixels
 from serving.session import (
     FAILURES,
@@ -51,8 +52,10 @@ class Predictor(AnyPredictor):
 
         Raises:
             ConfigError: the provider is not installed, or the number of threads is negative.
-            ArtifactError: the file is missing, damaged, foreign, of another version, altered, its
-                graph is not what its spec says, or this CPU computes wrong answers with it.
+            ArtifactError: the file is missing, damaged, foreign, of another version, altered, too
+                large, its graph is not what its spec says, or this CPU computes wrong answers
+                with it.
+            OutOfMemoryError: there is not enough memory for it.
         """
         require_session(num_threads, provider)
         self.max_pixels = max_pixels
@@ -60,9 +63,18 @@ class Predictor(AnyPredictor):
         if not path.is_file():
             raise ArtifactError(f"no model at {path}; create one with `dermalyze export-onnx`")
         try:
+            if (size := path.stat().st_size) > MAX_BYTES:
+                raise ArtifactError(
+                    f"{path} has {size:,} bytes, expected at most {MAX_BYTES:,}; export the model "
+                    "again"
+                )
             content = path.read_bytes()
         except OSError as error:
             raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+        try:
+            require_known(content)
+        except ArtifactError as error:
+            raise ArtifactError(f"{path} {error}") from error
         try:
             self._session = open_session(content, num_threads=num_threads, provider=provider)
             metadata = self._session.get_modelmeta().custom_metadata_map

@@ -9,7 +9,13 @@ import os
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    EPFail,
+    Fail,
+    InvalidArgument,
+    NotImplemented,
+    RuntimeException,
+)
 
 from serving.errors import ConfigError
 
@@ -19,7 +25,8 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
-FAILURES = (Fail, RuntimeException, MemoryError)  # what a run that goes wrong raises
+# What a run that goes wrong raises.
+FAILURES = (Fail, RuntimeException, InvalidArgument, NotImplemented, EPFail, MemoryError)
 # An ONNX graph of one MatMulInteger: uint8 `x` (1, 8) times eight int8 weights of 127 is int32 `y`.
 _PRODUCT = base64.b64decode(
     "CAg6XAoYCgF4CgF3EgF5Ig1NYXRNdWxJbnRlZ2VyEgFwKhMICAgBEANCAXdKCH9/f39/f39/WhMKAXgSDgoMCAISCAoC"

@@ -37,6 +37,7 @@ class ServiceSettings:
     request_seconds: float = 30.0  # from a whole body to the answer, else 504
     header_seconds: float = 10.0  # until headers must be there, else 408; by `dermalyze serve`
     idle_seconds: float = 75.0  # of a connection between two requests; by `dermalyze serve`
+    load_seconds: float = 120.0  # a model file must be loaded and run once in
     shutdown_seconds: float = 30.0  # what is in flight may finish in; by `dermalyze serve`
     threads: int = 0  # images worked on at once, of one process; 0: one a core
     watch_seconds: float = 0.0  # look for a new model file so often; 0: never

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hostile_models import never_loaded, takes_all_memory
 from PIL import Image
 from servers import read_all, wait_for
 from services import service
@@ -424,3 +425,43 @@ def test_a_start_that_fails_or_is_ended_leaves_no_copy(tmp_path, registered, tem
             fetching.terminate()
             fetching.wait(timeout=5)  # the issue asks that signals act within two
         assert not list(temporary.glob("dermalyze-*"))
+
+
+def test_a_hostile_model_is_given_up_in_time_at_the_start_and_while_another_answers(tmp_path):
+    command = [sys.executable, "-m", "dermalyze", "serve", "--port", "0", "--model"]
+    never, large = tmp_path / "never.onnx", tmp_path / "large.onnx"
+    never.write_bytes(never_loaded())
+    large.write_bytes(takes_all_memory())
+    done = subprocess.run([*command, large], capture_output=True, text=True, timeout=60)
+    allowed = 4 * 2**30 + 8 * large.stat().st_size
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: {large} takes more memory to load and run than the {allowed:,} bytes that its "
+        "size allows; use a smaller model\n"
+    )
+    sentence = (
+        f"{never} could not be loaded and run within 3 seconds; use a smaller model, or raise "
+        "--load-seconds"
+    )
+    options = [never, "--load-seconds", "3"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, f"Error: {sentence}\n")
+
+    loading = subprocess.Popen([*command, never], stderr=subprocess.DEVNULL)
+    wait_for(lambda: children_of(loading.pid))  # what tries the model out
+    children = children_of(loading.pid)
+    loading.terminate()
+    loading.wait(timeout=5)  # the issue asks that signals act within two
+    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+    served = tmp_path / "served.onnx"
+    shutil.copy(TINY_ONNX, served)
+    with service(tmp_path, "--watch", "--load-seconds", 3, model=served) as own:
+        first = own.predict()
+        never.replace(served)
+        refused = sentence.replace(str(never), str(served))
+        deadline = time.monotonic() + 60
+        while f"the new model is not used: {refused}" not in own.log.read_text():
+            assert own.predict() == first
+            assert time.monotonic() < deadline
+        assert 'reloads_total{outcome="refused"} 1.0' in own.metrics()
