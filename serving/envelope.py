@@ -29,7 +29,7 @@ SECURITY_HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-_NO_MEMORY = (
+NO_MEMORY = (
     503,
     "there is not enough memory for the request; try again in a second, or send smaller images",
     {"retry-after": "1"},
@@ -104,7 +104,7 @@ class Envelope:
             log.warning("request %s: there was not enough memory", request_id)
             if status:
                 raise
-            await send_error(with_headers, RefusedError(*_NO_MEMORY))
+            await send_error(with_headers, RefusedError(*NO_MEMORY))
         except Exception:
             log.exception("request %s failed", request_id)
             if status:  # a part of an answer is out: the connection is cut

@@ -44,6 +44,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ImageError: the bytes are no such image, damaged, cut short or too large.
         OutOfMemoryError: there is not enough memory for it now.
     """
+    image = None
     try:
         # Reads the header alone: an image over our limit is refused before any pixel is decoded.
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -57,15 +58,28 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(f"not a JPEG or PNG image ({len(data):,} bytes)") from error
-    except MemoryError as error:
-        raise OutOfMemoryError(
-            f"there is not enough memory to decode the image ({len(data):,} bytes); free some, or "
-            "take a smaller one"
-        ) from error
     except Exception as error:  # damaged files make Pillow raise at least five types
+        if isinstance(error, MemoryError) or not _has_memory(image):
+            raise OutOfMemoryError(
+                f"there is not enough memory to decode the image ({len(data):,} bytes); free some, "
+                "or take a smaller one"
+            ) from error
         raise ImageError(
             f"cannot decode the image ({len(data):,} bytes): it is damaged or cut short"
         ) from error
+
+
+def _has_memory(image: Image.Image | None) -> bool:
+    """Say whether there is room for what decoding an opened image takes beside its pixels.
+
+    libjpeg calls a lack of memory a broken data stream; a progressive file takes most: two bytes of
+    each of three channels.
+    """
+    try:
+        np.empty(6 * image.width * image.height if image is not None else 0, np.uint8)
+    except MemoryError:
+        return False
+    return True
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

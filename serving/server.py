@@ -28,6 +28,7 @@ from uvicorn.supervisors import Multiprocess, multiprocess
 
 from serving.bounds import BUSY, error_body
 from serving.disk import writing_temporary_files
+from serving.envelope import NO_MEMORY
 from serving.errors import ConfigError
 from serving.metrics import MULTIPROCESS
 from serving.settings import PREFIX, ServiceSettings
@@ -144,7 +145,12 @@ class BoundedProtocol(H11Protocol):
         """Take bytes; the time for headers begins with the first of them and is not extended."""
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except MemoryError:
+            log.warning("a request could not be read: there was not enough memory")
+            self._refuse(*NO_MEMORY[:2])
+            return
         if self.conn.their_state is not h11.IDLE:
             self._wait_no_longer()
         elif self._timer is None and self.conn.trailing_data[0]:

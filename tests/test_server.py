@@ -170,8 +170,10 @@ def test_slow_bodies_keep_nobody_out_and_hold_no_more_memory_than_those_in_fligh
 
 
 def test_out_of_memory_while_decoding_is_no_fault_of_the_image(tmp_path):
-    large = io.BytesIO()
-    Image.new("RGB", (6500, 6000), (180, 90, 70)).save(large, "PNG", compress_level=1)
+    flat = Image.new("RGB", (6500, 6000), (180, 90, 70))
+    large, progressive = io.BytesIO(), io.BytesIO()
+    flat.save(large, "PNG", compress_level=1)
+    flat.save(progressive, "JPEG", progressive=True)  # libjpeg: "broken data stream"
     with service(tmp_path) as own:
         assert own.status("/predict", png()) == 200  # its threads have begun
         text = Path(f"/proc/{own.pid}/status").read_text()
@@ -186,6 +188,8 @@ def test_out_of_memory_while_decoding_is_no_fault_of_the_image(tmp_path):
             "images"
         )
         assert own.status("/predict", png()) == 200
+        resource.prlimit(own.pid, resource.RLIMIT_AS, (size + 160 * 2**20, infinite))
+        assert own.status("/predict", progressive.getvalue()) == 503
         resource.prlimit(own.pid, resource.RLIMIT_AS, (infinite, infinite))
         assert own.status("/predict", large.getvalue()) == 200
     assert "Traceback" not in own.log.read_text()
