@@ -20,7 +20,7 @@ from dermalyze.cli_options import (
     run_data,
     say,
 )
-from serving.disk import temporary_folder
+from serving.disk import reading, temporary_folder
 from serving.settings import PREFIX, ServiceSettings
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -96,6 +96,8 @@ def serve(
     with ExitStack() as stack:
         stack.enter_context(_ended_in_order())
         file = Path(model)
+        with reading(file):
+            file.exists()
         if ":/" in model:
             from dermalyze.model_copy import copy_of
 

@@ -45,6 +45,21 @@ def writing(path: Path) -> Iterator[None]:
         raise cannot_write(path, error) from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in one sentence why a file or folder cannot be read or looked up.
+
+    Raises:
+        StorageError: the operating system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {path}: {reason_of(error)}; name one that can be read"
+        ) from error
+
+
 def cannot_write(path: Path, error: OSError) -> StorageError:
     """Return the error that says why, and what to do."""
     number = errno.ENOSPC if error.errno in _FULL else error.errno

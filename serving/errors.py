@@ -6,7 +6,7 @@ DermalyzeError          base; its message is one line, fit to show to a user
 |-- TrainingError       the training cannot go on
 |-- TrackingError       a run, an experiment or a registered model cannot be used
 |-- ArtifactError       a checkpoint or ONNX file is missing, foreign or inconsistent
-|-- StorageError        a file or folder cannot be written
+|-- StorageError        a file or folder cannot be written or read
 |-- OutOfMemoryError    there is not enough memory for something that may be right
 |-- ImageError          an image sent for prediction cannot be used
 |   `-- TooManyPixelsError   it has more pixels than are allowed
@@ -40,7 +40,7 @@ class ArtifactError(DermalyzeError):
 
 
 class StorageError(DermalyzeError):
-    """A file or folder cannot be written: no room, no permission, no such place."""
+    """A file or folder cannot be written or read: no room, no permission, no such place."""
 
 
 class OutOfMemoryError(DermalyzeError):

@@ -60,9 +60,9 @@ class Predictor(AnyPredictor):
         require_session(num_threads, provider)
         self.max_pixels = max_pixels
         path = Path(path)
-        if not path.is_file():
-            raise ArtifactError(f"no model at {path}; create one with `dermalyze export-onnx`")
         try:
+            if not path.is_file():
+                raise ArtifactError(f"no model at {path}; create one with `dermalyze export-onnx`")
             if (size := path.stat().st_size) > MAX_BYTES:
                 raise ArtifactError(
                     f"{path} has {size:,} bytes, expected at most {MAX_BYTES:,}; export the model "

@@ -38,6 +38,9 @@ def call(tmp_path, monkeypatch):
     return invoke
 
 
+LONG = "n" * 300  # more than a file system takes
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -62,6 +65,16 @@ def call(tmp_path, monkeypatch):
         (["train", "--batch-size", "1"], 1, "training.batch_size must be at least 2, got 1"),
         (["train", "--data-dir", "nowhere"], 1, "no folder nowhere; --data-dir takes HAM10000's "
          "folder, demo or auto"),
+        (["train", "--data-dir", LONG], 1, f"cannot read {LONG}: file name too long; name one "
+         "that can be read"),
+        (["train", "--plugin", f"{LONG}.py"], 1, f"cannot read {LONG}.py: file name too long; name "
+         "one that can be read"),
+        (["serve", "--model", LONG], 1, f"cannot read {LONG}: file name too long; name one "
+         "that can be read"),
+        (["predict", LONG, "--model", "m"], 2, f"Invalid value for 'IMAGES...': {LONG} cannot be "
+         "looked up: file name too long (see `dermalyze predict --help`)"),
+        (["demo-data", f"{__file__}/new"], 1, f"cannot write {__file__}: file exists; a file is "
+         "where a folder is needed; name another place"),
         (["train", "--config", "no.yaml"], 1, "cannot read the config file no.yaml: "
          "No such file or directory"),
         (["train", "--size", "small", "--set", "model.name=resnet18"], 1, "--size has no effect "

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dermalyze.data.demo import MARKER, make_demo_data
+from serving.disk import reading
 from serving.errors import DataError
 
 REAL = Path("data/HAM10000")
@@ -20,12 +21,16 @@ def find_data(data_dir: str, *, make: bool) -> tuple[Path, bool]:
 
     Raises:
         DataError: the folder does not exist.
+        StorageError: it cannot be looked up.
     """
     if data_dir not in ("auto", "demo"):
         folder = Path(data_dir)
-        if not folder.is_dir():
-            raise DataError(f"no folder {folder}; --data-dir takes HAM10000's folder, demo or auto")
-        return folder, (folder / MARKER).is_file()
+        with reading(folder):
+            if not folder.is_dir():
+                raise DataError(
+                    f"no folder {folder}; --data-dir takes HAM10000's folder, demo or auto"
+                )
+            return folder, (folder / MARKER).is_file()
     if data_dir == "auto" and REAL.is_dir():
         return REAL, (REAL / MARKER).is_file()
     if make:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from dermalyze.data.decoding import read_member
 from dermalyze.data.tables import FACTS, read_file, tidy_facts
+from serving.disk import reading
 from serving.errors import DataError, ImageError
 from serving.matching import has_image_suffix, match, plain_id
 from serving.metadata import is_missing
@@ -125,13 +126,15 @@ def open_dataset(data_dir: Path) -> Dataset:
 
     Raises:
         DataError: the folder is missing, its layout unknown, its table malformed or a zip damaged.
+        StorageError: the folder cannot be read.
     """
-    if not data_dir.is_dir():
-        raise DataError(
-            f"no data folder at {data_dir}; download HAM10000 into it (doi:10.7910/DVN/DBW86T), or "
-            "draw images with `dermalyze demo-data`"
-        )
-    entries = sorted(p for p in data_dir.iterdir() if not p.name.startswith("."))
+    with reading(data_dir):
+        if not data_dir.is_dir():
+            raise DataError(
+                f"no data folder at {data_dir}; download HAM10000 into it "
+                "(doi:10.7910/DVN/DBW86T), or draw images with `dermalyze demo-data`"
+            )
+        entries = sorted(p for p in data_dir.iterdir() if not p.name.startswith("."))
     metadata = [
         path
         for name in _METADATA

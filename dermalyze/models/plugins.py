@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dermalyze.config import ModelConfig
 from dermalyze.models import torchvision_operators  # noqa: F401  before the timm of a plug-in
+from serving.disk import reading
 from serving.errors import ConfigError
 
 _named: dict[str, str] = {}  # what was imported, by its name without folder and ending
@@ -24,6 +25,7 @@ def load_plugins(plugins: Iterable[str]) -> None:
 
     Raises:
         ConfigError: one is missing or cannot be imported.
+        StorageError: a file cannot be read.
     """
     for plugin in plugins:
         try:
@@ -61,6 +63,9 @@ def _import_file(path: Path) -> None:
     known = sys.modules.get(name)
     if known is not None and known.__file__ == str(path.resolve()):
         return
+    with reading(path):
+        if path.exists():
+            path.open("rb").close()
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None
     assert spec.loader is not None  # a .py file always has one
