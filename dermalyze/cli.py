@@ -37,6 +37,7 @@ from dermalyze.cli_options import (
 )
 from dermalyze.cli_serve import export_web, serve
 from dermalyze.cli_streams import ReaderGoneError, guarded_streams
+from dermalyze.credentials import masked
 from serving.errors import ConfigError, DermalyzeError, ImageError, TooManyPixelsError
 from serving.sizes import MAX_PIXELS, PILLOWS_LIMIT
 
@@ -49,8 +50,17 @@ class OneLineErrors(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the chosen command; exit 1 for what was asked, 2 for how it was asked."""
-        with guarded_streams():
-            self._main(*args, **kwargs)
+        try:
+            with guarded_streams():
+                self._main(*args, **kwargs)
+        except SystemExit as end:
+            tracking = sys.modules.get("dermalyze.tracking")
+            if tracking is not None and tracking.is_calling():
+                # A call that the store does not answer would hold Python's own end up.
+                for stream in (sys.stdout, sys.stderr):
+                    stream.flush()
+                os._exit(end.code if isinstance(end.code, int) else 1)
+            raise
 
     def _main(self, *args: Any, **kwargs: Any) -> None:
         kwargs["standalone_mode"] = False
@@ -72,7 +82,7 @@ class OneLineErrors(click.Group):
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    click.echo(masked(f"Error: {' '.join(message.split())}"), err=True)
     sys.exit(code)
 
 
@@ -183,7 +193,7 @@ def train(
             result = train_run(resolved, folder, demo_data=demo_data, say=say)
     from dermalyze.summary import summarize
 
-    click.echo(summarize(result, typed_here=typed_here))
+    click.echo(masked(summarize(result, typed_here=typed_here)))
 
 
 def _config(

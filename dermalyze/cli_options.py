@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from dermalyze.credentials import masked
 from serving.disk import reason_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -117,4 +118,4 @@ def auto_option(name: str, kind: click.ParamType[Any], text: str) -> Callable[[C
 
 def say(line: str) -> None:
     """Print progress and warnings, to stderr."""
-    click.echo(line, err=True)
+    click.echo(masked(line), err=True)

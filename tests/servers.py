@@ -79,9 +79,9 @@ def memory_of(pid):
     return int(text.split("\nPss:")[1].split()[0]) / 1024
 
 
-def wait_for(condition):
-    """Wait until it is true, for ten seconds at most."""
-    for _ in range(500):
+def wait_for(condition, seconds=10):
+    """Wait until it is true, for some seconds at most."""
+    for _ in range(50 * seconds):
         if condition():
             return
         time.sleep(0.02)

@@ -117,7 +117,8 @@ class Outbox:
             if self._crash.error is not None:
                 raise self._crash.error
             if self._entries:
-                raise self._away or StoreAwayError("not all is delivered", "no answer in time")
+                late = StoreAwayError.during("not delivered", "the tracking store is slow")
+                raise self._away or late
 
     def say_what_is_left(self) -> None:
         """Tell the user of what is not delivered, and how it can be."""
@@ -145,27 +146,32 @@ class Outbox:
             return not self._closed
 
     def _deliver_first(self) -> None:
-        entry, work = self._entries[0], self.folder.parent
-        self._in_call = True
+        entry = self._entries[0]
         try:
             if not self._is_superseded(entry):
-                call(
-                    f"cannot deliver {entry['kind']}",
-                    lambda: deliver(entry, work),
-                    num_bytes=size_of(entry, work),
-                    patience=_HICCUP_SECONDS,
-                )
+                self._send(entry)
         except StoreAwayError as error:
             self._note_away(error)
             return
         except TrackingError as error:
             if getattr(error.__cause__, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":  # the run
-                self._note_away(StoreDeniedError("cannot deliver", str(error)))
+                self._note_away(StoreDeniedError.during("cannot deliver", str(error)))
                 return
             self._keep_refused(entry, error)
+        self._note_delivered()
+
+    def _send(self, entry: Entry) -> None:
+        work = self.folder.parent
+        self._in_call = True
+        try:
+            call(
+                f"cannot deliver {entry['kind']}",
+                lambda: deliver(entry, work),
+                num_bytes=size_of(entry, work),
+                patience=_HICCUP_SECONDS,
+            )
         finally:
             self._in_call = False
-        self._note_delivered()
 
     def _is_superseded(self, entry: Entry) -> bool:
         """Return whether the same file is to be sent again later on."""

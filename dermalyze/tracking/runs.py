@@ -135,9 +135,9 @@ class TrackedRun:
             self.outbox.flush()
         except StoreAwayError as error:
             raise StoreAwayError(
-                f"run {self.run_id} is complete but not delivered",
-                f"{error.reason}; all of it is kept in {self.folder}: when the store is back, run "
-                f"`dermalyze sync {self.run_id}`",
+                f"run {self.run_id} is complete but not delivered: {error.reason}; all of it is "
+                f"kept in {self.folder}: when the store is back, run `dermalyze sync "
+                f"{self.run_id}`"
             ) from error
 
     def _end(self) -> None:

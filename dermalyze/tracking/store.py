@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -37,7 +37,7 @@ from serving.disk import make_folder, writing
 from serving.errors import TrackingError
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
-CALL_THREAD = "dermalyze-store"  # the name of the thread of a call
+_CALL_THREAD = "dermalyze-store"  # the name of the thread of a call
 _CREATING_SECONDS = 120.0  # for a new database, which takes 3 to 20
 _UNFINISHED_SECONDS = 5.0  # since the last change of a database that another program may be making
 _PATIENCE_SECONDS = 5.0  # in which a store that is away is asked again, at the start
@@ -55,7 +55,7 @@ _AWAY = (
         re.compile(r"[Nn]ame or service not known|resolve|could not translate host name"),
         "has a host name that is not known",
     ),
-    (re.compile(r"(?i)timed out|timeout"), "did not answer in time"),
+    (re.compile(r"(?i)timed out|timeout"), "did not answer within {seconds:g} seconds"),
     (
         re.compile(r"not in a valid JSON format|JSONDecodeError|Failed to parse"),
         "answered with something else than MLflow does",
@@ -96,9 +96,14 @@ _checked: set[str] = set()  # addresses of stores that were found whole
 class StoreAwayError(TrackingError):
     """The tracking store cannot be reached; later it may."""
 
-    def __init__(self, what: str, reason: str) -> None:
-        super().__init__(f"{what}: {reason}; check that it runs, and MLFLOW_TRACKING_URI")
-        self.reason = reason  # a sentence about the store
+    reason = ""  # a sentence about the store
+
+    @classmethod
+    def during(cls, what: str, reason: str) -> Self:
+        """Return the error of something that the state of the store prevented."""
+        error = cls(f"{what}: {reason}; check that it runs, and MLFLOW_TRACKING_URI")
+        error.reason = reason
+        return error
 
 
 class StoreDeniedError(StoreAwayError):
@@ -214,6 +219,11 @@ def call(
     raise AssertionError("the time limit comes first")
 
 
+def is_calling() -> bool:
+    """Return whether the store has not answered a call yet, be it one that was given up."""
+    return any(thread.name == _CALL_THREAD for thread in threading.enumerate())
+
+
 def is_missing(error: BaseException | None) -> bool:
     """Return whether the store answered that there is nothing of that name."""
     return isinstance(error, MlflowException) and error.error_code in (
@@ -285,7 +295,7 @@ def _ask(function: Callable[[], Any], seconds: float) -> Caught:
         with asked:
             asked.value = function()
 
-    threading.Thread(target=work, name=CALL_THREAD, daemon=True).start()
+    threading.Thread(target=work, name=_CALL_THREAD, daemon=True).start()
     if asked.done.wait(max(0.0, seconds)):
         return asked
     late = Caught()
@@ -320,7 +330,7 @@ def _failure_of(error: BaseException) -> _Failure:
         return _Failure(kind=kind, reason=f"answered {status} ({HTTPStatus(status).phrase})")
     for pattern, reason in _AWAY:
         if pattern.search(text):
-            return _Failure(kind="away", reason=reason)
+            return _Failure(kind="away", reason=reason.format(seconds=_seconds))
     return _Failure(kind="away", reason=f"failed: {_shortened(error)}")
 
 
@@ -356,7 +366,8 @@ def _error_of(what: str, failure: _Failure, error: BaseException) -> TrackingErr
     if failure.kind in ("refused", "conflict"):
         return TrackingError(masked(f"{what}: {failure.reason}"))
     reason = f"the tracking store {masked(mlflow.get_tracking_uri())} {failure.reason}"
-    return (StoreDeniedError if failure.kind == "denied" else StoreAwayError)(what, reason)
+    kind = StoreDeniedError if failure.kind == "denied" else StoreAwayError
+    return kind.during(what, reason)
 
 
 def _check_address(variable: str, uri: str) -> None:
@@ -372,7 +383,7 @@ def _check_database(uri: str) -> None:
     import mlflow.store.db.utils as mlflow_database  # half a second that only a database needs
     from sqlalchemy.engine import make_url
 
-    what = "cannot open the tracking store"
+    what = "cannot open the database"
     url = call(what, lambda: make_url(uri))
     if url.get_backend_name() != "sqlite":
         # MLflow tries ten times, 100 seconds in all, to connect; `call` tries again itself.
@@ -425,7 +436,9 @@ def _is_whole(path: Path, uri: str) -> bool:
     """Return whether a database is empty, which MLflow mends, or has all that MLflow needs."""
     from mlflow.store.db.utils import _get_latest_schema_revision
 
-    with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+    with contextlib.closing(
+        sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", 1, uri=True)
+    ) as db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
         if not tables:
             return True
