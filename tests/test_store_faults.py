@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -461,34 +462,30 @@ def test_a_model_that_a_kill_left_half_logged_is_the_one_that_is_finished(place)
 
 
 @pytest.fixture(scope="module")
-def postgres(place):
-    """The address of a PostgreSQL with a password, and a function that restarts it."""
+def postgres():
+    """The address of a PostgreSQL with a password, and a function that starts and stops it."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     assert found, "these tests need PostgreSQL: apt-get install postgresql (as .ci/run does)"
-    data, port, home = place / "postgres", free_port(), place
-    as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    for folder in (home, home.parent, home.parent.parent):
-        folder.chmod(0o755)
-    data.mkdir()
-    password = place / "password"
-    password.write_text("s3cret/word\n")
-    if as_user:
-        shutil.chown(data, "postgres", "postgres")
-    options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1 -c fsync=off"
+    as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []  # it refuses root
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:  # pytest's own is for root
+        data, password, port = f"{folder}/data", Path(folder) / "password", free_port()
+        password.write_text("s3cret/word\n")
+        if as_user:
+            shutil.chown(folder, "postgres")
+            shutil.chown(password, "postgres")
 
-    def control(*words):
-        command = [*as_user, str(found[-1] / words[0]), *words[1:]]
-        subprocess.run(command, check=True, cwd=data, stdout=subprocess.DEVNULL, timeout=120)
+        def control(program, *words):
+            command = [*as_user, str(found[-1] / program), "-D", data, *words]
+            subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=120)
 
-    control("initdb", "-D", str(data), "-A", "scram-sha-256", "-U", "ann", f"--pwfile={password}")
+        def serve(verb):
+            options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+            control("pg_ctl", verb, "-w", "-m", "fast", "-o", options, "-l", f"{folder}/log")
 
-    def serve(verb):
-        control("pg_ctl", verb, "-D", str(data), "-w", "-m", "fast", "-o", options, "-l",
-                str(data / "log"))  # fmt: skip
-
-    serve("start")
-    yield f"postgresql://ann:s3cret%2Fword@127.0.0.1:{port}/postgres", serve
-    serve("stop")
+        control("initdb", "-A", "scram-sha-256", "-U", "ann", f"--pwfile={password}")
+        serve("start")
+        yield f"postgresql+psycopg2://ann:s3cret%2Fword@127.0.0.1:{port}/postgres", serve
+        serve("stop")
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from dermalyze.training.ship import sync
 CODE = """
 import mlflow
 class Echo(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: list[str]) -> list[str]:
         return model_input
 mlflow.models.set_model(Echo())
 """

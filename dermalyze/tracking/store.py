@@ -35,6 +35,7 @@ from dermalyze.config import TrackingConfig
 from dermalyze.credentials import masked
 from serving.disk import make_folder, writing
 from serving.errors import TrackingError
+from serving.whole import sync
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
 _CALL_THREAD = "dermalyze-store"  # the name of the thread of a call
@@ -410,24 +411,24 @@ def _create(path: Path) -> None:
 
     make_folder(path.parent)
     lock = path.with_name(f".{path.name}.lock")
+    new = path.with_name(f".{path.name}.new")
     with writing(path):
         lock.touch()  # what cannot be written now is not a store that may come back
     try:
         with FileLock(lock, timeout=_CREATING_SECONDS):
-            if path.exists():
-                return
-            new = path.with_name(f".{path.name}.new")
-            for left in path.parent.glob(f"{new.name}*"):
-                left.unlink()
-            store = SqlAlchemyStore(  # type: ignore[no-untyped-call]
-                f"sqlite:///{new}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
-            )
-            store.engine.dispose()
-            with new.open("rb") as file:
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):  # MLflow itself was faster
-                os.link(new, path)
-            new.unlink()
+            if not path.exists():
+                for left in path.parent.glob(f"{new.name}*"):
+                    left.unlink()
+                store = SqlAlchemyStore(  # type: ignore[no-untyped-call]
+                    f"sqlite:///{new}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+                )
+                store.engine.dispose()
+                sync(new)
+                with contextlib.suppress(FileExistsError):  # MLflow itself was faster
+                    os.link(new, path)
+                new.unlink()
+            with contextlib.suppress(OSError):  # whoever waits for it makes it anew
+                lock.unlink()
     except Timeout as error:
         raise TimeoutError("timed out") from error
 
