@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -51,6 +52,22 @@ def running(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+@contextlib.contextmanager
+def mlflow_server(place: Path, port: int) -> Iterator[int]:
+    """Run MLflow's tracking server on what is in a folder."""
+    env = dict(os.environ, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    env.pop("MLFLOW_TRACKING_URI", None)
+    command = [
+        "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{place}/server.db",
+        "--artifacts-destination", str(place / "artifacts"),
+    ]  # fmt: skip
+    health = f"http://127.0.0.1:{port}/health"
+    with running(command, health=health, cwd=place, env=env, log=place / "server.log") as pid:
+        yield pid
 
 
 def _answers(health: str | tuple[str, int]) -> bool:

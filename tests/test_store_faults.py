@@ -19,7 +19,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
-from servers import free_port, running, wait_for
+from servers import free_port, mlflow_server, wait_for
 
 from dermalyze.config import TrackingConfig
 from dermalyze.tracking import open_run
@@ -226,22 +226,6 @@ class Program:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return tmp_path_factory.mktemp("faults")
-
-
-@contextlib.contextmanager
-def mlflow_server(place, port):
-    env = dict(os.environ)
-    env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    env.pop("MLFLOW_TRACKING_URI", None)
-    command = [
-        "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{place}/server.db",
-        "--artifacts-destination", str(place / "artifacts"),
-    ]  # fmt: skip
-    health = f"http://127.0.0.1:{port}/health"
-    with running(command, health=health, cwd=place, env=env, log=place / "server.log") as pid:
-        yield pid
 
 
 @pytest.fixture(scope="module")
