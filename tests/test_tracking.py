@@ -1,5 +1,10 @@
 """What MLflow is told, against a real sqlite store."""
 
+import contextlib
+import json
+import sqlite3
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
@@ -200,3 +205,76 @@ def test_files_that_were_left_behind_when_the_project_was_moved_are_named(store)
         "was moved, move it back or make that folder a link to the new one"
     )
     assert artifact_names(run.run_id) == {"note.txt"}
+
+
+def test_a_database_that_another_program_has_locked_is_one_sentence(store):
+    with contextlib.closing(sqlite3.connect(store / "mlflow.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TrackingError) as caught, open_run(TrackingConfig(timeout_seconds=2)):
+            pass
+    message = str(caught.value)
+    assert message == (
+        f"cannot open the database: the tracking store sqlite:///{store}/mlflow.db is locked "
+        f"by another program; check that it runs, and MLFLOW_TRACKING_URI"
+    )
+
+
+def test_a_run_is_opened_where_the_variables_of_mlflow_say_unless_an_option_does(
+    store, monkeypatch
+):
+    def experiment_of(**settings):
+        with open_run(TrackingConfig(**settings)) as run:
+            pass
+        info = MlflowClient().get_run(run.run_id).info
+        return MlflowClient().get_experiment(info.experiment_id).name
+
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+    assert experiment_of() == "dermalyze"
+    by_id = MlflowClient().create_experiment("by its id")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", by_id)
+    assert experiment_of() == "by its id"
+    assert experiment_of(experiment="dermalyze") == "dermalyze"
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "by its name")
+    assert experiment_of() == "by its name"
+    assert experiment_of(experiment="chosen") == "chosen"
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "777")
+    with pytest.raises(TrackingError) as caught, open_run(TrackingConfig()):
+        pass
+    assert str(caught.value) == (
+        f"MLFLOW_EXPERIMENT_ID must be the id of an experiment in sqlite:///{store}/mlflow.db, got "
+        "'777'; see `mlflow experiments search`"
+    )
+
+
+def test_what_the_store_will_never_take_is_put_aside_and_the_rest_is_delivered(store, capsys):
+    with open_run(TrackingConfig()) as run:
+        run.set_tags({"no such!key": "a"})
+        run.set_tags({"fine": "b"})
+    kept = Path(f".dermalyze/runs/{run.run_id}/outbox.refused.jsonl")
+    (entry,) = map(json.loads, kept.read_text().splitlines())
+    assert entry["tags"] == {"no such!key": "a"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('warning: cannot deliver tags: Invalid value "no such!key"')
+    assert line.endswith(f"; what the tracking store refuses is kept in {kept}")
+    found = MlflowClient().get_run(run.run_id)
+    assert (found.data.tags["fine"], found.info.status) == ("b", "FINISHED")
+
+
+def log_a_param_and_stop(run):
+    run.log_params({"a": 1})
+    raise KeyboardInterrupt
+
+
+def test_an_entry_that_was_cut_off_is_dropped_and_those_before_it_are_delivered(store):
+    with pytest.raises(KeyboardInterrupt), open_run(TrackingConfig()) as run:
+        log_a_param_and_stop(run)
+    folder = Path(f".dermalyze/runs/{run.run_id}")
+    with (folder / "outbox.jsonl").open("a") as file:
+        file.write('{"kind": "tags", "run": "' + run.run_id)  # as a full disk leaves it
+    (folder / "outbox.delivered").unlink()  # so that all is delivered once more
+    with open_run(TrackingConfig(), resume=run.run_id) as again:
+        again.log_epoch(1, {"train/loss": 0.5})
+    found = MlflowClient().get_run(run.run_id)
+    assert (found.data.params, found.info.status) == ({"a": "1"}, "FINISHED")
