@@ -5,6 +5,7 @@ import json
 import sqlite3
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
@@ -208,14 +209,19 @@ def test_files_that_were_left_behind_when_the_project_was_moved_are_named(store)
 
 
 def test_a_database_that_another_program_has_locked_is_one_sentence(store):
-    with contextlib.closing(sqlite3.connect(store / "mlflow.db")) as other:
-        other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(TrackingError) as caught, open_run(TrackingConfig(timeout_seconds=2)):
-            pass
-    message = str(caught.value)
-    assert message == (
-        f"cannot open the database: the tracking store sqlite:///{store}/mlflow.db is locked "
-        f"by another program; check that it runs, and MLFLOW_TRACKING_URI"
+    uri = f"sqlite:///{store}/./mlflow.db"  # which this process has not used yet
+    mlflow.set_tracking_uri(uri)
+    try:
+        with contextlib.closing(sqlite3.connect(store / "mlflow.db")) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            settings = TrackingConfig(timeout_seconds=2)
+            with pytest.raises(TrackingError) as caught, open_run(settings):
+                pass
+    finally:
+        mlflow.set_tracking_uri(f"sqlite:///{store}/mlflow.db")
+    assert str(caught.value) == (
+        f"cannot open the database: the tracking store {uri} is locked by another program; check "
+        "that it runs, and MLFLOW_TRACKING_URI"
     )
 
 
