@@ -51,6 +51,7 @@ _SPARE_FILES = 16  # descriptors that connections leave to everything else
 _SILENT_SECONDS = 60.0  # between two lines of the log about connections that are refused
 _HANDSHAKE_SECONDS = 0.1  # a client whose connection is being made at SIGTERM may finish it in
 _BACKLOG_SECONDS = 5.0  # to accept those who have connected
+_READ_SECONDS = 0.001  # of a late loop, timers come first, then reading, then this one
 _LAST_SECONDS = 1.0  # a connection without a request may still send one in, after SIGTERM
 # For the kernel: of what comes to a listening socket, drop what opens a new connection (the SYN).
 _SO_ATTACH_FILTER = 26
@@ -165,11 +166,14 @@ class BoundedProtocol(H11Protocol):
         """End with the present answer; a connection without a request gets a moment for one."""
         if self._is_quiet():
             self._unset_keepalive_if_required()
-            self.loop.call_later(_LAST_SECONDS, self._end_if_quiet)
+            self.loop.call_later(_LAST_SECONDS, self._end_after_reading)
         elif not self.cycle.response_started:
             self.cycle.default_headers = [*self.cycle.default_headers, CLOSE_HEADER]
         else:
             self.cycle.keep_alive = False
+
+    def _end_after_reading(self) -> None:
+        self.loop.call_later(_READ_SECONDS, self._end_if_quiet)
 
     def _is_quiet(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

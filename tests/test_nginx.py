@@ -71,6 +71,7 @@ def statuses(port, idle_seconds):
 def test_a_post_at_the_end_of_an_idle_time_is_answered(own, example, port, tmp_path):
     """Of nginx, whose time is below the service's, and of the service, where it is not."""
     (seconds,) = re.findall(r"keepalive_timeout (\d+)s;", example)
+    assert int(seconds) <= ServiceSettings().idle_seconds / 2
     scale = _IDLE_SECONDS / ServiceSettings().idle_seconds
     scaled = replaced(
         example,
@@ -82,7 +83,6 @@ def test_a_post_at_the_end_of_an_idle_time_is_answered(own, example, port, tmp_p
     with nginx(tmp_path, scaled, own.port) as shorter:
         assert statuses(shorter, int(seconds) * scale) == all_well
         assert statuses(shorter, _IDLE_SECONDS) == all_well
-        assert "prematurely" not in (tmp_path / "nginx.log").read_text()  # none needed a second try
     assert statuses(port, _IDLE_SECONDS) == all_well
 
 
