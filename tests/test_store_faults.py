@@ -22,7 +22,7 @@ from servers import free_port, mlflow_server, wait_for
 
 from dermalyze.config import TrackingConfig
 from dermalyze.tracking import open_run
-from serving.errors import TrackingError
+from serving.errors import StorageError, TrackingError
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = Path(__file__).parent / "tracked_program.py"
@@ -432,3 +432,22 @@ def test_a_run_goes_on_while_postgresql_is_restarted_and_nobody_sees_its_passwor
     assert (run.data.tags["shown"], run.data.params["shown"]) == (shown, shown)
     history = client.get_metric_history(program.run_id, "train/loss")
     assert [metric.step for metric in history] == [1, 2]
+
+
+def test_a_place_where_no_database_can_be_created_is_said_without_a_wait(address, tmp_path):
+    (tmp_path / "file").touch()
+    address(f"sqlite:///{tmp_path}/file/mlflow.db")
+    started = time.monotonic()
+    with pytest.raises(StorageError) as caught, open_run(TrackingConfig()):
+        pass
+    assert str(caught.value) == (
+        f"cannot write {tmp_path}/file: file exists; a file is where a folder is needed; name "
+        "another place"
+    )
+    assert time.monotonic() - started < 30  # seconds; 103 were the fault
+    address(f"sqlite:///{'n' * 300}.db")
+    with pytest.raises(StorageError) as caught, open_run(TrackingConfig()):
+        pass
+    assert str(caught.value) == (
+        f"cannot read {'n' * 300}.db: file name too long; name one that can be read"
+    )

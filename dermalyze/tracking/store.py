@@ -33,7 +33,7 @@ from mlflow.tracking import MlflowClient
 
 from dermalyze.config import TrackingConfig
 from dermalyze.credentials import masked
-from serving.disk import make_folder, writing
+from serving.disk import make_folder, reading, writing
 from serving.errors import TrackingError
 from serving.whole import sync
 
@@ -393,7 +393,9 @@ def _check_database(uri: str) -> None:
     if url.database in (None, "", ":memory:"):
         return
     path = Path(str(url.database))
-    if not path.exists():
+    with reading(path):
+        is_there = path.exists()
+    if not is_there:
         call(what, lambda: _create(path), num_bytes=_CREATING_SECONDS * _BYTES_PER_SECOND)
     while not call(what, lambda: _is_whole(path, uri)):
         if time.time() - path.stat().st_mtime > _UNFINISHED_SECONDS:
