@@ -31,6 +31,8 @@ from dermalyze.cli_options import (
     RUN_DATA,
     auto_option,
     data_option,
+    here_of,
+    here_options,
     plugin_option,
     run_data,
     say,
@@ -124,7 +126,10 @@ _OVERRIDES = {
     "seed": "training.seed",
     "experiment": "tracking.experiment",
     "plugins": "model.plugins",
+    "device": "training.device",
+    "prepared": "data.prepared",
 }
+_OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may change
 
 
 @main.command()
@@ -141,6 +146,8 @@ _OVERRIDES = {
 @auto_option("--seed", click.INT, "Of splits, sampling, augmentation and weights.")
 @auto_option("--experiment", click.STRING, "MLflow experiment.")
 @auto_option("--folds", click.INT, "Train so many times, each on another part; auto: once.")
+@auto_option("--device", click.STRING, "cpu, cuda or mps.")
+@auto_option("--prepared", click.STRING, "Folder of the decoded images; auto: in the data.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting.")
 @plugin_option(expose_value=True)
 @click.option("--resume", metavar="RUN_ID", default="", help="Go on with a stopped run.")
@@ -161,18 +168,20 @@ def train(
     result: Any
     typed_here = "MLFLOW_RUN_ID" not in os.environ  # which `mlflow run` sets, and MLflow removes
     if resume:
-        given = [name for name, value in overrides.items() if value != "auto"]
-        if given or settings or config != "auto" or folds != "auto":
+        given = {name: value for name, value in overrides.items() if value != "auto"}
+        if given.keys() - set(_OF_THE_MACHINE) or settings or config != "auto" or folds != "auto":
             raise click.UsageError(
-                "a resumed run keeps its settings; leave out all but --resume and --data-dir"
+                "a resumed run keeps its settings; leave out all but --resume, --data-dir, "
+                "--device, --prepared, --pretrained and --plugin"
             )
         from dermalyze.tracking import tags_of
         from dermalyze.training.folds import resume_folds
-        from dermalyze.training.job import FOLDS_TAG
+        from dermalyze.training.job import FOLDS_TAG, Here
         from dermalyze.training.run import resume as resume_run
 
         go_on = resume_folds if FOLDS_TAG in tags_of(resume) else resume_run
-        result = go_on(resume, run_data(data_dir), say=say)
+        here = Here(**given, say=say)
+        result = go_on(resume, run_data(data_dir), say=say, here=here)
     else:
         from dermalyze.data.auto import find_data
 
@@ -284,9 +293,16 @@ def demo_data(folder: Path, images: int, seed: int, layout: str) -> None:
     help="float16: half the size; int8: a quarter, and faster on a CPU.",
 )
 @RUN_DATA
+@here_options
 @plugin_option()
 def export_onnx(
-    run_ids: tuple[str, ...], output: Path, tta: bool, precision: str, data_dir: str | None
+    run_ids: tuple[str, ...],
+    output: Path,
+    tta: bool,
+    precision: str,
+    data_dir: str | None,
+    device: str | None,
+    prepared: Path | None,
 ) -> None:
     """Write the best epoch of a run, or of several, as one ONNX file, if it agrees with PyTorch.
 
@@ -299,7 +315,13 @@ def export_onnx(
     from dermalyze.training.shipping import export_runs
 
     said = export_runs(
-        run_ids, output, tta=tta, precision=precision, data_dir=run_data(data_dir), say=say
+        run_ids,
+        output,
+        tta=tta,
+        precision=precision,
+        data_dir=run_data(data_dir),
+        say=say,
+        here=here_of(device, prepared),
     )
     click.echo(f"{output}: {said}")
 

@@ -9,6 +9,8 @@ from dermalyze.cli_options import (
     FOLDER,
     RUN_DATA,
     RUN_ID,
+    here_of,
+    here_options,
     plugin_option,
     run_data,
     say,
@@ -23,6 +25,7 @@ from serving.taxonomy import DISCLAIMER
 @click.option("--images", type=FOLDER, default=None, help="Other images than the run's.")
 @click.option("--labels", type=FILE, default=None, help="Their CSV: image_id,label.")
 @click.option("--output", type=FOLDER, default=None, help="[default: evaluation-RUN_ID-SPLIT]")
+@here_options
 @plugin_option()
 def evaluate(
     run_id: str,
@@ -31,6 +34,8 @@ def evaluate(
     images: Path | None,
     labels: Path | None,
     output: Path | None,
+    device: str | None,
+    prepared: Path | None,
 ) -> None:
     """Judge a run's best epoch on a split, or on other images."""
     if (images is None) != (labels is None):
@@ -43,7 +48,13 @@ def evaluate(
         found = evaluate_images(run_id, images, labels, output=output, say=say)
     else:
         output = output or Path(f"evaluation-{run_id[:8]}-{split}")
-        found = evaluate_run(run_id, split, data_dir=run_data(data_dir), output=output)
+        found = evaluate_run(
+            run_id,
+            split,
+            data_dir=run_data(data_dir),
+            output=output,
+            here=here_of(device, prepared),
+        )
     click.echo(format_metrics(found.metrics, found.intervals))
     click.echo(f"written: {output}")
     click.echo(DISCLAIMER)
@@ -105,12 +116,14 @@ def compare(run_ids: tuple[str, ...], output: Path | None) -> None:
 @click.command()
 @RUN_ID
 @RUN_DATA
+@here_options
 @plugin_option()
-def leakage(run_id: str, data_dir: str | None) -> None:
+def leakage(run_id: str, data_dir: str | None, device: str | None, prepared: Path | None) -> None:
     """Show what a random split would have claimed: train again with siblings of test images."""
     from dermalyze.training.leakage import leakage_of
 
-    click.echo(leakage_of(run_id, run_data(data_dir), say=say).in_words())
+    here = here_of(device, prepared)
+    click.echo(leakage_of(run_id, run_data(data_dir), say=say, here=here).in_words())
     click.echo(DISCLAIMER)
 
 

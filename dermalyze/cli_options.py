@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from dermalyze.credentials import masked
+from dermalyze.config import DEVICES
 from serving.disk import reason_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -99,6 +100,23 @@ def plugin_option(*, expose_value: bool = False) -> Callable[[Command], Command]
     )
 
 
+def here_options(command: Command) -> Command:
+    """Add the options for what belongs to this machine and not to the run."""
+    device = click.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        default=None,
+        help="[default: that of the run, or auto where it is not available]",
+    )
+    prepared = click.option(
+        "--prepared",
+        type=FOLDER,
+        default=None,
+        help="Folder of the decoded images.  [default: that of the run, or prepared/ in the data]",
+    )
+    return device(prepared(command))
+
+
 class AutoOr(click.ParamType[Any]):
     """The word `auto`, which leaves a setting as the config has it, or a value."""
 
@@ -119,3 +137,10 @@ def auto_option(name: str, kind: click.ParamType[Any], text: str) -> Callable[[C
 def say(line: str) -> None:
     """Print progress and warnings, to stderr."""
     click.echo(masked(line), err=True)
+
+
+def here_of(device: str | None, prepared: Path | None) -> Any:
+    """Return the `Here` that `here_options` ask for."""
+    from dermalyze.training.job import Here
+
+    return Here(device=device or "", prepared=str(prepared or ""), say=say)

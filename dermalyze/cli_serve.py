@@ -16,6 +16,8 @@ from dermalyze.cli_options import (
     PRECISION,
     RUN_DATA,
     Command,
+    here_of,
+    here_options,
     plugin_option,
     run_data,
     say,
@@ -128,6 +130,7 @@ def serve(
     default=None,
     help="onnxruntime-web, as npm packs it; else npm fetches it.",
 )
+@here_options
 @plugin_option()
 def export_web(
     run_ids: tuple[str, ...],
@@ -136,6 +139,8 @@ def export_web(
     precision: str,
     data_dir: str | None,
     runtime: Path | None,
+    device: str | None,
+    prepared: Path | None,
 ) -> None:
     """Write the page as a folder that runs the model in the browser.
 
@@ -153,7 +158,13 @@ def export_web(
             model = folder / "model.onnx"
             data = run_data(data_dir)
             said = export_runs(
-                run_ids, model, tta=False, precision=precision, data_dir=data, say=say
+                run_ids,
+                model,
+                tta=False,
+                precision=precision,
+                data_dir=data,
+                say=say,
+                here=here_of(device, prepared),
             )
             say(said)
         click.echo(f"{output}: {write(model, output, runtime=runtime)}")

@@ -55,6 +55,15 @@ def load_config(
     return config_from(content if content is not None else {}, overrides, values)
 
 
+def setting_names(content: object, prefix: str = "") -> list[str]:
+    """Return the dotted names of the settings that nested mappings give values to."""
+    if not isinstance(content, dict):
+        return [prefix.removesuffix(".")]
+    return [
+        name for key, value in content.items() for name in setting_names(value, f"{prefix}{key}.")
+    ]
+
+
 def config_from(
     content: object,
     overrides: Sequence[str] = (),

@@ -52,6 +52,7 @@ class Prepared:
     files: Mapping[str, ImageFile]  # image_id -> the original file
     data_dir: Path  # where they were found
     stored: StoredImages  # the store and what is known of its images
+    pixels: str = ""  # sha256 of the stored pixels, once they were verified
 
     def read_image_bytes(self, image_id: str) -> bytes:
         """Return the original file of one image.

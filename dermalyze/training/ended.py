@@ -42,7 +42,8 @@ from dermalyze.training.job import (
     EVALUATION,
     HISTORY,
     SPLIT_FILES,
-    prepare_for,
+    Here,
+    prepare_again,
     stored_config,
 )
 from dermalyze.training.judged import (
@@ -76,7 +77,14 @@ class Evaluated:
     intervals: Mapping[str, Any]  # as judgement.json holds them
 
 
-def evaluate_run(run_id: str, split: str, *, data_dir: Path | None, output: Path) -> Evaluated:
+def evaluate_run(
+    run_id: str,
+    split: str,
+    *,
+    data_dir: Path | None,
+    output: Path,
+    here: Here | None = None,
+) -> Evaluated:
     """Judge a run's best epoch on one of its splits; write it to `output` and into the run.
 
     On the test split a calibrator, fitted on the validation split, is judged as well.
@@ -88,7 +96,7 @@ def evaluate_run(run_id: str, split: str, *, data_dir: Path | None, output: Path
     names = (CONFIG, HISTORY, *SPLIT_FILES, BEST)
     with fetched(run_id, names) as (config_file, *_, checkpoint):
         files = config_file.parent
-        config = stored_config(config_file)
+        config = stored_config(config_file, here or Here())
         prepared, splits = data_of_run(run_id, params, config, data_dir, files)
         member, spec = load_member(checkpoint)
         runner = Runner(
@@ -332,19 +340,6 @@ def data_of_run(
     Raises:
         DataError: the data is not what the run was trained on.
     """
-    prepared = prepare_for(config, data_dir or _logged_data_dir(run_id, params))
-    known = params.get("resolved.data_fingerprint", "")
-    if known != prepared.fingerprint:
-        raise DataError(
-            f"run {run_id} was trained on other data (fingerprint {known[:12]}, here "
-            f"{prepared.fingerprint[:12]}); pass its folder as --data-dir"
-        )
+    prepared = prepare_again(run_id, params, config, data_dir)
     lesion_aware = config.data.lesion_aware
     return prepared, read_splits(split_folder, prepared.manifest, lesion_aware=lesion_aware)
-
-
-def _logged_data_dir(run_id: str, params: dict[str, str]) -> Path:
-    path = Path(params.get("data.dir", ""))
-    if not params.get("data.dir") or not path.is_dir():
-        raise DataError(f"the data of run {run_id} is not where it was; pass --data-dir")
-    return path

@@ -5,8 +5,8 @@ classes, N images.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,30 +24,31 @@ from dermalyze.tracking import (
     TrackedRun,
     add_below,
     children_of,
-    fetch,
     fetched,
-    open_run,
-    require_unfinished,
+    tags_of,
+    tell_project_run,
     under_way,
 )
+from dermalyze.training.began import Began, began_with
+from dermalyze.training.held import heartbeat, hold, open_held
 from dermalyze.training.job import (
     CONFIG,
     EVALUATION,
     FOLD_TAG,
     FOLDS_TAG,
+    Here,
     Say,
-    prepare_again,
     prepare_for,
     run_name,
-    stored_config,
 )
 from dermalyze.training.judged import RunFacts, interval_metrics, write_judged
-from dermalyze.training.run import TrainingInterruptedError, resolve, train_in
+from dermalyze.training.kept import reopen
+from dermalyze.training.run import TrainingInterruptedError, resolve, train_in, warn_of_place
 from dermalyze.training.ship import conclude
 from serving.disk import make_folder
 from serving.errors import TrackingError, TrainingError
 from serving.taxonomy import CLASS_NAMES
-from serving.whole import write_text
+from serving.whole import copy_whole, write_text
 
 MIN_FOLDS, MAX_FOLDS = 2, 20
 PREDICTIONS = f"{EVALUATION}/predictions.csv"
@@ -66,11 +67,13 @@ class FoldsResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    config: Config
+    began: Began
     prepared: Prepared
-    data_dir: Path
     splits: Sequence[Splits]  # of each fold
-    demo_data: bool
+
+    @property
+    def config(self) -> Config:
+        return self.began.config
 
 
 def train_folds(
@@ -87,51 +90,40 @@ def train_folds(
     require(config.data.splits == "auto", "data.splits", "auto to train folds", config.data.splits)
     require(config.data.lesion_aware, "data.lesion_aware", "true to train folds", False)
     config = resolve(config)
-    plan = _plan(config, prepare_for(config, data_dir), data_dir, folds, demo_data=demo_data)
+    began = Began(config=config, data_dir=data_dir, demo_data=demo_data)
     tags = {FOLDS_TAG: str(folds), "dermalyze.demo_data": str(demo_data).lower()}
+    tell_project_run({**tags, **began.tags()})
+    prepared = prepare_for(config, data_dir)
+    plan = _plan(began, prepared, folds)
+    tags |= dataclasses.replace(began, pixels=prepared.pixels).tags()
     name = f"{folds} folds, {run_name(config)}"
-    with open_run(config.tracking, name=name, tags=tags) as run:
-        folder = _folder(run.run_id)
-        run.log_params(
-            {
-                **flatten(config),
-                "folds": folds,
-                "data.dir": str(data_dir.resolve()),
-                "resolved.data_fingerprint": plan.prepared.fingerprint,
-                "resolved.num_images": len(plan.prepared.manifest),
-            }
-        )
-        run.set_tags({"dermalyze.warnings": _caveat(folds)})
-        write_text(folder / CONFIG, to_yaml(config))
-        run.log_file(folder / CONFIG)
+    with open_held(config.tracking, name=name, tags=tags) as run:
         return _finish(run, plan, say)
 
 
-def resume_folds(run_id: str, data_dir: Path | None, *, say: Say) -> FoldsResult:
+def resume_folds(
+    run_id: str, data_dir: Path | None, *, say: Say, here: Here | None = None
+) -> FoldsResult:
     """Go on with folds that were stopped or killed; what has ended well is not done again.
 
     Raises:
         TrackingError: there is no such run, it has no folds, or it has ended well.
         DermalyzeError: as `train_folds`.
     """
-    params, tags = require_unfinished(run_id)
-    if FOLDS_TAG not in tags:
-        raise TrackingError(
-            f"run {run_id} was not trained in folds; go on with `dermalyze train --resume {run_id}`"
-        )
-    folder = _folder(run_id)
-    if not (folder / CONFIG).exists():
-        fetch(run_id, CONFIG, folder)
-    config = stored_config(folder / CONFIG)
-    plan = _plan(
-        config,
-        prepare_again(run_id, params, config, data_dir),
-        data_dir or Path(params["data.dir"]),
-        int(tags[FOLDS_TAG]),
-        demo_data=tags.get("dermalyze.demo_data") == "true",
-    )
-    with open_run(config.tracking, resume=run_id) as run:
-        return _finish(run, plan, say)
+    with hold(run_id):
+        if FOLDS_TAG not in tags_of(run_id):
+            raise TrackingError(
+                f"run {run_id} was not trained in folds; go on with "
+                f"`dermalyze train --resume {run_id}`"
+            )
+        kept = reopen(run_id, data_dir, here or Here(say=say))
+        for child, has_ended_well in children_of(run_id, FOLD_TAG).values():
+            if not has_ended_well:
+                with hold(child):  # or it would be found out only in the middle
+                    pass
+        plan = _plan(kept.now, kept.prepared, int(kept.tags[FOLDS_TAG]))
+        with open_held(plan.config.tracking, resume=run_id) as run:
+            return _finish(run, plan, say)
 
 
 def out_of_fold(manifest: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -149,27 +141,38 @@ def out_of_fold(manifest: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> pd.Da
     return table.set_index("image_id").loc[manifest["image_id"]].reset_index()
 
 
-def _plan(
-    config: Config, prepared: Prepared, data_dir: Path, folds: int, *, demo_data: bool
-) -> _Plan:
+def _plan(began: Began, prepared: Prepared, folds: int) -> _Plan:
     """Deal the folds, which depend on the images and the settings alone."""
+    config = began.config
     splits = fold_splits(
         prepared.manifest, folds, val_size=config.data.val_size, seed=config.training.seed
     )
-    return _Plan(
-        config=config, prepared=prepared, data_dir=data_dir, splits=splits, demo_data=demo_data
-    )
+    return _Plan(began=began, prepared=prepared, splits=splits)
 
 
 def _finish(run: TrackedRun, plan: _Plan, say: Say) -> FoldsResult:
     """Do all that is left to do."""
+    config, folds, folder = plan.config, len(plan.splits), _folder(run.run_id)
+    warn_of_place(run, say)
+    run.log_params(
+        {
+            **flatten(config),
+            "folds": folds,
+            "data.dir": str(plan.began.data_dir.resolve()),
+            "resolved.data_fingerprint": plan.prepared.fingerprint,
+            "resolved.num_images": len(plan.prepared.manifest),
+        }
+    )
+    run.set_tags({"dermalyze.warnings": _caveat(folds)})
+    write_text(folder / CONFIG, to_yaml(config))
+    run.log_file(folder / CONFIG)
     say(
-        f"run {run.run_id}: {len(plan.splits)} folds; where they are stopped, "
+        f"run {run.run_id}: {folds} folds; where they are stopped, "
         f"`dermalyze train --resume {run.run_id}` goes on"
     )
     run_ids = _train_folds(run, plan, say)
     metrics, intervals = _judge(run, plan, run_ids)
-    caveat = _caveat(len(plan.splits))
+    caveat = _caveat(folds)
     say(f"warning: {caveat}")
     conclude(run)
     return FoldsResult(
@@ -189,42 +192,44 @@ def _train_folds(run: TrackedRun, plan: _Plan, say: Say) -> tuple[str, ...]:
     """
     tracking = dataclasses.replace(plan.config.tracking, register=False)
     config = dataclasses.replace(plan.config, tracking=tracking)
+    began = dataclasses.replace(plan.began, config=config)
     known = children_of(run.run_id, FOLD_TAG)
     children: dict[int, TrackedRun] = {}
     run_ids = []
-    for number in range(1, len(plan.splits) + 1):
-        title = f"fold {number} of {len(plan.splits)}"
-        run_id, has_ended_well = known.get(str(number), ("", False))
-        if has_ended_well:
-            say(f"{title}: run {run_id} has ended well")
-            if not _predictions_of(run, number).exists():
-                with fetched(run_id, (PREDICTIONS,)) as (path,):
-                    shutil.copyfile(path, _predictions_of(run, number))
-        else:
-            name, tags = f"{title}, {run_name(config)}", {FOLD_TAG: str(number)}
-            children[number] = add_below(run, name=name, tags=tags, resume=run_id)
-            run_id = children[number].run_id
-        run_ids.append(run_id)
-    for number, below in children.items():
-        title, splits = f"fold {number} of {len(plan.splits)}", plan.splits[number - 1]
-        try:
-            with under_way(below) as child:
-                say(f"{title}: run {child.run_id}")
-                train_in(
-                    child,
-                    config,
-                    plan.prepared,
-                    splits,
-                    data_dir=plan.data_dir,
-                    demo_data=plan.demo_data,
-                    say=say,
+    with ExitStack() as holds:
+        for number, splits in enumerate(plan.splits, start=1):
+            title = f"fold {number} of {len(plan.splits)}"
+            run_id, has_ended_well = known.get(str(number), ("", False))
+            if has_ended_well:
+                say(f"{title}: run {run_id} has ended well")
+                if not _predictions_of(run, number).exists():
+                    with fetched(run_id, (PREDICTIONS,)) as (path,):
+                        copy_whole(path, _predictions_of(run, number))
+            else:
+                of_fold = began.with_data(plan.prepared, splits)
+                children[number] = below = add_below(
+                    run,
+                    name=f"{title}, {run_name(began.config)}",
+                    tags={FOLD_TAG: str(number), **of_fold.tags()},
+                    resume=run_id,
                 )
-                shutil.copyfile(child.folder / PREDICTIONS, _predictions_of(run, number))
-        except TrainingInterruptedError as error:
-            run.status = "KILLED"
-            raise TrainingInterruptedError(
-                f"stopped in {title}; go on with `dermalyze train --resume {run.run_id}`"
-            ) from error
+                if (before := began_with(below.tags)) is not None:
+                    before.require_same_data(plan.prepared, splits)
+                run_id = below.run_id
+                holds.enter_context(hold(run_id))
+            run_ids.append(run_id)
+        for number, below in children.items():
+            title, splits = f"fold {number} of {len(plan.splits)}", plan.splits[number - 1]
+            try:
+                with under_way(below) as child, heartbeat(child):
+                    say(f"{title}: run {child.run_id}")
+                    train_in(child, began, plan.prepared, splits, say=say)
+                    copy_whole(child.folder / PREDICTIONS, _predictions_of(run, number))
+            except TrainingInterruptedError as error:
+                run.status = "KILLED"
+                raise TrainingInterruptedError(
+                    f"stopped in {title}; go on with `dermalyze train --resume {run.run_id}`"
+                ) from error
     return tuple(run_ids)
 
 

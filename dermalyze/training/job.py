@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dermalyze.config import Config
 from dermalyze.config_file import load_config
@@ -19,10 +18,10 @@ from dermalyze.data.splits import Splits
 from dermalyze.models.checkpoint import load_checkpoint, save_checkpoint
 from dermalyze.models.plugins import with_named_plugins
 from dermalyze.models.shipped import Member
-from dermalyze.tracking import StoreAwayError, TrackedRun, fetch
-from dermalyze.training.device import Device
+from dermalyze.tracking import TrackedRun
+from dermalyze.training.device import Device, available_devices
 from dermalyze.training.state import TrainingState
-from serving.errors import ArtifactError, TrackingError, TrainingError
+from serving.errors import DataError
 from serving.metadata import MetadataFields
 from serving.spec import ModelSpec
 from serving.whole import write_text
@@ -70,20 +69,64 @@ class Job:
         )
 
 
-def stored_config(path: Path) -> Config:
-    """Read the settings that a run has kept; code that they ask for is not run.
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """What belongs to this machine and not to a run; empty: as the run has it, if that is here."""
+
+    device: str = ""
+    prepared: str = ""  # a folder for what is prepared once
+    pretrained: str = ""  # true, false or a file; needed only before the first checkpoint
+    say: Say = lambda _: None  # shows a warning to the user
+
+    def apply(self, config: Config) -> Config:
+        """Return the settings of a run with those of this machine in place of its own.
+
+        Raises:
+            ConfigError: a value is not allowed.
+        """
+        device, prepared = self.device or config.training.device, config.data.prepared
+        if not self.device and device not in available_devices():
+            self.say(f"warning: training.device {device} is not available here; auto is used")
+            device = "auto"
+        if self.prepared:
+            prepared = self.prepared
+        elif prepared != "auto" and not Path(prepared).is_dir():
+            self.say(f"warning: data.prepared {prepared} is not here; auto is used")
+            prepared = "auto"
+        words: dict[str, str | bool] = {"true": True, "false": False}
+        pretrained = config.model.pretrained
+        if self.pretrained:
+            pretrained = words.get(self.pretrained, self.pretrained)
+        return dataclasses.replace(
+            config,
+            training=dataclasses.replace(config.training, device=device),
+            data=dataclasses.replace(config.data, prepared=prepared),
+            model=dataclasses.replace(config.model, pretrained=pretrained),
+        )
+
+
+def stored_config(path: Path, here: Here) -> Config:
+    """Read the settings that a run has kept, for use here; code that they ask for is not run.
 
     Raises:
         ConfigError: they cannot be read, or ask for a plug-in that the user has not named.
     """
-    config = load_config(path)
-    return dataclasses.replace(config, model=with_named_plugins(config.model))
+    return usable_config(load_config(path), here)
+
+
+def usable_config(kept: Config, here: Here) -> Config:
+    """Return the settings of a run for use here; as `stored_config`."""
+    return here.apply(dataclasses.replace(kept, model=with_named_plugins(kept.model)))
 
 
 def prepare_for(config: Config, data_dir: Path) -> Prepared:
-    """Prepare the images as the settings ask for; quick where it was done before."""
+    """Prepare the images as the settings ask for; quick where it was done before.
+
+    Raises:
+        DataError: as `prepare`; or the stored pixels are damaged.
+    """
     data = config.data
-    return prepare(
+    prepared = prepare(
         data_dir,
         output=None if data.prepared == "auto" else Path(data.prepared),
         image_size=data.image_size,
@@ -92,22 +135,26 @@ def prepare_for(config: Config, data_dir: Path) -> Prepared:
         workers=config.training.num_workers,
         allow_problems=data.allow_problems,
     )
+    return dataclasses.replace(prepared, pixels=prepared.stored.verify())
 
 
 def prepare_again(
     run_id: str, params: Mapping[str, str], config: Config, data_dir: Path | None
 ) -> Prepared:
-    """Prepare the images of a run that goes on, given its logged parameters.
+    """Prepare the images of a run, given its logged parameters.
 
     Raises:
-        TrainingError: the data is not what the run began with.
+        DataError: the data is not what the run was trained on, or not where it was.
     """
-    prepared = prepare_for(config, data_dir or Path(params["data.dir"]))
+    folder = data_dir or Path(params.get("data.dir", ""))
+    if data_dir is None and (not params.get("data.dir") or not folder.is_dir()):
+        raise DataError(f"the data of run {run_id} is not where it was; pass --data-dir")
+    prepared = prepare_for(config, folder)
     known = params.get("resolved.data_fingerprint", prepared.fingerprint)
     if known != prepared.fingerprint:
-        raise TrainingError(
+        raise DataError(
             f"run {run_id} was trained on other data (fingerprint {known[:12]}, here "
-            f"{prepared.fingerprint[:12]}); pass the folder it began with as --data-dir"
+            f"{prepared.fingerprint[:12]}); pass its folder as --data-dir"
         )
     return prepared
 
@@ -158,42 +205,3 @@ def log_progress(job: Job, *, best: bool) -> None:
     """Log what `save_latest` and, where the epoch was the best, `save_best` wrote."""
     for name in (LATEST, HISTORY, *((BEST,) if best else ())):
         job.run.log_file(job.folder / name)
-
-
-def furthest_checkpoint(job: Job) -> dict[str, Any] | None:
-    """Return the checkpoint that came furthest, on this machine or with the run; None: neither."""
-    found = []
-    if (job.folder / LATEST).exists():
-        found.append(load_checkpoint(job.folder / LATEST))
-    try:
-        found.append(load_checkpoint(fetch(job.run.run_id, LATEST, job.folder / "fetched")))
-    except StoreAwayError:
-        if not found:
-            raise
-    except (TrackingError, ArtifactError):
-        if not found:
-            return None
-    return max(found, key=lambda c: (c["training"]["epoch"], c["training"]["step"]))
-
-
-def repair_best(job: Job, state: TrainingState) -> None:
-    """Make sure that the best checkpoint is the one the state speaks of.
-
-    A kill may fall between the two files; then the weights just loaded are the best ones.
-    """
-    if state.best_epoch == 0:
-        return
-    path = job.folder / BEST
-    for fetch_first in (False, True):
-        try:
-            if fetch_first:
-                fetch(job.run.run_id, BEST, job.folder)
-            if load_checkpoint(path)["training"]["epoch"] == state.best_epoch:
-                return
-        except (TrackingError, ArtifactError):
-            continue
-    if state.best_epoch == state.epoch and state.step == 0:
-        save_best(job, state)
-        job.run.log_file(path)
-        return
-    raise TrainingError(f"run {job.run.run_id} has lost {BEST}; train anew")

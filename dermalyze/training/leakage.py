@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermalyze.config import Config
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import SharedPhotograph, Splits, near_duplicate_scan
 from dermalyze.evaluation.compare import Comparison, compare, table
 from dermalyze.evaluation.scored import Scored, read_scored
-from dermalyze.tracking import add_to_run, children_of, fetched, open_run, require_run, tags_of
+from dermalyze.tracking import add_to_run, children_of, fetched, require_run, tags_of
+from dermalyze.training.began import Began, began_with
 from dermalyze.training.ended import data_of_run
+from dermalyze.training.held import lock, open_held
 from dermalyze.training.job import (
     CONFIG,
     EVALUATION,
     FOLDS_TAG,
     SPLIT_FILES,
+    Here,
     Say,
     run_name,
     stored_config,
@@ -87,7 +89,9 @@ class Leakage:
         return "\n".join(lines)
 
 
-def leakage_of(run_id: str, data_dir: Path | None, *, say: Say) -> Leakage:
+def leakage_of(
+    run_id: str, data_dir: Path | None, *, say: Say, here: Here | None = None
+) -> Leakage:
     """Train a network that knows siblings of the test images, compare, and log `leakage.json`.
 
     That network has a run of its own, shown below the first.  Where it is stopped or killed,
@@ -97,13 +101,14 @@ def leakage_of(run_id: str, data_dir: Path | None, *, say: Say) -> Leakage:
         DataError: no test lesion has a second image, the data is not what the run was trained on,
             or its training set holds siblings already.
         TrackingError: there is no such run, or it has no predictions for its test split.
+        TrainingError: another process does the same.
         TrainingInterruptedError: Ctrl-C.
     """
     params, tags = require_run(run_id), tags_of(run_id)
     if FOLDS_TAG in tags:
         raise DataError(f"run {run_id} stands for several folds; pass the run id of one of them")
     with fetched(run_id, (CONFIG, PREDICTIONS, *SPLIT_FILES)) as (config_file, own, split_file, *_):
-        config = stored_config(config_file)
+        config = stored_config(config_file, here or Here(say=say))
         if not config.data.lesion_aware:
             raise DataError(
                 f"run {run_id} was trained with siblings of its test images already; pass one with "
@@ -113,15 +118,18 @@ def leakage_of(run_id: str, data_dir: Path | None, *, say: Say) -> Leakage:
         prepared, splits = data_of_run(run_id, params, config, data_dir, split_file.parent)
     manifest = prepared.manifest
     leaky_splits = with_siblings(manifest, splits)
-    leaky_run_id = _train_leaky(
-        run_id,
+    config = dataclasses.replace(
         config,
-        prepared,
-        leaky_splits,
-        data_dir=data_dir or Path(params["data.dir"]),
-        demo_data=tags.get("dermalyze.demo_data") == "true",
-        say=say,
+        data=dataclasses.replace(config.data, lesion_aware=False),
+        tracking=dataclasses.replace(config.tracking, register=False),
     )
+    began = Began(
+        config=config,
+        data_dir=prepared.data_dir,
+        demo_data=tags.get("dermalyze.demo_data") == "true",
+    )
+    with lock(f"{run_id}.leakage", f"the leakage of run {run_id}"):
+        leaky_run_id = _train_leaky(run_id, began, prepared, leaky_splits, say=say)
     with fetched(leaky_run_id, (PREDICTIONS,)) as (path,):
         leaky = read_scored(path)
     siblings = np.setdiff1d(leaky_splits.train, splits.train)
@@ -160,36 +168,27 @@ def with_siblings(manifest: pd.DataFrame, splits: Splits) -> Splits:
     return Splits(train=train, val=splits.val, test=np.sort(rows[~is_sibling]))
 
 
-def _train_leaky(
-    run_id: str,
-    config: Config,
-    prepared: Prepared,
-    splits: Splits,
-    *,
-    data_dir: Path,
-    demo_data: bool,
-    say: Say,
-) -> str:
+def _train_leaky(run_id: str, began: Began, prepared: Prepared, splits: Splits, *, say: Say) -> str:
     """Train the second network as far as it is not trained yet; return its run."""
-    config = dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, lesion_aware=False),
-        tracking=dataclasses.replace(config.tracking, register=False),
-    )
     leaky_run_id, has_ended_well = children_of(run_id, LEAKAGE_TAG).get(run_id, ("", False))
     if has_ended_well:
         say(f"run {leaky_run_id}, with siblings, has ended well")
         return leaky_run_id
+    began, tags = began.with_data(prepared, splits), {LEAKAGE_TAG: run_id}
+    if not leaky_run_id:
+        tags |= began.tags()
+    elif (before := began_with(tags_of(leaky_run_id))) is not None:
+        before.require_same_data(prepared, splits)
     try:
-        with open_run(
-            config.tracking,
-            name=f"with siblings, {run_name(config)}",
+        with open_held(
+            began.config.tracking,
+            name=f"with siblings, {run_name(began.config)}",
             resume=leaky_run_id,
             parent=run_id,
-            tags={LEAKAGE_TAG: run_id},
+            tags=tags,
         ) as run:
             say(f"run {run.run_id}, with siblings of the test images of run {run_id}")
-            train_in(run, config, prepared, splits, data_dir=data_dir, demo_data=demo_data, say=say)
+            train_in(run, began, prepared, splits, say=say)
             return run.run_id
     except TrainingInterruptedError as error:
         raise TrainingInterruptedError(

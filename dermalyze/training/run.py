@@ -27,30 +27,39 @@ from dermalyze.data.splits import (
 from dermalyze.evaluation.judge import check_settings
 from dermalyze.models.backbone import Weights, resize_filter_of
 from dermalyze.models.classifier import build_classifier
-from dermalyze.tracking import WORK, TrackedRun, fetch, open_run, require_unfinished
+from dermalyze.tracking import (
+    WORK,
+    TrackedRun,
+    local_artifacts,
+    tell_project_run,
+)
+from dermalyze.training.began import Began
 from dermalyze.training.device import choose_device, set_determinism
+from dermalyze.training.held import hold, open_held
 from dermalyze.training.interrupt import stop_on_signal
 from dermalyze.training.job import (
     AUGMENTATION,
     CONFIG,
-    SPLIT_FILES,
+    Here,
     Job,
     Say,
-    furthest_checkpoint,
     log_progress,
-    prepare_again,
     prepare_for,
-    repair_best,
     run_name,
     save_best,
     save_latest,
-    stored_config,
+)
+from dermalyze.training.kept import (
+    furthest_checkpoint,
+    kept_splits,
+    reopen,
+    repair_best,
 )
 from dermalyze.training.loop import LearningData, fit
 from dermalyze.training.ship import RunResult, ship
 from dermalyze.training.state import TrainingState, new_state
 from serving.disk import make_folder
-from serving.errors import TrainingError
+from serving.errors import TrackingError, TrainingError
 from serving.taxonomy import CLASS_NAMES
 from serving.whole import whole_file, write_text
 
@@ -67,67 +76,79 @@ def train(config: Config, data_dir: Path, *, demo_data: bool, say: Say) -> RunRe
         TrainingInterruptedError: Ctrl-C; the run is marked KILLED and can be resumed.
     """
     config = resolve(config)
+    began = Began(config=config, data_dir=data_dir, demo_data=demo_data)
+    tell_project_run(began.tags())  # which is there already, and may be killed from now on
     prepared = prepare_for(config, data_dir)
-    splits = _splits(config, prepared)
-    with open_run(config.tracking, name=run_name(config)) as run:
-        return train_in(
-            run, config, prepared, splits, data_dir=data_dir, demo_data=demo_data, say=say
-        )
+    splits = make_splits(config, prepared)
+    began = began.with_data(prepared, splits)
+    with open_held(config.tracking, name=run_name(config), tags=began.tags()) as run:
+        return train_in(run, began, prepared, splits, say=say)
 
 
 def train_in(
-    run: TrackedRun,
-    config: Config,
-    prepared: Prepared,
-    splits: Splits,
-    *,
-    data_dir: Path,
-    demo_data: bool,
-    say: Say,
+    run: TrackedRun, began: Began, prepared: Prepared, splits: Splits, *, say: Say
 ) -> RunResult:
     """Do in an open run what `train` does; one that was stopped goes on from where it was.
 
     Args:
         run: new, or resumed with the settings, images and splits that it began with.
-        config: with nothing left to find out, as `resolve` returns it.
+        began: what that is; its settings as they are used here, with nothing left to find out.
         prepared: the images.
         splits: which of them to learn from, to choose the best epoch by, and to test on.
-        data_dir: where the images were found.
-        demo_data: whether they are drawn.
         say: shows a line to the user.
     """
+    config = began.config
     check_settings(config.evaluation, prepared.manifest.iloc[splits.val], CLASS_NAMES)
     job = _job(config, prepared, splits, run, say)
-    run.log_params({**flatten(config), "data.dir": str(data_dir.resolve())})
-    run.set_tags({"dermalyze.demo_data": str(demo_data).lower()})
+    warn_of_place(run, say)
+    run.log_params({**flatten(config), "data.dir": str(began.data_dir.resolve())})
+    run.set_tags({"dermalyze.demo_data": str(began.demo_data).lower()})
     write_text(job.folder / CONFIG, to_yaml(config))
     run.log_file(job.folder / CONFIG)
     for path in save_splits(job.folder, prepared.manifest, splits):
         run.log_file(path)
     checkpoint = furthest_checkpoint(job) if run.resumed else None
-    return _finish(job, demo_data=demo_data, checkpoint=checkpoint)
+    return _finish(job, demo_data=began.demo_data, checkpoint=checkpoint)
 
 
-def resume(run_id: str, data_dir: Path | None, *, say: Say) -> RunResult:
+def resume(run_id: str, data_dir: Path | None, *, say: Say, here: Here | None = None) -> RunResult:
     """Go on with a run that was stopped or killed, with the settings that it began with.
 
+    A run that was killed before its first checkpoint starts again.
+
     Raises:
-        TrackingError: there is no such run, or it has ended well.
+        TrackingError: there is no such run, it has ended well, or nothing is known of it.
+        TrainingError: another process works on it, or it is not what it was.
         DermalyzeError: as `train`.
     """
-    params, tags = require_unfinished(run_id)
-    folder = WORK / run_id
-    make_folder(folder)
-    for name in (CONFIG, *SPLIT_FILES):
-        if not (folder / name).exists():
-            fetch(run_id, name, folder)
-    config = stored_config(folder / CONFIG)
-    prepared = prepare_again(run_id, params, config, data_dir)
-    splits = read_splits(folder, prepared.manifest, lesion_aware=config.data.lesion_aware)
-    with open_run(config.tracking, resume=run_id) as run:
-        job = _job(config, prepared, splits, run, say)
-        demo_data = tags.get("dermalyze.demo_data") == "true"
-        return _finish(job, demo_data=demo_data, checkpoint=furthest_checkpoint(job))
+    with hold(run_id):
+        kept = reopen(run_id, data_dir, here or Here(say=say))
+        config, prepared = kept.now.config, kept.prepared
+        splits = kept_splits(run_id, prepared, config, say)
+        if splits is None:
+            if parent := kept.tags.get("mlflow.parentRunId"):
+                raise TrackingError(
+                    f"run {run_id} was killed before it had any file; resume run {parent}, which "
+                    "it belongs to"
+                )
+            splits = make_splits(config, prepared)
+        if kept.began is not None:
+            kept.began.require_same_data(prepared, splits)
+        with open_held(config.tracking, resume=run_id) as run:
+            return train_in(run, kept.now, prepared, splits, say=say)
+
+
+def warn_of_place(run: TrackedRun, say: Say) -> None:
+    """Say where the files of a run go, unless it is below this folder or on a server."""
+    place = local_artifacts(run.run_id)
+    if place is not None and not place.is_relative_to(Path.cwd()):
+        experiment = place.parents[1]
+        missing = "" if experiment.is_dir() else ", which does not exist"
+        say(
+            f"warning: the files of this run go to {experiment}{missing}, not below this folder: "
+            "MLflow chose the place when the experiment was created; for another one pass "
+            "--experiment with a new name"
+        )
 
 
 def resolve(config: Config) -> Config:
@@ -145,7 +166,8 @@ def resolve(config: Config) -> Config:
     return dataclasses.replace(config, data=data, model=model)
 
 
-def _splits(config: Config, prepared: Prepared) -> Splits:
+def make_splits(config: Config, prepared: Prepared) -> Splits:
+    """Read the splits that the settings name, or deal the images into new ones."""
     data = config.data
     if data.splits != "auto":
         return read_splits(Path(data.splits), prepared.manifest, lesion_aware=data.lesion_aware)
@@ -179,14 +201,21 @@ def _finish(job: Job, *, demo_data: bool, checkpoint: dict[str, Any] | None) -> 
     config, run = job.config, job.run
     set_determinism(deterministic=not config.training.fast_mode)
     torch.manual_seed(config.training.seed)
-    classifier, weights = build_classifier(config.model, config.data.image_size)
+    model = config.model
+    if checkpoint is not None:  # it has all weights
+        model = dataclasses.replace(model, pretrained=False)
+    classifier, weights = build_classifier(model, config.data.image_size)
     state = new_state(classifier, config.training, job.device)
     if checkpoint is None:
+        if run.resumed:
+            job.say(f"run {run.run_id} had saved no checkpoint; it starts again with epoch 1")
         _log_start(job, weights, sum(p.numel() for p in classifier.parameters()))
         save_latest(job, state)
     else:
         state.load_state_dict(checkpoint["weights"], checkpoint["training"])
         repair_best(job, state)
+        save_latest(job, state)
+        log_progress(job, best=state.best_epoch > 0)  # a kill may have come between disk and upload
         job.say(f"resumed run {run.run_id} after {state.epoch} epochs and {state.step} steps")
     _train(job, state)
     return ship(job, state, demo_data=demo_data)

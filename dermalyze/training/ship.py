@@ -20,6 +20,7 @@ from dermalyze.models.shipped import ShippedNetwork
 from dermalyze.registry import Candidate, Registered, register, rule_of
 from dermalyze.tracking import MODEL_URI_TAG, TrackedRun, open_undelivered, tags_of
 from dermalyze.training.device import in_full_precision
+from dermalyze.training.held import hold
 from dermalyze.training.job import (
     AUDIT,
     BEST,
@@ -125,8 +126,9 @@ def sync(run_id: str) -> str:
 
     Raises:
         TrackingError: the store is still away, or there is no such run.
+        TrainingError: the run is still going on.
     """
-    with open_undelivered(run_id) as run:
+    with hold(run_id), open_undelivered(run_id) as run:
         if run is None:
             return f"run {run_id} has nothing left to deliver"
         if not run.is_complete:

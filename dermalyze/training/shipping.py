@@ -35,6 +35,7 @@ from dermalyze.training.job import (
     FOLD_TAG,
     FOLDS_TAG,
     SPLIT_FILES,
+    Here,
     Say,
     stored_config,
 )
@@ -95,6 +96,7 @@ def export_runs(
     precision: str,
     data_dir: Path | None,
     say: Say,
+    here: Here | None = None,
 ) -> str:
     """Write the best epochs of runs as one ONNX file; return what was measured, in words.
 
@@ -105,6 +107,7 @@ def export_runs(
         precision: float32, float16 or int8.
         data_dir: the images; None: where the runs found them.
         say: shows a line to the user.
+        here: this machine's settings.
 
     Raises:
         ArtifactError: the runs cannot be in one file, or the file does not pass its proof.
@@ -112,7 +115,7 @@ def export_runs(
     """
     folds = _folds_of(run_ids)
     with ExitStack() as stack:
-        runs = [_trained(run_id, stack) for run_id in folds or run_ids]
+        runs = [_trained(run_id, here or Here(say=say), stack) for run_id in folds or run_ids]
         spec = _common_spec(runs, num_views=NUM_VIEWS if tta else 1)
         network = ShippedNetwork([run.member for run in runs], num_views=spec.num_views)
         images, tables = None, _validation(runs)
@@ -181,7 +184,7 @@ def _folds_of(run_ids: Sequence[str]) -> list[str]:
     return [children[i][0] for i in wanted]
 
 
-def _trained(run_id: str, stack: ExitStack) -> _Trained:
+def _trained(run_id: str, here: Here, stack: ExitStack) -> _Trained:
     names = (BEST, CONFIG, *SPLIT_FILES, EVALUATION)
     checkpoint, config_file, *_, evaluation = stack.enter_context(fetched(run_id, names))
     member, spec = load_member(checkpoint)
@@ -194,7 +197,7 @@ def _trained(run_id: str, stack: ExitStack) -> _Trained:
         params=require_run(run_id),
         member=member,
         spec=spec,
-        config=stored_config(config_file),
+        config=stored_config(config_file, here),
         files=config_file.parent,
         validation=tables[0],
         test=tables[1],

@@ -1,0 +1,118 @@
+"""Two processes never work on one run: a lock on one machine, a tag for the others."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from dermalyze.config import TrackingConfig
+from dermalyze.training import held
+from dermalyze.training.held import HELD_TAG, hold, lock, open_held
+from serving.errors import TrainingError
+
+CONFIG = TrackingConfig(experiment="held")
+# Holds a lock as `lock` does, until it is killed.
+HOLDER = """
+import json, os, sys, time
+from filelock import FileLock
+lock = FileLock(sys.argv[1] + ".lock")
+lock.acquire()
+holder = {"token": "t", "host": "here", "process": os.getpid(), "since": 0}
+with open(sys.argv[1] + ".jsonl", "a") as file:
+    print(json.dumps(holder), file=file)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def locks(tmp_path, monkeypatch):
+    """The folder of the locks."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    with lock("any", "any"):
+        pass
+    (folder,) = tmp_path.iterdir()
+    return folder
+
+
+@pytest.fixture
+def killed(store, locks):
+    """A run whose process on this machine was killed; its holder's tag is from a minute ago."""
+    run = MlflowClient().create_run("0")
+    set_holder(run.info.run_id, token="t", seen=time.time() - 60)
+    return run.info.run_id
+
+
+def set_holder(run_id, **holder):
+    values = {"host": "elsewhere", "process": 7, "since": 0, **holder}
+    MlflowClient().set_tag(run_id, HELD_TAG, json.dumps(values))
+
+
+def test_a_second_process_is_told_who_holds_the_run_until_that_is_killed(killed, locks):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, locks / killed], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(TrainingError) as caught, hold(killed):
+            pass
+        assert str(caught.value) == (
+            f"run {killed} is in use by process {process.pid} on here since 1970-01-01 00:00; "
+            "wait for it, or stop it first"
+        )
+    finally:
+        process.kill()
+        process.wait()
+    with hold(killed), hold(killed):  # at once: the lock has gone with the process
+        pass
+
+
+def test_a_process_on_another_machine_holds_a_run_until_ten_minutes_without_a_sign(killed):
+    set_holder(killed, token="other", seen=time.time() - 179)
+    with pytest.raises(TrainingError) as caught, hold(killed):
+        pass
+    assert str(caught.value) == (
+        f"run {killed} is in use by process 7 on elsewhere since 1970-01-01 00:00; wait for it, or "
+        "stop it first; if that process is gone, try again in 7 minutes"
+    )
+    set_holder(killed, token="other", seen=time.time() - 601)
+    with hold(killed):
+        pass
+
+
+def test_a_run_that_has_ended_is_held_by_nobody(killed):
+    set_holder(killed, token="other", seen=time.time())
+    MlflowClient().set_terminated(killed, "KILLED")
+    with hold(killed):
+        pass
+
+
+def test_a_held_run_shows_that_it_is_alive_whatever_it_does(store, locks, monkeypatch):
+    monkeypatch.setattr(held, "BEAT_SECONDS", 0.01)
+    with open_held(CONFIG) as run:
+        set_holder(run.run_id, token="", seen=0)
+        for _ in range(1000):  # a long evaluation
+            holder = json.loads(MlflowClient().get_run(run.run_id).data.tags[HELD_TAG])
+            if holder["process"] == os.getpid():
+                break
+            time.sleep(0.01)
+        assert time.time() - holder["seen"] < 60
+    assert MlflowClient().get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_folder_for_locks_that_belongs_to_somebody_else_is_refused(locks, tmp_path):
+    real = tmp_path / "real"
+    locks.rename(real)
+    locks.symlink_to(real)
+    with pytest.raises(TrainingError) as caught, lock("run", "the run"):
+        pass
+    assert str(caught.value) == (
+        f"cannot lock {locks / 'run.lock'}: the folder belongs to somebody else; set TMPDIR to a "
+        "folder that can be written"
+    )
