@@ -8,7 +8,6 @@ import click
 from click.core import ParameterSource
 
 from dermalyze.credentials import masked
-from dermalyze.config import DEVICES
 from serving.disk import reason_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -104,7 +103,7 @@ def here_options(command: Command) -> Command:
     """Add the options for what belongs to this machine and not to the run."""
     device = click.option(
         "--device",
-        type=click.Choice(DEVICES),
+        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
         default=None,
         help="[default: that of the run, or auto where it is not available]",
     )
