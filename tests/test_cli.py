@@ -81,7 +81,8 @@ LONG = "n" * 300  # more than a file system takes
          "beside model.name resnet18; leave one of them out"),
         (["train", "--set", "seed"], 1, "--set takes KEY=VALUE, got 'seed'"),
         (["train", "--resume", "r", "--lr", "0.1"], 2, "a resumed run keeps its settings; leave "
-         "out all but --resume, --data-dir, --device, --prepared, --pretrained and --plugin (see `dermalyze train --help`)"),
+         "out all but --resume, --data-dir, --device, --prepared, --pretrained and --plugin (see "
+         "`dermalyze train --help`)"),
         (["train", "--no-such"], 2, "No such option '--no-such'. (see `dermalyze train --help`)"),
         (["trane"], 2, "No such command 'trane'. Did you mean 'train'? (see `dermalyze --help`)"),
         (["evaluate", "--run-id", "r", "--images", "d"], 2, "--images and --labels go together "

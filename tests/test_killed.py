@@ -16,9 +16,11 @@ from mlflow.tracking import MlflowClient
 
 from dermalyze.config import Config, DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
 from dermalyze.data.demo import make_demo_data
+from dermalyze.tracking import open_run
+from dermalyze.training.began import Began
 from dermalyze.training.ended import report_run
 from dermalyze.training.held import lock
-from dermalyze.training.run import resume
+from dermalyze.training.run import resume, warn_of_place
 from serving.errors import ArtifactError, DataError, TrackingError, TrainingError
 
 pytestmark = pytest.mark.slow
@@ -195,7 +197,7 @@ def test_a_run_is_not_resumed_with_what_it_did_not_begin_with(store, demo, in_ev
         )
         done = subprocess.run(
             [sys.executable, "-c", code, "train", "--resume", run_id],
-            cwd=store, env=environment, capture_output=True, text=True, timeout=120,
+            cwd=store, env=environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith(f"Error: run {run_id} is in use by process {os.getpid()} on ")
@@ -206,18 +208,27 @@ def test_a_run_is_not_resumed_with_what_it_did_not_begin_with(store, demo, in_ev
 
 def test_of_damaged_files_the_copies_among_the_artifacts_are_used(store, demo, in_evaluation):
     run_id, folder = in_evaluation, WORK / in_evaluation
+    names = ("config.yaml", "val_split.csv", "checkpoint_latest.pt", "checkpoint_best.pt")
+    for name in names:  # which may not have been uploaded before the kill
+        shutil.copy(folder / name, artifacts(run_id) / name)
     latest = folder / "checkpoint_latest.pt"
     latest.write_bytes(latest.read_bytes()[:-1000])
     for name in ("config.yaml", "val_split.csv", "checkpoint_best.pt"):
         (folder / name).write_bytes(b"")
     (folder / "training_history.json").write_bytes(b"[")
+    kept = artifacts(run_id) / "config.yaml"  # of a machine that had more
+    text = kept.read_text().replace("device: cpu", "device: mps")
+    text = text.replace("prepared: auto", "prepared: /nowhere/prepared")
+    kept.write_text(text.replace("pretrained: false", "pretrained: /nowhere/w.safetensors"))
     said = []
     resume(run_id, None, say=said.append)
-    for name in ("config.yaml", "val_split.csv", "checkpoint_latest.pt", "checkpoint_best.pt"):
+    for name in names:
         assert (
             f"warning: {folder / name} cannot be used; {name} among the artifacts of run {run_id} "
             "is used"
         ) in said
+    assert "warning: training.device mps is not available here; auto is used" in said
+    assert "warning: data.prepared /nowhere/prepared is not here; auto is used" in said
     assert f"resumed run {run_id} after 2 epochs and 0 steps" in said
     require_complete(run_id)
 
@@ -264,3 +275,40 @@ def test_a_run_of_which_nothing_is_known_is_one_sentence(store):
         f"nothing is known of the settings of run {run_id}, which was killed before it began; "
         "train a new run"
     )
+
+
+def test_a_moved_project_is_told_before_training_and_is_not_trained_again(
+    store, demo, tmp_path, monkeypatch
+):
+    began = Began(config=CONFIG, data_dir=demo, demo_data=True)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        open_run(CONFIG.tracking, tags=began.tags()) as run,
+    ):
+        log_an_epoch_and_stop(run)
+    place, said = artifacts(run.run_id).parents[1], []
+    place.mkdir(parents=True, exist_ok=True)  # as the first file makes it
+    monkeypatch.chdir(tmp_path)
+    warn_of_place(run, said.append)
+    place.rename(tmp_path / "moved")
+    try:
+        warn_of_place(run, said.append)
+        with pytest.raises(TrackingError) as caught:
+            resume(run.run_id, None, say=print)
+    finally:
+        (tmp_path / "moved").rename(place)
+    assert said == [
+        f"warning: the files of this run go to {place}{missing}, not below this folder: MLflow "
+        "chose the place when the experiment was created; for another one pass --experiment with "
+        "a new name"
+        for missing in ("", ", which does not exist")
+    ]
+    assert str(caught.value) == (
+        f"the files of run {run.run_id} belong in {artifacts(run.run_id)}, which does not exist; "
+        "if the project was moved, move it back or make that folder a link to the new one"
+    )
+
+
+def log_an_epoch_and_stop(run):
+    run.log_epoch(1, {"train/loss": 1.0})
+    raise KeyboardInterrupt

@@ -73,16 +73,16 @@ class Outbox:
             raise self._crash.error
         entry = {"kind": kind, "run": run_id, "time": time.time_ns() // 1_000_000, **what}
         line = f"{json.dumps(entry)}\n".encode()
-        size = os.fstat(self._file.fileno()).st_size
-        try:
-            if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            os.truncate(self.folder / OUTBOX, size)  # nothing half written in the middle
-            raise cannot_write(self.folder / OUTBOX, error) from error
-        self._note_stage(entry)
-        with self._changed:
+        with self._changed:  # two threads must come in one order, on disk and here
+            size = os.fstat(self._file.fileno()).st_size
+            try:
+                if self._file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                os.truncate(self.folder / OUTBOX, size)  # nothing half written in the middle
+                raise cannot_write(self.folder / OUTBOX, error) from error
+            self._note_stage(entry)
             self._entries.append(entry)
             self._changed.notify_all()
 

@@ -451,8 +451,8 @@ def fetch(run_id: str, name: str, folder: Path) -> Path:
     what = f"cannot fetch {name} of run {run_id}"
     size = call(what, lambda: _size_of_artifact(run_id, name))
     if size is None:
-        place = local_artifacts(run_id)
-        if place is not None and not place.parents[1].is_dir():  # that of the experiment
+        if is_place_missing(run_id):
+            place = local_artifacts(run_id)
             raise TrackingError(
                 f"the files of run {run_id} belong in {place}, which does not exist; if the "
                 "project was moved, move it back or make that folder a link to the new one"
@@ -494,6 +494,12 @@ def local_artifacts(run_id: str) -> Path | None:
     return Path(local_file_uri_to_path(uri))  # type: ignore[no-untyped-call]
 
 
+def is_place_missing(run_id: str) -> bool:
+    """Return whether the files of a run belong on this machine, in a folder that is not there."""
+    place = local_artifacts(run_id)
+    return place is not None and not place.parents[1].is_dir()  # that of the experiment
+
+
 def artifact_names(run_id: str) -> set[str]:
     """Return the names of a run's files and folders, at the top."""
     client = BoundedClient(f"cannot read run {run_id}")
@@ -507,6 +513,11 @@ def status_of(run_id: str) -> str:
         TrackingError: there is no such run, or the tracking store is away.
     """
     return str(_run(run_id).info.status)
+
+
+def has_epochs(run_id: str) -> bool:
+    """Return whether the metrics of an epoch of a run are logged."""
+    return EVERY_EPOCH in _run(run_id).data.metrics
 
 
 def tell_project_run(tags: Mapping[str, str]) -> None:

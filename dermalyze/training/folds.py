@@ -42,7 +42,7 @@ from dermalyze.training.job import (
     run_name,
 )
 from dermalyze.training.judged import RunFacts, interval_metrics, write_judged
-from dermalyze.training.kept import reopen
+from dermalyze.training.kept import mend_checkpoints, reopen
 from dermalyze.training.run import TrainingInterruptedError, resolve, train_in, warn_of_place
 from dermalyze.training.ship import conclude
 from serving.disk import make_folder
@@ -120,7 +120,7 @@ def resume_folds(
         for child, has_ended_well in children_of(run_id, FOLD_TAG).values():
             if not has_ended_well:
                 with hold(child):  # or it would be found out only in the middle
-                    pass
+                    mend_checkpoints(child, say)
         plan = _plan(kept.now, kept.prepared, int(kept.tags[FOLDS_TAG]))
         with open_held(plan.config.tracking, resume=run_id) as run:
             return _finish(run, plan, say)

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from dermalyze.config import TrackingConfig
 from dermalyze.tracking import TrackedRun, open_run, require_run, status_of, tags_of
-from serving.errors import TrainingError
+from serving.errors import DermalyzeError, TrainingError
 
 HELD_TAG = "dermalyze.held_by"  # JSON: token, host, process, since and seen (seconds since 1970)
 BEAT_SECONDS = 60.0
@@ -60,7 +60,7 @@ def open_held(
             tags={**(tags or {}), HELD_TAG: _sign_of_life()},
         ) as run:
             if not resume:
-                holds.enter_context(hold(run.run_id))
+                holds.enter_context(lock(run.run_id, f"run {run.run_id}"))
             with heartbeat(run):
                 yield run
 
@@ -154,7 +154,8 @@ def heartbeat(run: TrackedRun) -> Iterator[None]:
 
     def beat() -> None:
         while not ended.wait(BEAT_SECONDS):
-            run.set_tags({HELD_TAG: _sign_of_life()})
+            with suppress(DermalyzeError):  # a full disk, of which the training hears as well
+                run.set_tags({HELD_TAG: _sign_of_life()})
 
     run.set_tags({HELD_TAG: _sign_of_life()})
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)

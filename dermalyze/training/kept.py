@@ -17,7 +17,15 @@ from dermalyze.config_file import load_config, setting_names
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits, read_split, read_splits
 from dermalyze.models.checkpoint import load_checkpoint
-from dermalyze.tracking import WORK, artifact_names, fetch, require_unfinished
+from dermalyze.tracking import (
+    WORK,
+    StoreAwayError,
+    artifact_names,
+    fetch,
+    has_epochs,
+    is_place_missing,
+    require_unfinished,
+)
 from dermalyze.training.began import Began, began_with
 from dermalyze.training.job import (
     BEST,
@@ -58,14 +66,21 @@ def copies(run_id: str, name: str) -> Iterator[Copy]:
     """Yield the copy of a file in the run's folder, then that among its artifacts, if there.
 
     Raises:
-        TrackingError: the tracking server does not answer.
+        StoreAwayError: there is none here, and the tracking store is away.
     """
     folder = WORK / run_id
-    if (folder / name).exists():
+    is_here = (folder / name).exists()
+    if is_here:
         yield Copy(folder / name, str(folder / name))
-    if name in artifact_names(run_id):
+    try:
+        if name not in artifact_names(run_id):
+            return
         fetched = fetch(run_id, name, folder / "fetched")
-        yield Copy(fetched, f"{name} among the artifacts of run {run_id}")
+    except StoreAwayError:
+        if is_here:
+            return
+        raise
+    yield Copy(fetched, f"{name} among the artifacts of run {run_id}")
 
 
 def read_copies(
@@ -113,6 +128,9 @@ def reopen(run_id: str, data_dir: Path | None, here: Here) -> Kept:
     params, tags = require_unfinished(run_id)
     if other := tags.get("dermalyze.run_id"):
         raise TrackingError(f"run {run_id} only points to the run that is trained; resume {other}")
+    here_already = (WORK / run_id / LATEST).exists()
+    if not here_already and is_place_missing(run_id) and has_epochs(run_id):
+        fetch(run_id, LATEST, WORK / run_id)  # says where they belong; else it would start again
     began = began_with(tags)
     kept = kept_config(run_id, began, here.say)
     if kept is None:
@@ -211,6 +229,28 @@ def furthest_checkpoint(job: Job) -> dict[str, Any] | None:
     for bad, _ in damaged:
         job.say(f"warning: {bad.where} cannot be used; {copy.where} is used")
     return furthest
+
+
+def mend_checkpoints(run_id: str, say: Say) -> None:
+    """Replace damaged checkpoints here before the run is opened, which delivers what is here.
+
+    Raises:
+        ArtifactError: no copy of the one to resume from can be read.
+        TrainingError: a copy is of another run.
+    """
+    for name in (LATEST, BEST):
+        path = WORK / run_id / name
+        if not path.exists():
+            continue
+        try:
+            found = read_copies(run_id, name, lambda copy: own_checkpoint(copy, run_id), say)
+        except ArtifactError:
+            if name == LATEST:
+                raise
+            path.unlink()  # it may be made again from the other
+            continue
+        if found is not None and found[0].path != path:
+            copy_whole(found[0].path, path)
 
 
 def own_checkpoint(copy: Copy, run_id: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from dermalyze.models.backbone import Weights, resize_filter_of
 from dermalyze.models.classifier import build_classifier
 from dermalyze.tracking import (
     WORK,
+    StoreAwayError,
     TrackedRun,
     local_artifacts,
     tell_project_run,
@@ -52,6 +53,7 @@ from dermalyze.training.job import (
 from dermalyze.training.kept import (
     furthest_checkpoint,
     kept_splits,
+    mend_checkpoints,
     reopen,
     repair_best,
 )
@@ -100,7 +102,8 @@ def train_in(
     config = began.config
     check_settings(config.evaluation, prepared.manifest.iloc[splits.val], CLASS_NAMES)
     job = _job(config, prepared, splits, run, say)
-    warn_of_place(run, say)
+    if not run.is_below:
+        warn_of_place(run, say)
     run.log_params({**flatten(config), "data.dir": str(began.data_dir.resolve())})
     run.set_tags({"dermalyze.demo_data": str(began.demo_data).lower()})
     write_text(job.folder / CONFIG, to_yaml(config))
@@ -134,13 +137,17 @@ def resume(run_id: str, data_dir: Path | None, *, say: Say, here: Here | None = 
             splits = make_splits(config, prepared)
         if kept.began is not None:
             kept.began.require_same_data(prepared, splits)
+        mend_checkpoints(run_id, say)
         with open_held(config.tracking, resume=run_id) as run:
             return train_in(run, kept.now, prepared, splits, say=say)
 
 
 def warn_of_place(run: TrackedRun, say: Say) -> None:
     """Say where the files of a run go, unless it is below this folder or on a server."""
-    place = local_artifacts(run.run_id)
+    try:
+        place = local_artifacts(run.run_id)
+    except StoreAwayError:  # it has just gone away, and the run continues without it
+        return
     if place is not None and not place.is_relative_to(Path.cwd()):
         experiment = place.parents[1]
         missing = "" if experiment.is_dir() else ", which does not exist"
