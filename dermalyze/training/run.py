@@ -139,6 +139,8 @@ def resume(run_id: str, data_dir: Path | None, *, say: Say, here: Here | None = 
             kept.began.require_same_data(prepared, splits)
         mend_checkpoints(run_id, say)
         with open_held(config.tracking, resume=run_id) as run:
+            if kept.began is None or not kept.began.splits:
+                run.set_tags(kept.now.with_data(prepared, splits).tags())
             return train_in(run, kept.now, prepared, splits, say=say)
 
 
