@@ -140,6 +140,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         watching = asyncio.create_task(service.watch()) if settings.watch_seconds else None
         yield
         if watching is not None:
+            service.model.give_up()
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching

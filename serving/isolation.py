@@ -1,8 +1,11 @@
 """Work in a process of its own: it has a time limit, and ends when nobody waits for it any more."""
 
 import contextlib
+import math
 import multiprocessing
 import signal
+import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -10,20 +13,27 @@ from typing import Any, TypeVar
 from serving.errors import DermalyzeError
 
 Result = TypeVar("Result")
+_POLL_SECONDS = 0.1  # between two looks whether somebody still waits
 
 
-def isolated(work: Callable[..., Result], *arguments: Any, seconds: float | None = None) -> Result:
+def isolated(
+    work: Callable[..., Result],
+    *arguments: Any,
+    seconds: float = math.inf,
+    given_up: threading.Event | None = None,
+) -> Result:
     """Return `work(*arguments)`, computed in a new process.
 
     Args:
         work: a function of a module; what it takes and returns must be picklable.
         arguments: what it gets.
-        seconds: how long to wait, the start of the process included; None: without end.
+        seconds: how long to wait, the start of the process included.
+        given_up: set, from another thread, when nobody waits any more.
 
     Raises:
         DermalyzeError: as `work` does.
         TimeoutError: the time is over.
-        ChildProcessError: the process died, as it does when memory runs out.
+        ChildProcessError: the process died, as it does when memory runs out, or was given up.
     """
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
@@ -31,8 +41,12 @@ def isolated(work: Callable[..., Result], *arguments: Any, seconds: float | None
     process.start()
     theirs.close()
     try:
-        if not ours.poll(seconds):
-            raise TimeoutError
+        end = time.monotonic() + seconds
+        while not ours.poll(_POLL_SECONDS):
+            if time.monotonic() > end:
+                raise TimeoutError
+            if given_up is not None and given_up.is_set():
+                raise ChildProcessError("given up")
         found = ours.recv()
     except EOFError as error:
         process.join()

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +50,7 @@ class LoadedModel:
         """
         self._path = path
         self._load_seconds = load_seconds
+        self._given_up = threading.Event()
         self._num_threads = num_threads
         self._seen = _state_of(path)
         self._alone, self._together = self._load()
@@ -72,6 +74,10 @@ class LoadedModel:
         """Say whether another file has taken the place of the one that was looked at last."""
         return _state_of(self._path) not in (self._seen, None)
 
+    def give_up(self) -> None:
+        """End a reload that is under way: the service ends."""
+        self._given_up.set()
+
     def reload(self) -> bool:
         """Load the file that lies there now; one that cannot be used leaves the old model.
 
@@ -79,9 +85,11 @@ class LoadedModel:
         """
         seen = _state_of(self._path)
         try:
-            examine(self._path, self._load_seconds)
+            examine(self._path, self._load_seconds, self._given_up)
             self._alone, self._together = self._load()
         except DermalyzeError as error:
+            if self._given_up.is_set():
+                return False
             log.error("the new model is not used: %s", error)
             return False
         finally:
@@ -90,7 +98,7 @@ class LoadedModel:
         return True
 
 
-def examine(path: Path, seconds: float) -> ModelSpec:
+def examine(path: Path, seconds: float, given_up: threading.Event | None = None) -> ModelSpec:
     """Load a file and run it once in a process of its own, which has bounds and can be ended.
 
     onnxruntime can be kept from neither computing for ever nor taking all memory while it loads,
@@ -102,7 +110,7 @@ def examine(path: Path, seconds: float) -> ModelSpec:
     """
     state = _state_of(path)
     try:
-        spec = isolated(_try_out, path, seconds=seconds)
+        spec = isolated(_try_out, path, seconds=seconds, given_up=given_up)
     except TimeoutError as error:
         raise ArtifactError(
             f"{path} could not be loaded and run within {seconds:g} seconds; use a smaller model, "

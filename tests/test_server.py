@@ -469,3 +469,12 @@ def test_a_hostile_model_is_given_up_in_time_at_the_start_and_while_another_answ
             assert own.predict() == first
             assert time.monotonic() < deadline
         assert 'reloads_total{outcome="refused"} 1.0' in own.metrics()
+
+    shutil.copy(TINY_ONNX, served)
+    with service(tmp_path, "--watch", model=served) as own:
+        before = children_of(own.pid)
+        never.write_bytes(never_loaded())
+        never.replace(served)
+        wait_for(lambda: set(children_of(own.pid)) - set(before))
+        os.kill(own.pid, signal.SIGTERM)
+        wait_for(lambda: not alive(own.pid))
