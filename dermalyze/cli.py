@@ -174,7 +174,13 @@ def train(
                 "a resumed run keeps its settings; leave out all but --resume, --data-dir, "
                 "--device, --prepared, --pretrained and --plugin"
             )
-        from dermalyze.tracking import tags_of
+        from dermalyze.tracking import project_arguments, tags_of
+
+        if arguments := project_arguments(resume):
+            say(f"run {resume} was killed before it began; it starts again")
+            os.environ["MLFLOW_RUN_ID"] = resume  # as `mlflow run` does
+            train.main(arguments, standalone_mode=False)
+            return
         from dermalyze.training.folds import resume_folds
         from dermalyze.training.job import FOLDS_TAG, Here
         from dermalyze.training.run import resume as resume_run

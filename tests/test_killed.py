@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
+from dermalyze.cli import main
 from dermalyze.config import Config, DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
+from dermalyze.config_file import to_yaml
 from dermalyze.data.demo import make_demo_data
 from dermalyze.tracking import open_run
 from dermalyze.training.began import Began
@@ -267,6 +271,21 @@ def test_killed_before_anything_was_logged_it_starts_again_as_the_same_run(store
         resume(run_id, None, say=said.append)
         assert f"run {run_id} had saved no checkpoint; it starts again with epoch 1" in said
         require_complete(run_id)
+
+
+def test_a_run_of_mlflow_run_that_was_killed_before_the_training_began_starts_again(store, demo):
+    (store / "tiny.yaml").write_text(to_yaml(CONFIG))
+    tags = {"mlflow.project.entryPoint": "main"}
+    run_id = MlflowClient().create_run("0", tags=tags).info.run_id
+    given = {"size": "auto", "data_dir": shlex.quote(str(demo)), "config": "tiny.yaml"}
+    for name, value in given.items():
+        MlflowClient().log_param(run_id, name, value)
+    before = run_ids()
+    result = CliRunner().invoke(main, ["train", "--resume", run_id])
+    assert result.exit_code == 0, result.output
+    assert f"run {run_id} was killed before it began; it starts again\n" in result.stderr
+    require_complete(run_id)
+    assert run_ids() == before
 
 
 def test_a_run_of_which_nothing_is_known_is_one_sentence(store):

@@ -5,6 +5,7 @@ What an open run logs goes to its outbox; all that it reads was read when it was
 
 import contextlib
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -527,6 +528,20 @@ def tell_project_run(tags: Mapping[str, str]) -> None:
         client = BoundedClient(f"cannot tag run {given}")
         for name, value in tags.items():
             client.set_tag(given, name, masked(value))
+
+
+def project_arguments(run_id: str) -> list[str]:
+    """Return what `mlflow run` was asked for, of a run in which nothing has begun; else nothing.
+
+    Raises:
+        TrackingError: there is no such run, it has ended well, or the tracking store is away.
+    """
+    params, tags = require_unfinished(run_id)
+    begun = any(name.startswith("dermalyze.") for name in tags)
+    if begun or tags.get("mlflow.project.entryPoint") != "main":
+        return []
+    arguments = [(f"--{name.replace('_', '-')}", *shlex.split(params[name])) for name in params]
+    return [word for words in arguments for word in words]
 
 
 @contextlib.contextmanager
