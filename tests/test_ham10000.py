@@ -291,18 +291,18 @@ def test_an_unknown_layout_names_the_known_ones(tmp_path, name, found):
         ),
         (
             "",
-            "{path} is no table; expected columns lesion_id, image_id, dx and the same number of "
-            "values in every line",
+            "{path} is not a table; expected columns lesion_id, image_id, dx and the same number "
+            "of values in every line",
         ),
         (
             HEADER + "HAM_1,ISIC_1,nv,histo,80.0,male,back,more\n,,,\n1,2,3,4,5,6,7,8,9\n",
-            "{path} is no table; expected columns lesion_id, image_id, dx and the same number of "
-            "values in every line",
+            "{path} is not a table; expected columns lesion_id, image_id, dx and the same number "
+            "of values in every line",
         ),
         (
             HEADER + "HAM_1,ISIC_1,nv,histo,80.0,male,back,\n",
-            "{path} is no table; expected columns lesion_id, image_id, dx and the same number of "
-            "values in every line",
+            "{path} is not a table; expected columns lesion_id, image_id, dx and the same number "
+            "of values in every line",
         ),
         (HEADER, "{path} has a header and no rows; expected one row an image"),
         (
@@ -315,8 +315,8 @@ def test_an_unknown_layout_names_the_known_ones(tmp_path, name, found):
         ),
         (
             "\x89PNG\r\n\x1a\n\xff",
-            "{path} is no table; expected columns lesion_id, image_id, dx and the same number of "
-            "values in every line",
+            "{path} is not a table; expected columns lesion_id, image_id, dx and the same number "
+            "of values in every line",
         ),
     ],
 )
@@ -332,7 +332,7 @@ def test_a_zip_cut_short_asks_for_another_download(tmp_path):
     path = tmp_path / "HAM10000_images_part_1.zip"
     write_zip(path, {"ISIC_1.jpg": jpeg(1)})
     path.write_bytes(path.read_bytes()[:-30])
-    assert error_of(tmp_path) == f"{path} is no zip file or was cut short; download it again"
+    assert error_of(tmp_path) == f"{path} is not a zip file or was cut short; download it again"
 
 
 def test_a_damaged_member_is_an_image_error(tmp_path):

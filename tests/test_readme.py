@@ -66,14 +66,11 @@ def user_env(**variables):
     return env | {"MLFLOW_DISABLE_TELEMETRY": "true"} | variables
 
 
-def shell(project, code, *, activated=True, **variables):
-    """Run a block as a shell would, in a session of its own; `make` needs no active environment."""
-    env = user_env(PYTHONPATH=str(project), **variables)
-    if activated:
-        env["PATH"] = f"{project}/.venv/bin:{env['PATH']}"
+def script(code, folder, env):
+    """Run lines of a shell in a session that ends with them; return what they print."""
     process = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", code],
-        cwd=project,
+        cwd=folder,
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -83,10 +80,18 @@ def shell(project, code, *, activated=True, **variables):
     try:
         output, _ = process.communicate(timeout=600)
     finally:
-        with contextlib.suppress(ProcessLookupError):  # what the block left in the background
+        with contextlib.suppress(ProcessLookupError):  # what they left in the background
             os.killpg(process.pid, signal.SIGTERM)
     assert process.returncode == 0, output
     return output
+
+
+def shell(project, code, *, activated=True, **variables):
+    """Run a block as a shell would; `make` needs no active environment."""
+    env = user_env(PYTHONPATH=str(project), **variables)
+    if activated:
+        env["PATH"] = f"{project}/.venv/bin:{env['PATH']}"
+    return script(code, project, env)
 
 
 @pytest.fixture(scope="module")

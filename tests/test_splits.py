@@ -214,7 +214,7 @@ SIX = manifest_of([("nv", 2), ("nv", 1), ("mel", 1), ("nv", 1), ("mel", 1)])
             "no split file at {folder}/val_split.csv; expected train_split.csv, val_split.csv and "
             "test_split.csv",
         ),
-        ("val", "", "{folder}/val_split.csv is no table; expected columns image_id and label"),
+        ("val", "", "{folder}/val_split.csv is not a table; expected columns image_id and label"),
         ("val", "image,x\n1,2\n", "{folder}/val_split.csv lacks the columns image_id, label"),
         (
             "val",

@@ -4,13 +4,10 @@ The environment holds the wheel and, as links into the one that runs the tests, 
 the wheel says it needs; the checkout cannot be imported there.
 """
 
-import contextlib
 import importlib.metadata
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -21,7 +18,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from servers import free_port, running
-from test_readme import INSTALLED, README, blocks, user_env
+from test_readme import INSTALLED, README, blocks, script, user_env
 from tiny_model import TINY_ONNX
 
 from serving import Predictor
@@ -111,25 +108,10 @@ def light(wheel, tmp_path_factory):
 
 
 def called(programs, folder, code, **variables):
-    """Run lines of a shell in the environment, in a session of its own; return what they print."""
+    """Run lines of a shell in the environment; return what they print."""
     env = user_env(**variables) | {"PATH": f"{programs}:/usr/bin:/bin"}
     env.pop("PYTHONPATH", None)
-    process = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", code],
-        cwd=folder,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=600)
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # what it left in the background
-            os.killpg(process.pid, signal.SIGTERM)
-    assert process.returncode == 0, output
-    return output
+    return script(code, folder, env)
 
 
 def test_the_wheel_holds_every_file_of_the_packages_and_the_configs(wheel):

@@ -258,7 +258,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is no zip file or was cut short; download it again") from error
+        raise DataError(f"{path} is not a zip file or was cut short; download it again") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
 
@@ -348,7 +348,7 @@ def _read_table(
         table = pd.DataFrame(read_table(data, path, required, optional))
     except ValueError as error:
         raise DataError(
-            f"{path} is no table; expected columns {', '.join(required)} and the same number of "
+            f"{path} is not a table; expected columns {', '.join(required)} and the same number of "
             "values in every line"
         ) from error
     if missing := [column for column in required if column not in table]:

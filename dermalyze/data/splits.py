@@ -210,7 +210,7 @@ def read_split(path: Path) -> pd.DataFrame:
             f"no split file at {path}; expected train_split.csv, val_split.csv and test_split.csv"
         ) from error
     except ValueError as error:
-        raise DataError(f"{path} is no table; expected columns image_id and label") from error
+        raise DataError(f"{path} is not a table; expected columns image_id and label") from error
     if missing := [column for column in ("image_id", "label") if column not in table]:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}")
     if table.empty:
