@@ -23,6 +23,7 @@ from serving.matching import has_image_suffix, match, plain_id
 from serving.metadata import is_missing
 from serving.sizes import MAX_FILE_BYTES
 from serving.tables import read_table, require_size
+from serving.taxonomy import HAM10000, Taxonomy
 
 COLUMNS = ("image_id", "label", "lesion_id", *FACTS)
 LAYOUTS = (
@@ -68,6 +69,7 @@ class Dataset:
         str, ImageFile
     ]  # image_id -> a second file that its row means, unlike the first
     others: tuple[str, ...] = ()  # files in the same places that are not JPEG or PNG by their names
+    taxonomy: Taxonomy = HAM10000
 
 
 class ImageReader:

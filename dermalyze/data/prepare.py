@@ -27,6 +27,7 @@ from dermalyze.data.pixels import (
 )
 from serving.disk import reason_of
 from serving.errors import DataError
+from serving.taxonomy import HAM10000, Taxonomy
 from serving.whole import write_text
 
 LABELS, AUDIT_JSON, AUDIT_TEXT = "labels.csv", "audit.json", "audit.txt"
@@ -53,6 +54,7 @@ class Prepared:
     data_dir: Path  # where they were found
     stored: StoredImages  # the store and what is known of its images
     pixels: str = ""  # sha256 of the stored pixels, once they were verified
+    taxonomy: Taxonomy = HAM10000  # the classes, and the facts of the data set
 
     def read_image_bytes(self, image_id: str) -> bytes:
         """Return the original file of one image.
@@ -132,6 +134,7 @@ def prepare(
         dataset.files,
         data_dir,
         stored,
+        taxonomy=dataset.taxonomy,
     )
 
 
