@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.models import SIZE, model_files
 from benchmarks.report import Figure, publish
 from dermalyze.data.auto import find_data
-from dermalyze.data.ham10000 import ImageReader, open_dataset
+from dermalyze.data.readers.dataset import ImageReader, open_dataset
 from serving.files import predict_files
 from serving.predictor import Predictor
 from serving.preprocess import to_pixels

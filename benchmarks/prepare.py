@@ -26,9 +26,9 @@ from dermalyze.data import build
 from dermalyze.data.auto import find_data
 from dermalyze.data.build import build_pixels
 from dermalyze.data.decoding import RowDecoder
-from dermalyze.data.ham10000 import ImageFile, ImageReader, open_dataset
 from dermalyze.data.pixels import Preprocessing
 from dermalyze.data.prepare import prepare
+from dermalyze.data.readers.dataset import ImageFile, ImageReader, open_dataset
 from serving.preprocess import decode_image
 
 SIDE = 224  # pixels

@@ -22,8 +22,8 @@ from scipy.stats import spearmanr
 from benchmarks.report import Figure, publish
 from benchmarks.trained import Trained, parse, trained
 from dermalyze.config import ModelConfig
-from dermalyze.data.ham10000 import ImageReader
 from dermalyze.data.masks import find_masks, read_mask
+from dermalyze.data.readers.dataset import ImageReader
 from dermalyze.evaluation.explanations import judge_maps, measure_maps
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.classifier import build_classifier

@@ -22,7 +22,7 @@ from playwright.sync_api import Page
 
 from benchmarks.report import Figure, publish
 from dermalyze.data.auto import find_data
-from dermalyze.data.ham10000 import ImageReader, open_dataset
+from dermalyze.data.readers.dataset import ImageReader, open_dataset
 from dermalyze.export.web import export_web
 from serving import Predictor
 from tests.browsers import Opened, chromium, files_of

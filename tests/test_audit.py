@@ -7,9 +7,9 @@ from PIL import Image
 
 from dermalyze.data.audit import Audit, audit, examine_table
 from dermalyze.data.build import build_pixels
-from dermalyze.data.ham10000 import open_dataset
 from dermalyze.data.pixels import Preprocessing
 from dermalyze.data.prepare import near_duplicates
+from dermalyze.data.readers.dataset import open_dataset
 
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization"
 SMALL = Preprocessing(image_size=16, resize_mode="squash", resize_filter="bilinear")

@@ -17,9 +17,9 @@ from PIL import Image
 from dermalyze.data import build, decoding, processes
 from dermalyze.data.build import build_pixels
 from dermalyze.data.decoding import RowDecoder, Target, thumbnail
-from dermalyze.data.ham10000 import MAX_FILE_BYTES, ImageFile
 from dermalyze.data.pixels import Preprocessing, open_pixels
 from dermalyze.data.processes import decode_in_processes
+from dermalyze.data.readers.dataset import MAX_FILE_BYTES, ImageFile
 from serving.errors import DataError
 
 SMALL = Preprocessing(image_size=16, resize_mode="squash", resize_filter="bilinear")
@@ -124,7 +124,7 @@ def test_processes_need_nothing_of_the_callers_main_module(tmp_path, how):
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from pathlib import Path, PosixPath, WindowsPath\n"
         "from dermalyze.data import build\n"
-        "from dermalyze.data.ham10000 import ImageFile\n"
+        "from dermalyze.data.readers.dataset import ImageFile\n"
         "from dermalyze.data.pixels import Preprocessing\n"
         "build._SECONDS_WORTH_A_PROCESS = 1e-6\n"
         f"how = {SMALL!r}\n"

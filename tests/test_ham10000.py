@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermalyze.data.ham10000 import LAYOUTS, ImageReader, open_dataset, read_image_bytes
+from dermalyze.data.readers.dataset import ImageReader, open_dataset, read_image_bytes
 from serving.errors import DataError, ImageError
 
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
@@ -271,15 +271,16 @@ def test_a_missing_folder_says_where_images_come_from(tmp_path):
     [
         ("notes.txt", "nothing known"),
         ("HAM10000_metadata.csv", "a table without images"),
-        ("images", "images without a table"),
+        ("images/ISIC_1.jpg", "images without a table"),
     ],
 )
 def test_an_unknown_layout_names_the_known_ones(tmp_path, name, found):
-    if name == "images":
-        (tmp_path / name).mkdir()
-    else:
-        (tmp_path / name).write_text(TABLE)
-    assert error_of(tmp_path) == f"found {found} in {tmp_path}; expected {LAYOUTS}"
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(TABLE)
+    assert error_of(tmp_path).startswith(
+        f"found {found} in {tmp_path}; expected HAM10000 (HAM10000_metadata beside "
+        "HAM10000_images_part_1 and HAM10000_images_part_2, or beside images/), "
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score
 
 from dermalyze.config import Config, DataConfig, ModelConfig, TrackingConfig, TrainingConfig
 from dermalyze.data.demo import make_demo_data
-from dermalyze.data.ham10000 import open_dataset
+from dermalyze.data.readers.dataset import open_dataset
 from dermalyze.data.splits import Splits, split_lesions
 from dermalyze.tracking import children_of, open_run
 from dermalyze.training.leakage import LEAKAGE_TAG, leakage_of, with_siblings

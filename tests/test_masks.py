@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermalyze.data.ham10000 import ImageReader
 from dermalyze.data.masks import find_masks, read_mask
+from dermalyze.data.readers.dataset import ImageReader
 from serving.errors import ImageError
 
 FOLDER = "HAM10000_segmentations_lesion_tschandl"

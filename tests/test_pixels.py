@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dermalyze.data.build import build_pixels
-from dermalyze.data.ham10000 import ImageFile
 from dermalyze.data.pixels import PixelStore, Preprocessing, open_pixels, store_folder
+from dermalyze.data.readers.dataset import ImageFile
 from serving.errors import ConfigError, DataError
 
 SMALL = Preprocessing(image_size=16, resize_mode="squash", resize_filter="bilinear")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermalyze.data.ham10000 import open_dataset
+from dermalyze.data.readers.dataset import open_dataset
 from dermalyze.evaluation.predictions import read_predictions
 from dermalyze.evaluation.scored import lesion_numbers
 from dermalyze.training.ended import files_of_rows, read_labels

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dermalyze.data.ham10000 import open_dataset
 from dermalyze.data.prepare import prepare
+from dermalyze.data.readers.dataset import open_dataset
 from dermalyze.data.splits import (
     Splits,
     fold_splits,

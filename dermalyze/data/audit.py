@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from dermalyze.data.ham10000 import Dataset
 from dermalyze.data.pixels import ImageRecord
+from dermalyze.data.readers.dataset import Dataset
 from dermalyze.data.tables import UNKNOWN, with_own_lesions
 from serving.taxonomy import CLASS_NAMES
 

@@ -24,7 +24,6 @@ from dermalyze.data.decoding import (
     Target,
     content_sha256,
 )
-from dermalyze.data.ham10000 import ImageFile, ImageReader
 from dermalyze.data.pixels import (
     PREPROCESSING_VERSION,
     PixelStore,
@@ -34,6 +33,7 @@ from dermalyze.data.pixels import (
     store_folder,
 )
 from dermalyze.data.processes import Job, decode_in_processes, num_cores
+from dermalyze.data.readers.dataset import ImageFile, ImageReader
 from dermalyze.data.store_files import PIXELS, StoreFiles, remove_scaffolding
 from serving.disk import reason_of
 from serving.errors import DataError, ImageError

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dermalyze.data.ham10000 import ImageFile, files_in, named_sources
+from dermalyze.data.readers.dataset import ImageFile, files_in, named_sources
 from serving.errors import ImageError
 from serving.matching import has_image_suffix, match, plain_id
 from serving.preprocess import resize

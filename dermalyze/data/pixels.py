@@ -18,7 +18,7 @@ from dermalyze.config import require, require_choice
 from dermalyze.data.decoding import THUMBNAIL_SIDE, checksum
 from dermalyze.data.decoding import ImageRecord as ImageRecord
 from dermalyze.data.decoding import Pixels as Pixels
-from dermalyze.data.ham10000 import ImageFile
+from dermalyze.data.readers.dataset import ImageFile
 from dermalyze.data.store_files import PIXELS, RECORDS, SUMS, THUMBNAILS
 from serving.errors import DataError
 from serving.spec import RESIZE_FILTERS, RESIZE_MODES

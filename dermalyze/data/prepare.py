@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from dermalyze.data.audit import Audit, audit, examine_table
 from dermalyze.data.build import build_pixels
-from dermalyze.data.ham10000 import COLUMNS, ImageFile, open_dataset, read_image_bytes
 from dermalyze.data.pixels import (
     Pixels,
     PixelStore,
@@ -25,6 +24,8 @@ from dermalyze.data.pixels import (
     StoredImages,
     open_pixels,
 )
+from dermalyze.data.readers.dataset import ImageFile, open_dataset, read_image_bytes
+from dermalyze.data.tables import COLUMNS
 from serving.disk import reason_of
 from serving.errors import DataError
 from serving.taxonomy import HAM10000, Taxonomy

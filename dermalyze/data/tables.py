@@ -1,14 +1,17 @@
 """Tables about images as data frames: each fact of a row in the one form that it has everywhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from serving.errors import DataError, MetadataError
 from serving.metadata import MAX_AGE, age_of, is_missing, word_of
-from serving.tables import table_bytes
+from serving.tables import read_table, table_bytes
 
 FACTS = ("dx_type", "age", "sex", "localization")
+COLUMNS = ("image_id", "label", "lesion_id", *FACTS)  # of every manifest; others may follow
+_OURS = ("group", "sha256")  # columns that are added later
 UNKNOWN = "unknown"
 
 
@@ -22,6 +25,59 @@ def read_file(path: Path) -> bytes:
         return table_bytes(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+
+
+def read_frame(
+    data: bytes, path: Path, required: Sequence[str], optional: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Read a table with these columns and any others; `path` is what it is called in an error.
+
+    Raises:
+        DataError: it is no table, lacks a column or has no row.
+    """
+    try:
+        table = pd.DataFrame(read_table(data, path, required, optional))
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not a table; expected columns {', '.join(required)} and the same number of "
+            "values in every line"
+        ) from error
+    if missing := [column for column in required if column not in table]:
+        raise DataError(
+            f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}"
+        )
+    if table.empty:
+        raise DataError(f"{path} has a header and no rows; expected one row an image")
+    return table
+
+
+def columns_of(path: Path, known: Sequence[str]) -> set[str]:
+    """Return the names of a table's columns; none where it is no table that can be read.
+
+    Args:
+        path: the table.
+        known: names by which the mark between its values is found.
+    """
+    try:
+        return set(read_table(read_file(path), path, known))
+    except (ValueError, DataError):
+        return set()
+
+
+def manifest_rows(table: pd.DataFrame, where: object) -> pd.DataFrame:
+    """Return the rows of a manifest: COLUMNS, `patient_id` if there is one, then the other columns.
+
+    Facts are in the form of `tidy_facts`; texts of other columns stay, but for what is missing.
+
+    Raises:
+        DataError: as `tidy_facts`.
+    """
+    table = tidy_facts(table, where)
+    first = [*COLUMNS, *(name for name in table if name == "patient_id")]
+    others = [str(name) for name in table if name and name not in first]
+    for name in others:
+        table[name] = table[name].mask(table[name].map(is_missing), UNKNOWN)
+    return table[[*first, *others]].rename(columns={name: f"{name}_" for name in _OURS})
 
 
 def tidy_facts(table: pd.DataFrame, where: object) -> pd.DataFrame:
@@ -39,7 +95,9 @@ def tidy_facts(table: pd.DataFrame, where: object) -> pd.DataFrame:
     for name in ("lesion_id", *FACTS):
         if name not in table:
             table[name] = ""
-    table["lesion_id"] = table["lesion_id"].mask(table["lesion_id"].map(is_missing), "")
+    for name in ("lesion_id", "patient_id"):
+        if name in table:
+            table[name] = table[name].mask(table[name].map(is_missing), "")
     for name in ("dx_type", "sex", "localization"):
         table[name] = [word_of(text) or UNKNOWN for text in table[name]]
     ages = []

@@ -13,9 +13,9 @@ import pandas as pd
 
 from dermalyze.config import Config, EvaluationConfig, TrainingConfig
 from dermalyze.config_file import load_config
-from dermalyze.data.ham10000 import open_dataset, read_image_bytes
 from dermalyze.data.metadata import metadata_of, words_left_out
 from dermalyze.data.prepare import Prepared
+from dermalyze.data.readers.dataset import open_dataset, read_image_bytes
 from dermalyze.data.splits import Splits, read_splits
 from dermalyze.data.tables import FACTS, tidy_facts, with_own_lesions
 from dermalyze.evaluation.compare import Comparison, compare

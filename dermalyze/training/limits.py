@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dermalyze.data.ham10000 import ImageFile, ImageReader
 from dermalyze.data.loader import Rows
 from dermalyze.data.masks import find_masks, read_mask
 from dermalyze.data.metadata import metadata_of
 from dermalyze.data.prepare import Prepared
+from dermalyze.data.readers.dataset import ImageFile, ImageReader
 from dermalyze.evaluation.explanations import measure_maps
 from dermalyze.evaluation.limits import fit_limits
 from dermalyze.evaluation.predictions import predictions_table
