@@ -9,6 +9,7 @@ import base64
 import csv
 import io
 import json
+import re
 import string
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _SPACES = string.whitespace.encode()
 _MAX_NAME = 64  # characters
+_PARAMS_ALIKE = ("params", *(name.replace("_", "") for name in PARAMS))
 _MAX_DIGITS = 20  # of a whole number; reading one of n digits takes n^2 steps
 
 
@@ -138,7 +140,7 @@ def require_known(names: Iterable[str], known: Sequence[str], where: str) -> Non
 
 def _meant(name: str, known: Sequence[str]) -> str | None:
     """Return the known name that one looks like; looking at a long one would take long."""
-    return alike(name.strip().lower(), known) if len(name) <= _MAX_NAME else None
+    return alike(name.strip(), known) if len(name) <= _MAX_NAME else None
 
 
 def _require_no_lookalike(names: Sequence[str]) -> None:
@@ -152,6 +154,11 @@ def _require_no_lookalike(names: Sequence[str]) -> None:
             continue
         if meant := _meant(name, METADATA_COLUMNS):
             raise RequestError(f"a column would be passed over: rename it if it is {meant}")
+        if re.sub(r"[^a-z]", "", name[:_MAX_NAME].lower()) in _PARAMS_ALIKE:
+            raise RequestError(
+                'a column would be passed over: send params beside the images, as "params": '
+                '{"level": 0.95}, or rename it'
+            )
 
 
 @dataclass(frozen=True)
@@ -260,6 +267,7 @@ def _split(value: Any, max_images: int) -> dict[str, list[Any]]:
     """Read {"columns": [...], "data": [[...], ...]}."""
     if not isinstance(value, dict) or not isinstance(value.get("data"), list):
         _unreadable()
+    require_known(value, ("columns", "index", "data"), "dataframe_split")
     names = value.get("columns")
     if names is None:
         return {}
@@ -420,9 +428,9 @@ def decode_base64(cell: object) -> bytes:
         raise ImageError("expected base64 text, got another type")
     if len(cell) > MAX_BASE64:
         raise ImageError(f"its base64 has {len(cell):,} characters; the limit is {MAX_BASE64:,}")
-    if cell.startswith("data:"):
+    if cell[:_MAX_NAME].lstrip().lower().startswith("data:"):
         kind, comma, cell = cell.partition(",")
-        if not (comma and kind.endswith(";base64")):
+        if not (comma and kind.rstrip().lower().endswith(";base64")):
             raise ImageError("a data: URI must hold base64, as data:image/jpeg;base64,... does")
     try:  # `base64` wraps its lines
         return base64.b64decode(cell.encode("ascii").translate(None, _SPACES), validate=True)

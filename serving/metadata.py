@@ -17,9 +17,43 @@ from serving.limits import SpecPart, is_number, require_part
 
 COLUMNS = ("age", "sex", "localization")  # HAM10000's names
 MAX_AGE = 120  # years; HAM10000's oldest patient is 85, and more than 120 is a slip of the pen
-# What people and programs write for a value that is not known, in small letters; Excel writes
-# #N/A and pandas <NA>.
-MISSING = frozenset({"", "-", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
+# What people, spreadsheets (a formula that failed), pandas, R and databases write for a value that
+# is not known, in small letters.
+MISSING = frozenset(
+    [
+        *(
+            "",
+            "-",
+            "--",
+            "\u2013",
+            "\u2014",
+            ".",
+            "?",
+            "\\n",
+            "(null)",
+            "<na>",
+            "-nan",
+            "n.a",
+            "n.a.",
+        ),
+        *(
+            "n/a",
+            "na",
+            "nan",
+            "nat",
+            "nil",
+            "none",
+            "null",
+            "unk",
+            "unknown",
+            "undefined",
+            "missing",
+        ),
+        *("not available", "not known", "not recorded", "not reported", "not specified"),
+        *("#n/a", "#n/a n/a", "#na", "#value!", "#ref!", "#div/0!", "#name?", "#null!", "#num!"),
+        *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+    ]
+)
 # Possessive: else a long row of digits that is no number takes time with its square.
 _NUMBER = re.compile(r"[+-]?+(\d++\.?+\d*+|\.\d++)(e[+-]?+\d++)?+", re.ASCII | re.IGNORECASE)
 

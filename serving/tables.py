@@ -88,14 +88,15 @@ def read_table(
     if twice := [name for name in known.values() if names.count(name) > 1]:
         raise DataError(f"{where} has two columns {twice[0]!r}; remove or rename one")
     absent = [name for name in optional if name not in names]
-    for name in names:
-        if name not in known.values() and (meant := alike(name, absent)):
+    for name, written in zip(names, rows[0], strict=True):
+        if name not in known.values() and (meant := alike(written.strip(), absent)):
             raise DataError(f"{where} has the unknown column {name!r}; did you mean {meant}?")
     return {name: [row[i].strip() for row in values] for i, name in enumerate(names)}
 
 
 def alike(name: str, known: Sequence[str]) -> str | None:
-    """Return the known name that one looks like: age_approx, patient age, localisation."""
+    """Return the known name that one looks like: age_approx, patientAge, localisation."""
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     words = re.split(r"[^a-z0-9]+", name)
     for other in known:
         parts = other.split("_")

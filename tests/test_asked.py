@@ -140,13 +140,25 @@ def test_an_unknown_param_is_refused(client, name, hint):
 
 @pytest.mark.parametrize("way", TABLES)
 @pytest.mark.parametrize(
-    ("name", "meant"), [("Age", "age"), ("gender", "sex"), ("localisation", "localization")]
+    ("name", "meant"),
+    [("Age", "age"), ("patientAge", "age"), ("gender", "sex"), ("localisation", "localization")],
 )
 def test_a_column_that_looks_like_ours_is_refused(client, way, name, meant):
     response = way(client, {name: "1"})
     assert (response.status_code, response.json()["message"]) == (
         400,
         f"a column would be passed over: rename it if it is {meant}",
+    )
+
+
+@pytest.mark.parametrize("way", TABLES)
+@pytest.mark.parametrize("name", ["level", "Explain", "oneLesion", "params"])
+def test_a_param_in_a_column_is_refused(client, way, name):
+    response = way(client, {name: "1"})
+    assert (response.status_code, response.json()["message"]) == (
+        400,
+        'a column would be passed over: send params beside the images, as "params": '
+        '{"level": 0.95}, or rename it',
     )
 
 
@@ -166,6 +178,10 @@ def test_columns_of_the_sender_are_left_alone(client, predictor, way):
         (
             {"inputs": [ONE], "Params": {"level": 0.95}},
             "unknown name in the request: expected any of inputs, params; did you mean params?",
+        ),
+        (
+            {"dataframe_split": {"columns": ["image"], "data": [[ONE]], "age": [80]}},
+            "unknown name in dataframe_split: expected any of columns, index, data",
         ),
     ],
 )
@@ -309,7 +325,8 @@ def test_a_photograph_is_known_by_every_name_of_its_type(client, predictor, kind
 
 def test_base64_may_come_as_a_data_uri_or_wrapped():
     encoded = base64.encodebytes(png()).decode()
-    for cell in (encoded, f"data:image/png;base64,{encoded}", f"data:;base64,{text(png())}"):
+    for start in ("", "data:image/png;base64,", "data:;base64,", " DATA:image/PNG;Base64 ,"):
+        cell = start + encoded
         assert decode_base64(cell) == png()
     for cell, sentence in (
         ("data:image/png,abc", "a data: URI must hold base64, as data:image/jpeg;base64,... does"),

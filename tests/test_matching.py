@@ -59,6 +59,10 @@ def test_the_folders_of_an_id_tell_files_apart():
         "a/0001.jpg": [files[0]],
         "b/0001.jpg": [files[1]],
     }
+    assert met(["./0001", "b/0001"], ["/d/0001.jpg", files[1]]) == {
+        "./0001": ["/d/0001.jpg"],
+        "b/0001": [files[1]],
+    }
     # A file of another folder is not that of the row, if rows tell folders apart.
     assert met(["a/0001", "b/0001"], [files[0], "/d/c/0001.jpg"]) == {
         "a/0001": [files[0]],
@@ -77,9 +81,14 @@ def test_rows_that_mean_one_file_are_told():
     assert match(["x", "x.jpg", "y"], ["/d/x.jpg", "/d/z.jpg"]).ids == ((0, 1), ())
 
 
-@given(st.lists(st.text("aAbB1/._\\ ", max_size=6), unique=True, max_size=6), st.data())
-def test_no_file_belongs_to_more_rows_than_mean_it_and_none_is_invented(ids, data):
-    files = data.draw(st.lists(st.text("aAbB1/._\\ ", max_size=8), max_size=6))
+NAMES = st.tuples(
+    *map(st.sampled_from, (["", "b/", "B\\", "./", "/d/"], "aA1", ["", ".jpg", ".PNG"]))
+)
+WRITTEN = NAMES.map("".join) | st.text("aAbB1/._\\ ", max_size=6)
+
+
+@given(st.lists(WRITTEN, unique=True, max_size=6), st.lists(WRITTEN, max_size=6))
+def test_no_file_belongs_to_more_rows_than_mean_it_and_none_is_invented(ids, files):
     found = match(ids, files)
     assert [len(part) for part in (found.files, found.ids)] == [len(ids), len(files)]
     pairs = {(i, file) for i, some in enumerate(found.files) for file in some}

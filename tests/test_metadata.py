@@ -1,6 +1,9 @@
 """Age, sex and site as numbers; what is not known is all zeros."""
 
+import json
 import math
+import re
+from importlib import resources
 
 import numpy as np
 import pandas as pd
@@ -13,7 +16,7 @@ from dermalyze.data.metadata import metadata_of, words_left_out
 from dermalyze.models.heads import build_head
 from dermalyze.training.loop import without_some
 from serving.errors import ArtifactError, MetadataError
-from serving.metadata import Metadata, MetadataFields, encode
+from serving.metadata import MISSING, Metadata, MetadataFields, encode
 
 FIELDS = MetadataFields(
     age_mean=50.0, age_std=20.0, sexes=("female", "male"), localizations=("back", "face", "foot")
@@ -33,7 +36,11 @@ def test_an_age_at_the_mean_is_not_the_same_as_no_age():
     assert known.tolist() != unknown.tolist()
 
 
-WORDS = ("", "nan", "NA", "N/A", "None", "null", "unknown", "-", "#N/A", "<NA>")
+WORDS = (
+    *("", "nan", "NA", "N/A", "None", "null", "unknown", "-", "<NA>", "n.a.", "--", "\u2013", "?"),
+    *("-nan", "NaT", "(null)", "\\N", "unk", "missing", "not available", "not recorded"),
+    *("#N/A", "#N/A N/A", "#NA", "#VALUE!", "#REF!", "#DIV/0!", "#NAME?", "#NULL!", "#NUM!"),
+)
 
 
 @given(
@@ -45,6 +52,12 @@ WORDS = ("", "nan", "NA", "N/A", "None", "null", "unknown", "-", "#N/A", "<NA>")
 def test_any_word_for_what_is_missing_is_none(word, change, before, after):
     values = dict.fromkeys(("age", "sex", "localization"), before + change(word) + after)
     assert Metadata.of(values) == Metadata()
+
+
+def test_the_page_knows_the_same_words():
+    page = resources.files("dermalyze.export") / "browser" / "answering.js"
+    (words,) = re.findall(r"const MISSING = (\[.*?\]);", page.read_text("utf-8"), re.DOTALL)
+    assert set(json.loads(re.sub(r",\s*\]", "]", words))) == MISSING
 
 
 @pytest.mark.parametrize("missing", [None, math.nan])
@@ -60,7 +73,7 @@ def test_csv_text_and_json_numbers_mean_the_same():
 
 
 @pytest.mark.parametrize(
-    "age", [-1, 121, "old", True, math.inf, [], "1e9", "4_5", "-nan", 10**400, "9" * 400]
+    "age", [-1, 121, "old", True, math.inf, [], "1e9", "4_5", "55 years", 10**400, "9" * 400]
 )
 def test_an_age_that_nobody_has_is_refused(age):
     with pytest.raises(MetadataError) as caught:

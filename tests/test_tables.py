@@ -1,5 +1,7 @@
 """One reader for every table, however it was written."""
 
+import re
+
 import pytest
 
 from dermalyze.data.splits import read_split
@@ -31,6 +33,7 @@ def test_a_table_reads_alike_however_it_was_saved(encoding, mark, end):
         TABLE.replace(",", ", "),
         TABLE.replace("image_id,age", "Image_ID ,AGE"),
         TABLE.replace("ISIC_1,", '"ISIC_1", '),
+        re.sub(r",([^,\n]*)", r', "\1"', TABLE),
         "\n\n" + TABLE.replace("\n", "\n\n") + ",,\n",
     ],
 )
@@ -39,7 +42,7 @@ def test_case_and_spaces_of_names_quotes_and_empty_lines_change_nothing(text):
 
 
 def test_a_value_may_hold_the_mark_that_other_tables_use():
-    data = b'image_id;localization\nISIC_1;"back; left"\nISIC_2;back, right\n'
+    data = b'image_id;localization;a, b, c\nISIC_1;"back; left";\nISIC_2;back, right;\n'
     assert read_table(data, "t.csv", ("image_id",))["localization"] == ["back; left", "back, right"]
 
 
@@ -65,6 +68,7 @@ def test_what_is_no_table_is_refused(data, reason):
     [
         ("age_approx", "age"),
         ("patient age", "age"),
+        ("patientAge", "age"),
         ("gender", "sex"),
         ("localisation", "localization"),
         ("anatom_site_general", "localization"),
@@ -73,7 +77,8 @@ def test_what_is_no_table_is_refused(data, reason):
 def test_a_column_that_looks_like_a_missing_one_is_refused(name, meant):
     with pytest.raises(DataError) as caught:
         read_table(f"image_id,{name}\n".encode(), "t.csv", *KNOWN)
-    assert str(caught.value) == (f"t.csv has the unknown column {name!r}; did you mean {meant}?")
+    found = name.lower()
+    assert str(caught.value) == f"t.csv has the unknown column {found!r}; did you mean {meant}?"
     read_table(f"image_id,{name},{meant}\n".encode(), "t.csv", *KNOWN)  # nothing is passed over
 
 

@@ -1,7 +1,14 @@
 // From what the network gives to an answer, as `serving/answering.py` and `quality.py` do.
 
 const EXACT = 60; // decimal digits; enough to see whether a number lies just between two
-const MISSING = ["", "-", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"];
+// As `serving/metadata.py` has them.
+const MISSING = [
+  "", "#div/0!", "#n/a", "#n/a n/a", "#na", "#name?", "#null!", "#num!", "#ref!", "#value!",
+  "(null)", "-", "--", "-1.#ind", "-1.#qnan", "-nan", ".", "1.#ind", "1.#qnan", "<na>", "?", "\\n",
+  "missing", "n.a", "n.a.", "n/a", "na", "nan", "nat", "nil", "none", "not available", "not known",
+  "not recorded", "not reported", "not specified", "null", "undefined", "unk", "unknown", "\u2013",
+  "\u2014",
+];
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
 /** Encode age, sex and site: Float32Array of the width that the spec asks for. */
