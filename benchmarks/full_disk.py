@@ -10,10 +10,12 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import tempfile
+import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +36,8 @@ SETTINGS = (
     "evaluation.replicates=100",
 )
 TRAIN = ("train", "--data-dir", "./demo", *(word for s in SETTINGS for word in ("--set", s)))
-RUN, WORK, TEMPORARY = "RUN", ".dermalyze/runs", "temporary"
+RUN, OTHER, LEFT = "RUN", "OTHER", "LEFT"  # runs; the last was left by its store at the end
+WORK, TEMPORARY = ".dermalyze/runs", "temporary"
 COMMANDS = {
     "demo-data zips": ("demo-data", "new/demo", "--images", "42"),
     "demo-data folders": ("demo-data", "new/demo", "--images", "42", "--layout", "folders"),
@@ -53,6 +56,10 @@ COMMANDS = {
     ),
     "export-web": ("export-web", "--model", "model.onnx", "--output", "new"),
     "predict --explain": ("predict", "images", "--model", "model.onnx", "--explain", "new"),
+    "leakage": ("leakage", "--run-id", RUN),
+    "compare": ("compare", RUN, OTHER, "--output", "new"),
+    "promote": ("promote", "2", "--anyway"),
+    "sync": ("sync", LEFT),
 }
 
 
@@ -61,7 +68,11 @@ class Made:
     """A copy of the disk with demo data, a trained run, its model and some images."""
 
     folder: Path
-    run_id: str
+    runs: Mapping[str, str]  # RUN, OTHER or LEFT -> its id
+
+    def words(self, words: Sequence[str]) -> list[str]:
+        """Return a command with the ids of the runs."""
+        return [self.runs.get(word, word) for word in words]
 
 
 @dataclass(frozen=True)
@@ -121,33 +132,71 @@ def disk() -> Iterator[Disk]:
                 subprocess.run(["umount", folder], check=True)
 
 
-def make(program: Commands, place: Disk, copy: Path) -> Made:
-    """Train a small run there, since MLflow notes where its files are, and copy all of it."""
-    folder = place.folder
-    for words in (("demo-data", "demo", "--images", "70"), TRAIN):
-        done = place.run(program, words, None)
+def make(
+    program: Commands, place: Disk, copy: Path, names: Collection[str] = (RUN, OTHER, LEFT)
+) -> Made:
+    """Train small runs there, since MLflow notes where its files are, and copy all of it."""
+    folder, runs = place.folder, {}
+    done = place.run(program, ("demo-data", "demo", "--images", "98"), None)
+    assert done.status == 0, done.stderr
+    for name, lr in ((RUN, "0.0003"), (OTHER, "0.001")):
+        if name not in names:
+            continue
+        done = place.run(program, (*TRAIN, "--lr", lr), None)
         assert done.status == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("run id: ")]
-    (model,) = folder.glob("mlruns/**/model.onnx")
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("run id: ")]
+        runs[name] = line.removeprefix("run id: ")
+    if LEFT in names:
+        with _locked(folder):
+            done = place.run(program, (*TRAIN, "--set", "tracking.timeout_seconds=8"), None)
+        assert "dermalyze sync" in done.stderr, done.stderr
+        runs[LEFT] = next(iter(_begun(folder))).name
+    model = next(folder.glob("mlruns/**/model.onnx"))
     shutil.copyfile(model, folder / "model.onnx")
     (folder / "images").mkdir()
     with zipfile.ZipFile(next((folder / "demo").glob("*.zip"))) as archive:
         for name in archive.namelist()[:4]:
             archive.extract(name, folder / "images")
     shutil.copytree(folder, copy)
-    return Made(copy, line.removeprefix("run id: "))
+    return Made(copy, runs)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the tracking database once a run has begun, until the block ends."""
+    ended = threading.Event()
+
+    def lock() -> None:
+        with contextlib.closing(sqlite3.connect(folder / "mlflow.db", timeout=60)) as database:
+            while not _begun(folder) and not ended.wait(0.01):
+                pass
+            database.execute("begin exclusive")
+            ended.wait()
+
+    thread = threading.Thread(target=lock)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _begun(folder: Path) -> list[Path]:
+    return [path.parent for path in (folder / WORK).glob("*/outbox.jsonl")]
 
 
 def needed(program: Commands, place: Disk, made: Made, words: Sequence[str]) -> int:
     """Return the room that a command takes: of all that it writes, or of its largest file."""
     place.fill(made)
     before = place.used()
-    done = place.run(program, _words(words, made), None)
+    done = place.run(program, made.words(words), None)
     assert done.status == 0, done.stderr
-    if place.is_mounted:
-        return place.used() - before
     new = set(contents(place.folder)) - set(contents(made.folder))
-    return max((place.folder / name).stat().st_size for name in new)
+    sizes = [(place.folder / name).stat().st_size for name in new]
+    if place.is_mounted:  # some is removed once all is done
+        return max(place.used() - before, sum(sizes))
+    return max(sizes)
 
 
 def faults(
@@ -156,7 +205,7 @@ def faults(
     """Run a command with that many bytes of room; return what it did wrong, in words."""
     place.fill(made)
     before = contents(place.folder)
-    done = place.run(program, _words(words, made), room)
+    done = place.run(program, made.words(words), room)
     after = contents(place.folder)
     found = []
     lines = done.stderr.splitlines()
@@ -181,9 +230,10 @@ def faults(
 def resumed(program: Commands, place: Disk, made: Made) -> Done | None:
     """Go on with the run that a fault has stopped, with room again; None: it had not begun."""
     begun = [path for path in (place.folder / WORK).glob("*") if path.is_dir()]
-    if not begun:
+    new = [path.name for path in begun if path.name not in made.runs.values()]
+    if not new:
         return None
-    return place.run(program, ("train", "--resume", begun[0].name, "--data-dir", "./demo"), None)
+    return place.run(program, ("train", "--resume", new[0], "--data-dir", "./demo"), None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -221,10 +271,6 @@ def is_whole(path: Path) -> bool:
 def _is_tracked(name: str) -> bool:
     """Whether MLflow writes a file: its database, and its copies of a run's files."""
     return name.startswith(("mlflow.db", "mlruns/"))
-
-
-def _words(words: Sequence[str], made: Made) -> list[str]:
-    return [made.run_id if word == RUN else word for word in words]
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from dermalyze.config import Config
+from serving.disk import read_bounded
 from serving.errors import ConfigError
 
 # Keys of other programs that mean nothing here, with the sentence that says why.
@@ -23,6 +24,7 @@ POINTLESS = {
     "training.prefetch_factor": "nothing is decoded during training, so nothing is prefetched",
     "training.persistent_workers": "nothing is decoded during training, so no worker persists",
 }
+_MAX_BYTES = 2**20  # of a config; all settings take a hundredth of it
 
 
 def load_config(
@@ -39,7 +41,7 @@ def load_config(
         ConfigError: the file cannot be read, or a key or a value is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, _MAX_BYTES).decode("utf-8")
     except OSError as error:
         raise ConfigError(
             f"cannot read the config file {path}: {error.strerror or 'no such file'}"

@@ -1,8 +1,12 @@
 """What the operating system refuses, as a sentence: full disks, read-only folders, wrong names."""
 
 import errno
+import os
+import select
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +27,8 @@ _REMEDIES = {
 }
 _SLACK = 2**16  # bytes: files take whole blocks
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PIPE_SECONDS = 60.0  # until all is there that a pipe or a device gives
+_PIECE = 2**20  # bytes of it that are read at once
 
 
 def reason_of(error: OSError) -> str:
@@ -58,6 +64,36 @@ def reading(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot read {path}: {reason_of(error)}; name one that can be read"
         ) from error
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Return what is in a file, a pipe or a device, which may have no end or give nothing.
+
+    Args:
+        path: the file.
+        most: bytes.
+
+    Raises:
+        OSError: it cannot be read, holds more, or is not whole within a minute.
+    """
+    status = path.stat()
+    is_file = stat.S_ISREG(status.st_mode)
+    if is_file and status.st_size > most:
+        raise OSError(None, f"{status.st_size:,} bytes, where at most {most:,} are expected")
+    if is_file or os.name == "nt":
+        return path.read_bytes()
+    found, end = bytearray(), time.monotonic() + _PIPE_SECONDS
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else opening waits for a writer
+    try:
+        while (left := end - time.monotonic()) > 0 and select.select([descriptor], [], [], left)[0]:
+            if not (piece := os.read(descriptor, _PIECE)):
+                return bytes(found)
+            found += piece
+            if len(found) > most:
+                raise OSError(None, f"more than the {most:,} bytes that are expected")
+    finally:
+        os.close(descriptor)
+    raise OSError(errno.ETIMEDOUT, f"it did not end within {_PIPE_SECONDS:.0f} seconds")
 
 
 def cannot_write(path: Path, error: OSError) -> StorageError:

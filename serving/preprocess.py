@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from serving.color import to_srgb
+from serving.disk import read_bounded
 from serving.errors import ImageError, OutOfMemoryError, TooManyPixelsError
 from serving.sizes import MAX_FILE_BYTES, MAX_PIXELS
 from serving.spec import ModelSpec
@@ -167,7 +168,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise ImageError(f"{path} has {size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
-        return path.read_bytes()
+        return read_bounded(path, MAX_FILE_BYTES)
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
 

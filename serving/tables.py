@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from serving.disk import read_bounded
 from serving.errors import DataError
 
 Columns = dict[str, list[str]]
@@ -28,7 +29,7 @@ def table_bytes(path: Path) -> bytes:
         DataError: it is larger than any table of images, and perhaps than the memory.
     """
     require_size(path, path.stat().st_size)
-    return path.read_bytes()
+    return read_bounded(path, MAX_TABLE_BYTES)
 
 
 def require_size(path: Path, size: int) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.forked import commands
-from benchmarks.full_disk import COMMANDS, disk, faults, make, resumed
+from benchmarks.full_disk import COMMANDS, RUN, disk, faults, make, resumed
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def place():
 
 @pytest.fixture(scope="module")
 def made(program, place, tmp_path_factory):
-    return make(program, place, tmp_path_factory.mktemp("made") / "made")
+    return make(program, place, tmp_path_factory.mktemp("made") / "made", names=(RUN,))
 
 
 @pytest.mark.parametrize(("name", "room"), ROOMS)

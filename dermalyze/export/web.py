@@ -19,7 +19,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from serving.described import describe
-from serving.disk import make_folder, writing
+from serving.disk import make_folder, read_bounded, writing
 from serving.errors import ArtifactError, ConfigError
 from serving.predictor import Predictor
 
@@ -29,6 +29,7 @@ _RUNTIME_SHA512 = (  # of npm's tarball
     "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 )
 _RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+_MAX_RUNTIME_BYTES = 2**28
 _MARK = "dermalyze.json"  # tells an export from any other folder
 _POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
@@ -179,7 +180,7 @@ def _write_runtime(folder: Path, runtime: Path | None) -> None:
 def _unpack(tarball: Path, folder: Path) -> None:
     """Take the runtime's files out of npm's tarball, if it is the one that we know."""
     try:
-        content = tarball.read_bytes()
+        content = read_bounded(tarball, _MAX_RUNTIME_BYTES)
     except OSError as error:
         raise ArtifactError(f"cannot read {tarball}: {error.strerror}") from error
     if not _is_known(content):

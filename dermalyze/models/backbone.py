@@ -205,6 +205,8 @@ def _hub_file(repository: str) -> tuple[Path | None, str]:
 def load_safetensors(network: nn.Module, path: Path) -> None:
     """Fill a backbone from a .safetensors file; classifier weights in it are left out."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without an end
+            raise SafetensorError("not a file")
         weights = load_file(path)
     except FileNotFoundError as error:
         raise ConfigError(f"model.pretrained names {path}, and there is no such file") from error

@@ -65,6 +65,8 @@ def _import_file(path: Path) -> None:
         return
     with reading(path):
         if path.exists():
+            if not path.is_file():
+                raise ConfigError(f"model.plugins names {path}, which is not a file")
             path.open("rb").close()
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None

@@ -309,7 +309,7 @@ def named_sources(entries: Iterable[Path], names: tuple[str, ...]) -> list[Path]
         p
         for p in entries
         if (p.is_dir() and plain_name(p.name) in names)
-        or (p.suffix.lower() == ".zip" and plain_name(p.stem) in names)
+        or (p.suffix.lower() == ".zip" and p.is_file() and plain_name(p.stem) in names)
     ]
 
 
@@ -320,7 +320,8 @@ def plain_name(name: str) -> str:
 
 def is_source(path: Path) -> bool:
     """Say whether images may be in it, or it may be one."""
-    return path.is_dir() or path.suffix.lower() == ".zip" or has_image_suffix(path.name)
+    named = path.suffix.lower() == ".zip" or has_image_suffix(path.name)
+    return path.is_dir() or (named and path.is_file())  # a pipe would be waited for
 
 
 def files_in(source: Path) -> Iterator[tuple[str, ImageFile]]:
