@@ -42,7 +42,7 @@ def main() -> None:
         set_determinism(deterministic=False)
         device = choose_device(config.training)
         torch.manual_seed(seed)
-        classifier, _ = build_classifier(config.model, config.data.image_size)
+        classifier, _ = build_classifier(config.model, config.data.image_size, len(CLASS_NAMES))
         *_, last = fit(new_state(classifier, config.training, device), data, config, device)
         found["ours"].append(last.metrics[f"val/{METRIC}"])
         *_, (_, logits) = baseline.train(

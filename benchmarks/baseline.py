@@ -25,6 +25,7 @@ from dermalyze.data.augment import LEVEL_SCALES
 from dermalyze.models.classifier import build_classifier
 from dermalyze.training.losses import class_weights
 from dermalyze.training.schedule import learning_rate
+from serving.taxonomy import HAM10000
 
 FILTERS = {
     "bilinear": transforms.InterpolationMode.BILINEAR,
@@ -110,7 +111,7 @@ def train(
     """Yield, after each epoch, its seconds and the validation logits (N, C)."""
     training, side = config.training, config.data.image_size
     torch.manual_seed(training.seed)
-    network, _ = build_classifier(config.model, side)
+    network, _ = build_classifier(config.model, side, len(HAM10000))
     resize = transforms.Resize((side, side), FILTERS[config.data.resize_filter])
     train_loader = DataLoader(
         Lesions(*train_data, transforms.Compose([resize, *augmenting(config.augmentation)])),

@@ -30,6 +30,7 @@ from dermalyze.training.job import BEST
 from serving import Predictor
 from serving.prediction import image_pixels
 from serving.spec import ModelSpec
+from serving.taxonomy import HAM10000
 from tests.tiny_network import spread
 
 SIZE = 224  # pixels
@@ -44,9 +45,9 @@ def network_of(run_id):
         with fetched(run_id, (BEST,)) as (checkpoint,):
             return load_classifier(checkpoint)
     torch.manual_seed(0)
-    spec = ModelSpec(input_size=(SIZE, SIZE))
+    spec = ModelSpec(taxonomy=HAM10000, input_size=(SIZE, SIZE))
     config = ModelConfig(size="small", pretrained=False)
-    return spread(build_classifier(config, SIZE)[0], spec), spec
+    return spread(build_classifier(config, SIZE, len(spec.taxonomy))[0], spec), spec
 
 
 def drawn_pixels(spec, num_images):

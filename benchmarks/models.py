@@ -17,6 +17,7 @@ from dermalyze.models.shipped import ShippedNetwork
 from serving.errors import ArtifactError
 from serving.predictor import Predictor
 from serving.spec import ModelSpec
+from serving.taxonomy import HAM10000
 from tests.tiny_network import spread
 
 SIZE = 224  # pixels
@@ -39,8 +40,8 @@ def model_files(name: str) -> tuple[Path, Path]:
         print(f"exporting {name} with random weights to {onnx}")
         torch.manual_seed(0)
         config = ModelConfig(name=NETWORKS[name], pretrained=False)
-        network, _ = build_classifier(config, SIZE)
-        spec = ModelSpec(input_size=(SIZE, SIZE))
+        spec = ModelSpec(taxonomy=HAM10000, input_size=(SIZE, SIZE))
+        network, _ = build_classifier(config, SIZE, len(spec.taxonomy))
         spread(network, spec)
         save_checkpoint(checkpoint, network.state_dict(), config, spec)
         export_onnx(ShippedNetwork.of(network), spec, onnx)

@@ -29,6 +29,7 @@ from serving.preprocess import to_pixels
 from serving.rendering import render
 from serving.session import share_cores
 from serving.spec import RESIZE_FILTERS, ModelSpec
+from serving.taxonomy import HAM10000
 
 BICUBIC = Image.Resampling.BICUBIC
 LARGE = (4000, 3000)  # pixels, 12 megapixels
@@ -199,7 +200,9 @@ def draft_table(paths: Sequence[Path]) -> list[dict[str, object]]:
             small.load()
             ratio = whole_ms / ((time.perf_counter() - start) * 1000)
             for filter_name in RESIZE_FILTERS:
-                spec = ModelSpec(input_size=(SIZE, SIZE), resize_filter=filter_name)
+                spec = ModelSpec(
+                    taxonomy=HAM10000, input_size=(SIZE, SIZE), resize_filter=filter_name
+                )
                 both = np.stack([to_pixels(small, spec), to_pixels(whole, spec)])
                 levels = np.abs(both[0].astype(int) - both[1]).max()
                 first, second = predictor.predict_batch(list(both))

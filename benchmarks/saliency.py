@@ -30,6 +30,7 @@ from dermalyze.models.classifier import build_classifier
 from dermalyze.models.shipped import ShippedNetwork
 from serving import Predictor
 from serving.spec import ModelSpec
+from serving.taxonomy import HAM10000
 from tests.tiny_network import spread
 
 REPLICATES = 2000
@@ -120,8 +121,10 @@ def main() -> None:
         networks = {run.member.classifier.backbone.network.__class__.__name__ + " of the run":
                     (ShippedNetwork([run.member]), run.spec)}  # fmt: skip
     torch.manual_seed(0)
-    large, _ = build_classifier(ModelConfig(size="small", pretrained=False), 224)
-    spec = ModelSpec(input_size=(224, 224))
+    spec = ModelSpec(taxonomy=HAM10000, input_size=(224, 224))
+    large, _ = build_classifier(
+        ModelConfig(size="small", pretrained=False), 224, len(spec.taxonomy)
+    )
     networks["EfficientNetV2-S, 224"] = ShippedNetwork.of(spread(large, spec)), spec
     figures = []
     for what, judged in masks.items():

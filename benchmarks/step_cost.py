@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.report import RESULTS
 from dermalyze.config import ModelConfig
 from dermalyze.models.classifier import build_classifier
+from serving.taxonomy import HAM10000
 
 BANDWIDTH, ARITHMETIC, LAUNCH = 4.8e12, 989e12, 5e-6  # bytes/s, FLOP/s, s
 IMAGES, EPOCHS = 7000, 40
@@ -70,7 +71,9 @@ def main() -> None:
     options.add_argument("--image-size", type=int, default=224)
     chosen = options.parse_args()
     config = ModelConfig(name=chosen.network, pretrained=False)
-    network = build_classifier(config, chosen.image_size)[0].to("meta", torch.bfloat16)
+    network = build_classifier(config, chosen.image_size, len(HAM10000))[0].to(
+        "meta", torch.bfloat16
+    )
     side = chosen.image_size
     images = torch.empty(chosen.batch_size, 3, side, side, device="meta", dtype=torch.bfloat16)
     targets = torch.empty(chosen.batch_size, device="meta", dtype=torch.int64)

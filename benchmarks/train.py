@@ -26,6 +26,7 @@ from dermalyze.models.classifier import build_classifier, to_images
 from dermalyze.training.device import Device, choose_device, set_determinism
 from dermalyze.training.loop import fit, training_network
 from dermalyze.training.state import TrainingState, new_state
+from serving.taxonomy import HAM10000
 
 # Images of an epoch, and goals: times the baseline, share of the limit.
 PLANS = {LARGE: (160, 48, ">= 2.0", ">= 0.95"), SMALL: (960, 192, ">= 2.2", ">= 0.90")}
@@ -67,7 +68,7 @@ def compare(name: str, config: Config, sample: Sample, rounds: int) -> list[Figu
     device = choose_device(config.training)
     side = config.data.image_size
     state, other = (
-        new_state(build_classifier(config.model, side)[0], config.training, device)
+        new_state(build_classifier(config.model, side, len(HAM10000))[0], config.training, device)
         for _ in range(2)
     )
     data = sample.data

@@ -5,7 +5,7 @@ C is the number of classes.  Never imports torch.
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from serving.errors import ArtifactError
@@ -20,11 +20,17 @@ from serving.limits import (
 )
 from serving.metadata import MetadataFields
 from serving.quality import QualityLimits
-from serving.taxonomy import CLASS_DESCRIPTIONS, CLASS_NAMES, DATA_LICENSE, DISCLAIMER
+from serving.taxonomy import DISCLAIMER, HAM10000, Taxonomy
 
 SPEC_KEY = "dermalyze"  # the key in the ONNX file's metadata_props
-FORMAT_VERSION = 2
-_VERSIONS = (1, FORMAT_VERSION)  # that are read; 1 knew nothing of its limits
+FORMAT_VERSION = 3
+# Versions 1 and 2 are read too: 1 knew nothing of its limits, neither carried its taxonomy.
+_SINCE_2 = {"int8_weight_bits", "calibrated_on", "prediction_sets", "abstention", "scope"}
+_SINCE_2 |= {"quality", "metadata", "saliency", "num_views", "member_run_ids"}
+_BEFORE_3 = {"class_names", "class_descriptions", "data_license", "thresholds"}
+# Keys that a file may lack and that are written only where they say something, so that files
+# without them stay readable.  New keys of version 3 belong here, too.
+_OPTIONAL = {"int8_weight_bits"}
 RESIZE_MODES = ("squash", "center_crop")
 RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos")
 PRECISIONS = ("float32", "float16", "int8")
@@ -43,8 +49,7 @@ class ModelSpec:
     """The contract that travels with the weights."""
 
     format_version: int = FORMAT_VERSION
-    class_names: tuple[str, ...] = CLASS_NAMES  # in logit order
-    class_descriptions: tuple[str, ...] = tuple(CLASS_DESCRIPTIONS[name] for name in CLASS_NAMES)
+    taxonomy: Taxonomy  # the classes in logit order, and the facts of the data set
     input_size: tuple[int, int]  # height, width; pixels
     resize_mode: str = "squash"  # squash: the whole image; center_crop: its middle, undistorted
     resize_filter: str = "bicubic"
@@ -53,10 +58,8 @@ class ModelSpec:
     # recorded, which has 8.
     int8_weight_bits: int | None = None
     temperature: float = 1.0  # logits are divided by it before the softmax
-    thresholds: dict[str, float] = field(default_factory=dict)  # class name -> probability
     run_id: str = ""  # the MLflow run that trained the weights; empty: not tracked
     data_fingerprint: str = ""  # of the training data
-    data_license: str = DATA_LICENSE
     disclaimer: str = DISCLAIMER
     # Since version 2; what is None or empty, the model does not have.
     calibrated_on: str = ""  # what temperature and limits were fitted on, in words
@@ -73,21 +76,6 @@ class ModelSpec:
         """Refuse what no predictor could use."""
         if self.format_version != FORMAT_VERSION:
             _refuse_version(self.format_version)
-        names, descriptions = self.class_names, self.class_descriptions
-        require_part(
-            len(names) >= 2
-            and all(isinstance(name, str) and name for name in names)
-            and len(set(names)) == len(names),
-            "class_names",
-            "two or more different names",
-            names,
-        )
-        require_part(
-            len(descriptions) == len(names) and all(isinstance(text, str) for text in descriptions),
-            "class_descriptions",
-            "one text a class",
-            descriptions,
-        )
         require_part(
             len(self.input_size) == 2
             and all(type(side) is int and 1 <= side <= 4096 for side in self.input_size),
@@ -126,23 +114,14 @@ class ModelSpec:
             "a number from 0.01 to 100",
             self.temperature,
         )
-        require_part(
-            isinstance(self.thresholds, dict)
-            and all(
-                name in names and is_number(value) and 0 <= value <= 1
-                for name, value in self.thresholds.items()
-            ),
-            "thresholds",
-            "class names with values from 0 to 1",
-            self.thresholds,
-        )
-        for name in ("run_id", "data_fingerprint", "data_license", "disclaimer", "calibrated_on"):
+        for name in ("run_id", "data_fingerprint", "disclaimer", "calibrated_on"):
             value = getattr(self, name)
             require_part(isinstance(value, str), name, "text", value)
         require_part(
-            self.prediction_sets is None or len(self.prediction_sets.num_lesions) == len(names),
+            self.prediction_sets is None
+            or len(self.prediction_sets.num_lesions) == len(self.taxonomy),
             "prediction_sets",
-            "a row a class",
+            "one row per class",
             self.prediction_sets,
         )
         require_part(
@@ -166,6 +145,21 @@ class ModelSpec:
         )
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes in logit order."""
+        return self.taxonomy.names
+
+    @property
+    def class_descriptions(self) -> tuple[str, ...]:
+        """The classes in words, in logit order; an empty text where nothing is known."""
+        return self.taxonomy.descriptions
+
+    @property
+    def data_license(self) -> str:
+        """The license of the training data; empty: not known."""
+        return self.taxonomy.license
+
+    @property
     def num_members(self) -> int:
         """How many answers are pooled into one: networks times views."""
         return max(1, len(self.member_run_ids)) * self.num_views
@@ -173,16 +167,17 @@ class ModelSpec:
     def to_json(self) -> str:
         """Write the spec as one line of JSON."""
         values = dataclasses.asdict(self)
-        if self.int8_weight_bits is None:  # written where it says something: others stay readable
-            del values["int8_weight_bits"]
+        for name in _OPTIONAL:
+            if values[name] is None:
+                del values[name]
         return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelSpec":
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, in this version of the program or an earlier one.
 
         Raises:
-            ArtifactError: the text is no spec, or one of another version.
+            ArtifactError: the text is not a spec, or one of another version.
         """
         try:
             values: Any = json.loads(text)
@@ -191,24 +186,29 @@ class ModelSpec:
         if not isinstance(values, dict):
             raise ArtifactError("the model's spec is not a JSON object; export the model again")
         version = values.get("format_version")
-        if type(version) is not int or version not in _VERSIONS:
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             _refuse_version(version)
         known = {f.name for f in dataclasses.fields(cls)}
-        if version == 1:
+        if version < 3:
+            known = known - {"taxonomy"} | _BEFORE_3
+        if version < 2:
             known -= _SINCE_2
         if unknown := sorted(values.keys() - known):
             raise ArtifactError(
                 f"the model's spec has unknown keys {shown(unknown)}; export the model again"
             )
-        if missing := sorted(known - values.keys() - {"int8_weight_bits"}):
+        if missing := sorted(known - values.keys() - _OPTIONAL):
             raise ArtifactError(f"the model's spec lacks {missing}; export the model again")
-        values["format_version"] = FORMAT_VERSION  # what a version 1 says, said in this one
-        for name in known & {
-            "class_names",
-            "class_descriptions",
-            "input_size",
-            "member_run_ids",
-        }:
+        values["format_version"] = FORMAT_VERSION  # what an older file says, said in this version
+        if version < 3:
+            values["taxonomy"] = _taxonomy_of_old(values)
+        try:
+            values["taxonomy"] = Taxonomy.from_dict(values["taxonomy"])
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"the model's spec cannot be used: {error}; export the model again"
+            ) from error
+        for name in known & {"input_size", "member_run_ids"}:
             require_part(isinstance(values[name], list), name, "a list", values[name])
             values[name] = tuple(values[name])
         for name, part in _PARTS.items():
@@ -217,19 +217,22 @@ class ModelSpec:
         return cls(**values)
 
 
-_SINCE_2 = {
-    "int8_weight_bits",
-    "calibrated_on",
-    *_PARTS,
-    "saliency",
-    "num_views",
-    "member_run_ids",
-}
+def _taxonomy_of_old(values: dict[str, Any]) -> dict[str, Any]:
+    """Take the taxonomy out of a spec of version 1 or 2, whose models knew HAM10000's classes.
+
+    The thresholds of classes, which nothing has ever used, are dropped.
+    """
+    names, descriptions, license, thresholds = (
+        values.pop(name)
+        for name in ("class_names", "class_descriptions", "data_license", "thresholds")
+    )
+    require_part(isinstance(thresholds, dict), "thresholds", "an object", thresholds)
+    known = HAM10000.to_dict() if names == list(HAM10000.names) else {"names": names}
+    return known | {"descriptions": descriptions, "license": license}
 
 
 def _refuse_version(version: object) -> NoReturn:
     raise ArtifactError(
-        f"the model has spec version {shown(version)}, this program reads "
-        f"{' and '.join(str(known) for known in _VERSIONS)}; update dermalyze or export the model "
-        "again"
+        f"the model has spec version {shown(version)}, this program reads 1 to {FORMAT_VERSION}; "
+        "update dermalyze or export the model again"
     )

@@ -16,14 +16,15 @@ from dermalyze.models.scope import ScopeScore
 from serving.errors import ArtifactError
 from serving.limits import Scope
 from serving.spec import ModelSpec
+from serving.taxonomy import HAM10000
 
 CONFIG = ModelConfig(name="test_efficientnet", pretrained=False)
-SPEC = ModelSpec(input_size=(32, 32))
+SPEC = ModelSpec(taxonomy=HAM10000, input_size=(32, 32))
 
 
 @pytest.fixture(scope="module")
 def classifier():
-    return build_classifier(CONFIG, 32)[0]
+    return build_classifier(CONFIG, 32, 7)[0]
 
 
 def test_a_checkpoint_gives_back_the_same_network_and_spec(tmp_path, classifier):

@@ -47,7 +47,7 @@ def plugin(tmp_path):
 
 def build(**settings):
     settings = {"name": TINY, "pretrained": False, **settings}
-    return build_classifier(ModelConfig(**settings), 32)
+    return build_classifier(ModelConfig(**settings), 32, 7)
 
 
 def test_pixels_become_images_of_zero_to_one_with_channels_first():
@@ -82,7 +82,7 @@ def test_sizes_name_the_efficientnets_that_have_weights():
 def test_every_kind_of_backbone_fits_every_head(name, head_type):
     side = 160 if name == "test_vit" else 64
     config = ModelConfig(name=name, pretrained=False, head_type=head_type)
-    classifier, _ = build_classifier(config, side)
+    classifier, _ = build_classifier(config, side, 7)
     assert classifier.eval()(torch.rand(2, 3, side, side)).shape == (2, 7)
 
 
@@ -155,7 +155,7 @@ def test_a_hub_that_does_not_answer_fails_fast_and_plainly(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     config = ModelConfig(name="mobilenetv3_small_050", pretrained=True)
     with pytest.raises(ConfigError) as caught:
-        build_classifier(config, 32)
+        build_classifier(config, 32, 7)
     assert str(caught.value) == (
         "no pretrained weights for mobilenetv3_small_050: the weight hub cannot be reached; "
         "set model.pretrained to auto, false or a .safetensors file"

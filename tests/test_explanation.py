@@ -9,9 +9,9 @@ from PIL import Image
 from serving.explanation import MAP_IN_WORDS, Explanation
 from serving.prediction import Prediction
 from serving.spec import SALIENCY_KINDS, ModelSpec
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER
+from serving.taxonomy import CLASS_NAMES, DISCLAIMER, HAM10000
 
-SPEC = ModelSpec(input_size=(32, 32), saliency="grad_cam")
+SPEC = ModelSpec(taxonomy=HAM10000, input_size=(32, 32), saliency="grad_cam")
 PREDICTION = Prediction(
     predicted_class="mel",
     predicted_class_description="Melanoma",

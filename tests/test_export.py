@@ -25,6 +25,7 @@ from serving.errors import ArtifactError
 from serving.limits import Scope
 from serving.metadata import MetadataFields
 from serving.spec import SPEC_KEY, ModelSpec
+from serving.taxonomy import HAM10000
 
 pytestmark = pytest.mark.slow  # an export takes seconds
 
@@ -154,8 +155,8 @@ def test_a_file_that_answers_no_number_is_not_written(tmp_path):
 def test_every_size_with_every_head_agrees_with_pytorch(tmp_path, size, head_type):
     torch.manual_seed(0)
     config = ModelConfig(size=size, head_type=head_type, pretrained=False)
-    spec = ModelSpec(input_size=(64, 64))
-    network = spread(build_classifier(config, 64)[0], spec)
+    spec = ModelSpec(taxonomy=HAM10000, input_size=(64, 64))
+    network = spread(build_classifier(config, 64, 7)[0], spec)
     report = export_onnx(ShippedNetwork.of(network), spec, tmp_path / "model.onnx")
     assert report.agrees
     assert report.num_images >= 64

@@ -57,7 +57,7 @@ def settings(*overrides):
 def start(config):
     set_determinism(deterministic=not config.training.fast_mode)
     torch.manual_seed(config.training.seed)
-    classifier, _ = build_classifier(config.model, config.data.image_size)
+    classifier, _ = build_classifier(config.model, config.data.image_size, 7)
     device = choose_device(config.training)
     return new_state(classifier, config.training, device), device
 

@@ -17,9 +17,10 @@ from dermalyze.models.checkpoint import save_checkpoint
 from dermalyze.models.classifier import build_classifier
 from serving.errors import ArtifactError
 from serving.spec import ModelSpec
+from serving.taxonomy import HAM10000
 
 ROOT = Path(__file__).parents[1]
-SPEC = ModelSpec(input_size=(32, 32))
+SPEC = ModelSpec(taxonomy=HAM10000, input_size=(32, 32))
 
 
 def refusal(plugin):
@@ -49,7 +50,7 @@ def asking_for(plugin):
 
 def save(path, plugin):
     plain = replace(asking_for(plugin), plugins=())
-    network, _ = build_classifier(plain, 32)
+    network, _ = build_classifier(plain, 32, 7)
     save_checkpoint(path, network.state_dict(), asking_for(plugin), SPEC, {"epoch": 1, "step": 0})
 
 

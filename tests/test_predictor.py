@@ -140,10 +140,10 @@ def test_a_model_of_another_program_is_said_so(tmp_path):
 
 def test_a_newer_model_is_said_so(tmp_path):
     path = tmp_path / "model.onnx"
-    newer = SPEC.to_json().replace('"format_version": 2', '"format_version": 3')
+    newer = SPEC.to_json().replace('"format_version": 3', '"format_version": 4')
     onnx.save(tiny_model(metadata={SPEC_KEY: newer}), path)
     assert refusal(path) == (
-        f"cannot use {path}: the model has spec version 3, this program reads 1 and 2; "
+        f"cannot use {path}: the model has spec version 4, this program reads 1 to 3; "
         "update dermalyze or export the model again"
     )
 

@@ -21,6 +21,7 @@ from serving.preprocess import (
     upright_rgb,
 )
 from serving.spec import RESIZE_FILTERS, RESIZE_MODES, ModelSpec
+from serving.taxonomy import HAM10000
 
 _ORIENTATION = 0x0112
 # What a viewer has to do to show the picture upright (EXIF 2.32, table of tag 0x0112), done with
@@ -165,7 +166,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 @pytest.mark.parametrize("mode", RESIZE_MODES)
 @pytest.mark.parametrize("filter_name", RESIZE_FILTERS)
 def test_a_flat_image_stays_flat_whatever_its_size(mode, filter_name):
-    spec = ModelSpec(input_size=(12, 17), resize_mode=mode, resize_filter=filter_name)
+    spec = ModelSpec(
+        taxonomy=HAM10000, input_size=(12, 17), resize_mode=mode, resize_filter=filter_name
+    )
     flat = Image.new("RGB", (40, 50), (128, 3, 250))
     expected = np.full((12, 17, 3), (128, 3, 250), np.uint8)
     np.testing.assert_array_equal(to_pixels(flat, spec), expected)
@@ -204,7 +207,7 @@ def test_any_size_becomes_the_size_of_the_model(width, height, size, mode):
 @pytest.mark.parametrize("filter_name", RESIZE_FILTERS)
 def test_a_large_jpeg_is_decoded_in_full(filter_name):
     """A decoder's own down-scaling is faster, but gives other pixels and so other answers."""
-    spec = ModelSpec(input_size=(64, 64), resize_filter=filter_name)
+    spec = ModelSpec(taxonomy=HAM10000, input_size=(64, 64), resize_filter=filter_name)
     data = encoded(Image.fromarray(noise(900, 1200)), "JPEG")
     full, small = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data))
     small.draft("RGB", (600, 450))

@@ -12,8 +12,10 @@ from serving.limits import Abstention, PredictionSets, Scope
 from serving.metadata import MetadataFields
 from serving.quality import QualityLimits
 from serving.spec import PRECISIONS, RESIZE_FILTERS, RESIZE_MODES, SALIENCY_KINDS, ModelSpec
+from serving.taxonomy import HAM10000, Taxonomy
 
-NAMES = st.lists(st.text(min_size=1), min_size=2, max_size=9, unique=True).map(tuple)
+WORDS = st.text(min_size=1).filter(str.strip)
+NAMES = st.lists(WORDS, min_size=2, max_size=9, unique=True).map(tuple)
 
 
 ABSTENTION = Abstention(risk=0.1, min_confidence=0.6, coverage=0.7, num_lesions=900)
@@ -41,15 +43,19 @@ def specs(draw):
     precision = draw(st.sampled_from(PRECISIONS))
     texts = st.lists(st.text(), min_size=len(names), max_size=len(names))
     return ModelSpec(
-        class_names=names,
-        class_descriptions=tuple(draw(texts)),
+        taxonomy=Taxonomy(
+            names=names,
+            descriptions=tuple(draw(texts)),
+            malignant=draw(st.sampled_from([(), names[1:], names])),
+            title=draw(st.text()),
+            license=draw(st.text()),
+        ),
         input_size=draw(st.tuples(st.integers(1, 4096), st.integers(1, 4096))),
         resize_mode=draw(st.sampled_from(RESIZE_MODES)),
         resize_filter=draw(st.sampled_from(RESIZE_FILTERS)),
         precision=precision,
         int8_weight_bits=draw(st.sampled_from([None, 7, 8])) if precision == "int8" else None,
         temperature=draw(st.floats(0.01, 100)),
-        thresholds=draw(st.dictionaries(st.sampled_from(names), st.floats(0, 1))),
         run_id=draw(st.text()),
         data_fingerprint=draw(st.text()),
         calibrated_on=draw(st.text()),
@@ -83,7 +89,9 @@ def test_any_text_is_a_spec_or_an_artifact_error(text):
 
 
 @given(
-    key=st.sampled_from(sorted(json.loads(ModelSpec(input_size=(8, 8)).to_json()))),
+    key=st.sampled_from(
+        sorted(json.loads(ModelSpec(taxonomy=HAM10000, input_size=(8, 8)).to_json()))
+    ),
     value=st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2),
@@ -91,7 +99,7 @@ def test_any_text_is_a_spec_or_an_artifact_error(text):
     ),
 )
 def test_a_spec_with_any_value_changed_is_a_spec_or_an_artifact_error(key, value):
-    values = json.loads(ModelSpec(input_size=(8, 8)).to_json()) | {key: value}
+    values = json.loads(ModelSpec(taxonomy=HAM10000, input_size=(8, 8)).to_json()) | {key: value}
     try:
         ModelSpec.from_json(json.dumps(values))
     except ArtifactError as error:
@@ -103,19 +111,19 @@ def test_a_spec_with_any_value_changed_is_a_spec_or_an_artifact_error(key, value
 
 
 def message_of(**changes):
-    values = json.loads(ModelSpec(input_size=(8, 8)).to_json()) | changes
+    values = json.loads(ModelSpec(taxonomy=HAM10000, input_size=(8, 8)).to_json()) | changes
     with pytest.raises(ArtifactError) as caught:
         ModelSpec.from_json(json.dumps({k: v for k, v in values.items() if v is not ...}))
     return str(caught.value)
 
 
-VERSION = "this program reads 1 and 2; update dermalyze or export the model again"
+VERSION = "this program reads 1 to 3; update dermalyze or export the model again"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 3}, f"the model has spec version 3, {VERSION}"),
+        ({"format_version": 4}, f"the model has spec version 4, {VERSION}"),
         ({"format_version": "1"}, f"the model has spec version '1', {VERSION}"),
         ({"format_version": True}, f"the model has spec version True, {VERSION}"),
         (
@@ -133,14 +141,23 @@ VERSION = "this program reads 1 and 2; update dermalyze or export the model agai
             "to 100; export the model again",
         ),
         (
-            {"class_names": [["a"], ["b"]]},
-            "the model's spec has class_names (['a'], ['b']), expected two or more different "
-            "names; export the model again",
+            {"taxonomy": {"names": [["a"], ["b"]]}},
+            "the model's spec cannot be used: taxonomy.names must be a list of texts; "
+            "export the model again",
         ),
         (
-            {"class_descriptions": ["a", "b"]},
-            "the model's spec has class_descriptions ('a', 'b'), expected one text a class; "
+            {"taxonomy": ["a", "b"]},
+            "the model's spec cannot be used: a taxonomy must be an object with names; "
             "export the model again",
+        ),
+        (
+            {"taxonomy": {"names": ["a", "b"], "benign": ["a"]}},
+            "the model's spec cannot be used: a taxonomy has no field 'benign'; it has citation, "
+            "descriptions, license, malignant, names, not_recorded, title; export the model again",
+        ),
+        (
+            {"class_names": ["a", "b"]},
+            "the model's spec has unknown keys ['class_names']; export the model again",
         ),
         (
             {"input_size": [8, 5000]},
@@ -167,9 +184,8 @@ VERSION = "this program reads 1 and 2; update dermalyze or export the model agai
             "export the model again",
         ),
         (
-            {"thresholds": {"mole": 0.5}},
-            "the model's spec has thresholds {'mole': 0.5}, expected class names with values from "
-            "0 to 1; export the model again",
+            {"thresholds": {"mel": 0.5}},
+            "the model's spec has unknown keys ['thresholds']; export the model again",
         ),
         (
             {"disclaimer": 3},
@@ -182,7 +198,7 @@ def test_a_wrong_value_is_named(changes, message):
 
 
 def test_a_missing_key_is_named():
-    values = json.loads(ModelSpec(input_size=(8, 8)).to_json())
+    values = json.loads(ModelSpec(taxonomy=HAM10000, input_size=(8, 8)).to_json())
     del values["temperature"]
     with pytest.raises(ArtifactError) as caught:
         ModelSpec.from_json(json.dumps(values))
@@ -210,33 +226,30 @@ VERSION_1 = """{"class_descriptions": ["a mole", "a melanoma"], "class_names": [
 
 def test_a_spec_of_version_1_still_reads_and_has_no_limits():
     assert ModelSpec.from_json(VERSION_1) == ModelSpec(
-        class_names=("nv", "mel"),
-        class_descriptions=("a mole", "a melanoma"),
+        taxonomy=Taxonomy(names=("nv", "mel"), descriptions=("a mole", "a melanoma"), license="CC"),
         input_size=(8, 6),
         resize_filter="bilinear",
         precision="int8",
         temperature=1.5,
-        thresholds={"mel": 0.2},
         run_id="r",
         data_fingerprint="f",
-        data_license="CC",
         disclaimer="no diagnosis",
     )
 
 
 def test_the_bits_of_int8_weights_are_written_where_they_are_known_and_only_there():
-    spec = ModelSpec(input_size=(8, 8), precision="int8", int8_weight_bits=7)
+    spec = ModelSpec(taxonomy=HAM10000, input_size=(8, 8), precision="int8", int8_weight_bits=7)
     values = json.loads(spec.to_json())
     assert values.pop("int8_weight_bits") == 7
     # A file from before they were recorded, which has 8.
     assert ModelSpec.from_json(json.dumps(values)) == replace(spec, int8_weight_bits=None)
-    assert "int8_weight_bits" not in ModelSpec(input_size=(8, 8)).to_json()
+    assert "int8_weight_bits" not in ModelSpec(taxonomy=HAM10000, input_size=(8, 8)).to_json()
 
 
 @pytest.mark.parametrize(("precision", "bits"), [("int8", 6), ("int8", "7"), ("float32", 7)])
 def test_bits_of_int8_weights_that_cannot_be_are_refused(precision, bits):
     with pytest.raises(ArtifactError) as caught:
-        ModelSpec(input_size=(8, 8), precision=precision, int8_weight_bits=bits)
+        ModelSpec(taxonomy=HAM10000, input_size=(8, 8), precision=precision, int8_weight_bits=bits)
     assert str(caught.value) == (
         f"the model's spec has int8_weight_bits {bits!r}, expected 7 or 8, where precision is "
         "int8; export the model again"
@@ -253,7 +266,7 @@ def test_a_spec_of_version_1_has_no_keys_of_version_2():
 
 
 def test_a_part_that_lacks_a_field_is_refused():
-    values = json.loads(ModelSpec(input_size=(8, 8), scope=SCOPE).to_json())
+    values = json.loads(ModelSpec(taxonomy=HAM10000, input_size=(8, 8), scope=SCOPE).to_json())
     del values["scope"]["max_score"]
     with pytest.raises(ArtifactError) as caught:
         ModelSpec.from_json(json.dumps(values))
@@ -268,8 +281,7 @@ def test_a_part_that_lacks_a_field_is_refused():
 def test_a_part_with_values_of_another_type_is_refused(field, value):
     values = json.loads(
         ModelSpec(
-            class_names=("a", "b"),
-            class_descriptions=("a", "b"),
+            taxonomy=Taxonomy(names=("a", "b")),
             input_size=(8, 8),
             prediction_sets=PredictionSets(
                 levels=(0.9,), min_probs=((0.5,), (0.5,)), num_lesions=(20, 20)

@@ -16,7 +16,7 @@ from dermalyze.models.predictor import SkinLesionPredictor
 from dermalyze.models.shipped import ShippedNetwork
 from serving.errors import ArtifactError, ImageError
 from serving.spec import ModelSpec
-from serving.taxonomy import DISCLAIMER
+from serving.taxonomy import DISCLAIMER, HAM10000
 
 CONFIG = ModelConfig(name="test_efficientnet", pretrained=False)
 
@@ -33,8 +33,8 @@ def pictures(n):
 
 def test_a_checkpoint_answers_as_the_network_that_was_saved(tmp_path):
     torch.manual_seed(0)
-    network, _ = build_classifier(CONFIG, 32)
-    spec = ModelSpec(input_size=(32, 32), temperature=3.0)
+    network, _ = build_classifier(CONFIG, 32, 7)
+    spec = ModelSpec(taxonomy=HAM10000, input_size=(32, 32), temperature=3.0)
     path = tmp_path / "checkpoint_best.pt"
     save_checkpoint(path, network.state_dict(), CONFIG, spec)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)

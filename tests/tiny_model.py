@@ -9,9 +9,10 @@ import numpy as np
 
 from serving.digest import DIGEST_KEY, NO_DIGEST, seal
 from serving.spec import SPEC_KEY, ModelSpec
+from serving.taxonomy import HAM10000
 
 TINY_ONNX = Path(__file__).parent / "data" / "tiny.onnx"
-SPEC = ModelSpec(input_size=(6, 8), temperature=2.0, resize_filter="bilinear")
+SPEC = ModelSpec(taxonomy=HAM10000, input_size=(6, 8), temperature=2.0, resize_filter="bilinear")
 
 
 def weights_and_bias():

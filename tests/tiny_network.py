@@ -10,8 +10,11 @@ from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.models.heads import build_head
 from serving.prediction import image_pixels
 from serving.spec import ModelSpec
+from serving.taxonomy import HAM10000
 
-TINY_SPEC = ModelSpec(input_size=(16, 16), resize_filter="bilinear", temperature=1.5)
+TINY_SPEC = ModelSpec(
+    taxonomy=HAM10000, input_size=(16, 16), resize_filter="bilinear", temperature=1.5
+)
 
 
 class _Features(nn.Module):

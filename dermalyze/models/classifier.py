@@ -11,7 +11,6 @@ from dermalyze.models.backbone import Backbone, Weights, build_backbone
 from dermalyze.models.heads import AcrnnHead, SimpleHead, build_head
 from serving.errors import ConfigError
 from serving.metadata import MetadataFields
-from serving.taxonomy import CLASS_NAMES
 
 
 def to_images(pixels: Tensor) -> Tensor:
@@ -62,7 +61,7 @@ class Classifier(nn.Module):
 
 
 def build_classifier(
-    config: ModelConfig, image_size: int, num_classes: int = len(CLASS_NAMES)
+    config: ModelConfig, image_size: int, num_classes: int
 ) -> tuple[Classifier, Weights]:
     """Build the network that `config` describes, and say which weights it starts from."""
     backbone, weights = build_backbone(config, image_size)

@@ -60,6 +60,7 @@ class Job:
         """The contract of the weights that this run trains."""
         data = self.config.data
         return ModelSpec(
+            taxonomy=self.prepared.taxonomy,
             input_size=(data.image_size, data.image_size),
             resize_mode=data.resize_mode,
             resize_filter=data.resize_filter,

@@ -213,7 +213,9 @@ def _finish(job: Job, *, demo_data: bool, checkpoint: dict[str, Any] | None) -> 
     model = config.model
     if checkpoint is not None:  # it has all weights
         model = dataclasses.replace(model, pretrained=False)
-    classifier, weights = build_classifier(model, config.data.image_size)
+    classifier, weights = build_classifier(
+        model, config.data.image_size, len(job.prepared.taxonomy)
+    )
     state = new_state(classifier, config.training, job.device)
     if checkpoint is None:
         if run.resumed:

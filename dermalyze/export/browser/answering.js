@@ -58,13 +58,13 @@ function wordOf(name, value = null) {
 
 /** Return the answer for one image; what the model lacks is left out. */
 export function answerOf(outputs, pixels, size, spec, level) {
-  const names = spec.class_names;
+  const names = spec.taxonomy.names;
   const logits = [...outputs.logits];
   const probs = softmax(logits, spec.temperature);
   const best = probs.indexOf(Math.max(...probs));
   const answer = {
     predicted_class: names[best],
-    predicted_class_description: spec.class_descriptions[best],
+    predicted_class_description: spec.taxonomy.descriptions[best],
     confidence: probs[best],
     probabilities: named(probs, names),
     logits: named(logits, names),
@@ -104,10 +104,10 @@ function setOf(probs, best, spec, level) {
       `the level of prediction sets must be from ${low} to ${high}, got ${decimal(level)}`,
     );
   }
-  const members = spec.class_names.filter(
+  const members = spec.taxonomy.names.filter(
     (_, i) => i === best || probs[i] >= sets.min_probs[i][column],
   );
-  const alone = spec.class_names
+  const alone = spec.taxonomy.names
     .map((name, i) => [name, sets.num_lesions[i], sets.min_probs[i][column]])
     .filter(([, , lowest]) => lowest === 0)
     .map(([name, count]) => `${name} (${count})`);
@@ -201,7 +201,7 @@ function measure(pixels, [height, width]) {
 
 /** Return the standard deviation of the members' probability of a class. */
 function spreadOf(memberLogits, best, spec) {
-  const count = spec.class_names.length;
+  const count = spec.taxonomy.names.length;
   const shares = [];
   for (let at = 0; at < memberLogits.length; at += count) {
     shares.push(softmax([...memberLogits.slice(at, at + count)], spec.temperature)[best]);

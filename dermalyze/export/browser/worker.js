@@ -62,7 +62,7 @@ async function answer({ photograph, level, metadata, explain }) {
   const size = [opened.width, opened.height];
   const said = answerOf(outputs, pixels, size, spec, level);
   if (mapped) {
-    const index = spec.class_names.indexOf(said.predicted_class);
+    const index = spec.taxonomy.names.indexOf(said.predicted_class);
     said.saliency = rowsOf(found.saliency, index);
   }
   return said;
