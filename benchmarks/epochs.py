@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import Figure, publish
+from dermalyze.cli_streams import log_lines
 from dermalyze.config_file import load_config
 from dermalyze.data.demo import make_demo_data
 from dermalyze.tracking import fetched
@@ -63,7 +64,8 @@ def main() -> None:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         data = make_demo_data(Path("demo"), num_images=210)
         config = load_config(CONFIG, settings(32, chosen.epochs), {})
-        result = train(config, Path("demo") if data is None else data, demo_data=True, say=watch)
+        with log_lines(watch):
+            result = train(config, data)
         history = result_history(result.run_id)
     whole = np.diff(moments)
     logging = float(np.median(whole - [entry["epoch_seconds"] for entry in history][1:]))

@@ -15,7 +15,7 @@ from dermalyze.models.shipped import Member
 from dermalyze.tracking import fetched, require_run
 from dermalyze.training.device import choose_device, in_full_precision
 from dermalyze.training.ended import data_of_run
-from dermalyze.training.job import BEST, CONFIG, EVALUATION, SPLIT_FILES, stored_config
+from dermalyze.training.job import BEST, CONFIG, EVALUATION, SPLIT_FILES, Here, stored_config
 from dermalyze.training.judged import PREDICTIONS, VALIDATION
 from dermalyze.training.limits import Runner
 from serving.spec import ModelSpec
@@ -45,9 +45,10 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def trained(run_id: str, data_dir: str) -> Iterator[Trained]:
     names = (BEST, CONFIG, *SPLIT_FILES, EVALUATION)
     with fetched(run_id, names) as (checkpoint, config_file, *_, evaluation):
-        config = stored_config(config_file)
+        here = Here(data_dir=Path(data_dir))
+        config = stored_config(config_file, here)
         prepared, splits = data_of_run(
-            run_id, require_run(run_id), config, Path(data_dir), config_file.parent
+            run_id, require_run(run_id), config, here, config_file.parent
         )
         member, spec = load_member(checkpoint)
         device = in_full_precision(choose_device(config.training))

@@ -3,6 +3,7 @@
 Results go to stdout, progress and warnings to stderr.
 """
 
+import logging
 import os
 import sys
 import warnings
@@ -35,13 +36,14 @@ from dermalyze.cli_options import (
     here_options,
     plugin_option,
     run_data,
-    say,
 )
 from dermalyze.cli_serve import export_web, serve
-from dermalyze.cli_streams import ReaderGoneError, guarded_streams
+from dermalyze.cli_streams import ReaderGoneError, guarded_streams, log_lines
 from dermalyze.credentials import masked
 from serving.errors import ConfigError, DermalyzeError, ImageError, TooManyPixelsError
 from serving.sizes import MAX_PIXELS, PILLOWS_LIMIT
+
+logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
 EXIT_READER_GONE = 141  # and one that wrote to a closed pipe
@@ -53,7 +55,7 @@ class OneLineErrors(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the chosen command; exit 1 for what was asked, 2 for how it was asked."""
         try:
-            with guarded_streams():
+            with guarded_streams(), log_lines():
                 self._main(*args, **kwargs)
         except SystemExit as end:
             tracking = sys.modules.get("dermalyze.tracking")
@@ -177,7 +179,7 @@ def train(
         from dermalyze.tracking import project_arguments, tags_of
 
         if arguments := project_arguments(resume):
-            say(f"run {resume} was killed before it began; it starts again")
+            logger.info(f"run {resume} was killed before it began; it starts again")
             os.environ["MLFLOW_RUN_ID"] = resume  # as `mlflow run` does
             train.main(arguments, standalone_mode=False)
             return
@@ -186,8 +188,7 @@ def train(
         from dermalyze.training.run import resume as resume_run
 
         go_on = resume_folds if FOLDS_TAG in tags_of(resume) else resume_run
-        here = Here(**given, say=say)
-        result = go_on(resume, run_data(data_dir), say=say, here=here)
+        result = go_on(resume, Here(data_dir=run_data(data_dir), **given))
     else:
         from dermalyze.data.auto import find_data
 
@@ -198,14 +199,14 @@ def train(
         from dermalyze.training.folds import train_folds
         from dermalyze.training.run import train as train_run
 
-        say(f"data: {folder}")
+        logger.info(f"data: {folder}")
         if demo_data:
-            say("warning: this is drawn demo data; its metrics mean nothing")
-        say(f"epochs: {resolved.training.epochs}")
+            logger.warning("this is drawn demo data; its metrics mean nothing")
+        logger.info(f"epochs: {resolved.training.epochs}")
         if isinstance(folds, int):
-            result = train_folds(resolved, folder, folds, demo_data=demo_data, say=say)
+            result = train_folds(resolved, folder, folds)
         else:
-            result = train_run(resolved, folder, demo_data=demo_data, say=say)
+            result = train_run(resolved, folder)
     from dermalyze.summary import summarize
 
     click.echo(masked(summarize(result, typed_here=typed_here)))
@@ -325,9 +326,7 @@ def export_onnx(
         output,
         tta=tta,
         precision=precision,
-        data_dir=run_data(data_dir),
-        say=say,
-        here=here_of(device, prepared),
+        here=here_of(data_dir, device, prepared),
     )
     click.echo(f"{output}: {said}")
 
@@ -388,7 +387,7 @@ def predict(
         raise click.UsageError("--explain shows one image at a time; leave out --one-lesion")
     paths = find_images(images)
     if others := left_out(images):
-        say(others)
+        logger.info(others)
     rows = read_metadata(metadata) if metadata else {}
     workers, num_threads = share_cores(len(paths), threads)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
@@ -398,7 +397,7 @@ def predict(
         found = find_metadata(rows, paths, predictor.spec.metadata, metadata)
         request = replace(request, metadata=found.of_image)
         if found.note:
-            say(f"metadata: {found.note}")
+            logger.info(f"metadata: {found.note}")
     failed = 0
 
     def answers() -> Iterator[tuple[Path, Any]]:
@@ -423,7 +422,7 @@ def predict(
     for line in render(answers(), kind, spec.class_names, optional_fields(spec)):
         click.echo(line)
     if explain:
-        say(f"pictures: {explain}")
+        logger.info(f"pictures: {explain}")
     if failed:
         raise click.ClickException(f"{failed} of {len(paths)} images could not be read")
 

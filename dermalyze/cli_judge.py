@@ -12,8 +12,6 @@ from dermalyze.cli_options import (
     here_of,
     here_options,
     plugin_option,
-    run_data,
-    say,
 )
 from serving.taxonomy import DISCLAIMER
 
@@ -45,16 +43,10 @@ def evaluate(
 
     if images is not None and labels is not None:
         output = output or Path(f"evaluation-{run_id[:8]}-{images.name}")
-        found = evaluate_images(run_id, images, labels, output=output, say=say)
+        found = evaluate_images(run_id, images, labels, output=output)
     else:
         output = output or Path(f"evaluation-{run_id[:8]}-{split}")
-        found = evaluate_run(
-            run_id,
-            split,
-            data_dir=run_data(data_dir),
-            output=output,
-            here=here_of(device, prepared),
-        )
+        found = evaluate_run(run_id, split, output=output, here=here_of(data_dir, device, prepared))
     click.echo(format_metrics(found.metrics, found.intervals))
     click.echo(f"written: {output}")
     click.echo(DISCLAIMER)
@@ -88,7 +80,7 @@ def report(
         settings = EvaluationConfig()
         judgement = report_predictions(predictions, validation, settings=settings, output=output)
     else:
-        judgement = report_run(str(run_id), data_dir=run_data(data_dir), output=output)
+        judgement = report_run(str(run_id), output=output, here=here_of(data_dir))
     for title, cell in headlines(judgement):
         click.echo(f"{title:<44}{cell.value:>8}   {cell.bounds or cell.reason}".rstrip())
     click.echo(f"written: {output / 'report.html'}")
@@ -122,8 +114,8 @@ def leakage(run_id: str, data_dir: str | None, device: str | None, prepared: Pat
     """Show what a random split would have claimed: train again with siblings of test images."""
     from dermalyze.training.leakage import leakage_of
 
-    here = here_of(device, prepared)
-    click.echo(leakage_of(run_id, run_data(data_dir), say=say, here=here).in_words())
+    here = here_of(data_dir, device, prepared)
+    click.echo(leakage_of(run_id, here).in_words())
     click.echo(DISCLAIMER)
 
 

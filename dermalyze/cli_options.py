@@ -1,5 +1,6 @@
 """Kinds of values and options that several commands of the command line share."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -7,8 +8,9 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from dermalyze.credentials import masked
 from serving.disk import reason_of
+
+logger = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,8 +42,8 @@ def _warn_of_twin(context: click.Context, param: click.Parameter, value: Any) ->
     typed = context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
     if typed and value in ("auto", "demo") and Path(value).is_dir():
         meant = "the drawn demo data" if value == "demo" else "the usual data"
-        say(
-            f"warning: --data-dir {value} means {meant}, not the folder {value} that is here; "
+        logger.warning(
+            f"--data-dir {value} means {meant}, not the folder {value} that is here; "
             f"write ./{value} for the folder"
         )
     return value
@@ -133,13 +135,8 @@ def auto_option(name: str, kind: click.ParamType[Any], text: str) -> Callable[[C
     return click.option(name, type=AutoOr(kind), default="auto", show_default=True, help=text)
 
 
-def say(line: str) -> None:
-    """Print progress and warnings, to stderr."""
-    click.echo(masked(line), err=True)
-
-
-def here_of(device: str | None, prepared: Path | None) -> Any:
-    """Return the `Here` that `here_options` ask for."""
+def here_of(data_dir: str | None, device: str | None = None, prepared: Path | None = None) -> Any:
+    """Return the `Here` that `--data-dir` and `here_options` ask for."""
     from dermalyze.training.job import Here
 
-    return Here(device=device or "", prepared=str(prepared or ""), say=say)
+    return Here(data_dir=run_data(data_dir), device=device or "", prepared=str(prepared or ""))

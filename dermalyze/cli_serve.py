@@ -1,6 +1,7 @@
 """The commands that put a model where people reach it: `serve`, `export-web`."""
 
 import dataclasses
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,11 +20,11 @@ from dermalyze.cli_options import (
     here_of,
     here_options,
     plugin_option,
-    run_data,
-    say,
 )
 from serving.disk import reading, temporary_folder
 from serving.settings import PREFIX, ServiceSettings
+
+logger = logging.getLogger(__name__)
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _FILE_SECONDS = 1.0  # between two looks at the model file
@@ -106,9 +107,9 @@ def serve(
             file = stack.enter_context(copy_of(model, watch_seconds if watch else 0.0))
         settings = dataclasses.replace(settings, model=str(file))
         spec = examine(file, settings.load_seconds)  # before anything listens
-        say(f"model: run {spec.run_id or 'unknown'}, {spec.precision}. {spec.disclaimer}")
+        logger.info(f"model: run {spec.run_id or 'unknown'}, {spec.precision}. {spec.disclaimer}")
         if host not in _LOCAL and not settings.api_key:
-            say(f"warning: everybody who reaches {host} may ask; set {PREFIX}API_KEY for a key")
+            logger.warning(f"everybody who reaches {host} may ask; set {PREFIX}API_KEY for a key")
         serve_model(settings, host=host, port=port, workers=workers)
 
 
@@ -156,17 +157,8 @@ def export_web(
             from dermalyze.training.shipping import export_runs
 
             model = folder / "model.onnx"
-            data = run_data(data_dir)
-            said = export_runs(
-                run_ids,
-                model,
-                tta=False,
-                precision=precision,
-                data_dir=data,
-                say=say,
-                here=here_of(device, prepared),
-            )
-            say(said)
+            here = here_of(data_dir, device, prepared)
+            logger.info(export_runs(run_ids, model, tta=False, precision=precision, here=here))
         click.echo(f"{output}: {write(model, output, runtime=runtime)}")
 
 

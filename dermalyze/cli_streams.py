@@ -1,15 +1,19 @@
-"""Standard output and error of the command line, where nobody reads on or the disk is full.
+"""Standard output and error of the command line: where log lines go, closed pipes, full disks.
 
 Results that cannot be printed end the command.  Progress that cannot be printed ends nothing: a
 training of hours is worth more than its lines.
 """
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+import click
+
+from dermalyze.credentials import masked
 from serving.disk import reason_of
 from serving.errors import StorageError
 
@@ -68,3 +72,35 @@ def guarded_streams() -> Iterator[None]:
     finally:
         for name, stream in before.items():
             setattr(sys, name, stream)
+
+
+class _Lines(logging.Handler):
+    """Hands each record on as one line; a warning begins with `warning: `."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__()
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record."""
+        prefix = "warning: " if record.levelno == logging.WARNING else ""
+        self._show(f"{prefix}{record.getMessage()}")
+
+
+def to_stderr(line: str) -> None:
+    """Print progress or a warning."""
+    click.echo(masked(line), err=True)
+
+
+@contextmanager
+def log_lines(show: Callable[[str], None] = to_stderr) -> Iterator[None]:
+    """Show what dermalyze's modules log, from progress upwards, within the block."""
+    logger, handler = logging.getLogger("dermalyze"), _Lines(show)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

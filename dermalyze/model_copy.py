@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from dermalyze.cli_options import say
+from dermalyze.cli_streams import log_lines
 from serving.errors import ArtifactError, ConfigError
 from serving.isolation import isolated
 
@@ -89,4 +89,5 @@ def _fetch(model: str, path: Path) -> str:
 def _follow(model: str, path: Path, version: str, seconds: float) -> None:
     from dermalyze.registry import follow
 
-    follow(model, path, version, seconds, say)
+    with log_lines():  # this process is a new one
+        follow(model, path, version, seconds)

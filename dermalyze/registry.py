@@ -3,11 +3,11 @@
 With `tracking.py` the only module of the training half that knows MLflow.
 """
 
+import logging
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from dermalyze.tracking import (
 )
 from serving.disk import temporary_folder, writing
 from serving.errors import DermalyzeError, TrackingError
+
+logger = logging.getLogger(__name__)
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
@@ -196,7 +198,7 @@ def version_of(uri: str) -> str:
         raise TrackingError(f"{error}; see `dermalyze promote --help`") from error
 
 
-def follow(uri: str, path: Path, version: str, seconds: float, say: Callable[[str], None]) -> None:
+def follow(uri: str, path: Path, version: str, seconds: float) -> None:
     """Put each new version of `uri` at `path`, until the process that asked for it has ended.
 
     Args:
@@ -204,7 +206,6 @@ def follow(uri: str, path: Path, version: str, seconds: float, say: Callable[[st
         path: the file that is served.
         version: the one that lies there.
         seconds: between two looks.
-        say: told what happens.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which ends this too
     parent = os.getppid()
@@ -213,9 +214,9 @@ def follow(uri: str, path: Path, version: str, seconds: float, say: Callable[[st
         try:
             if version_of(uri) != version:
                 version = fetch_model(uri, path)
-                say(f"version {version} of {uri} is there")
+                logger.info(f"version {version} of {uri} is there")
         except TrackingError as error:  # a server that is away may come back
-            say(str(error))
+            logger.info(str(error))
 
 
 def judge(candidate: Candidate, champion: Any | None, rule: Rule) -> Decision:

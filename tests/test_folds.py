@@ -11,11 +11,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
+from dermalyze.cli_streams import log_lines
 from dermalyze.config import Config, DataConfig, ModelConfig, TrackingConfig, TrainingConfig
 from dermalyze.data.demo import make_demo_data
 from dermalyze.tracking import children_of, open_run, tags_of
 from dermalyze.training.folds import out_of_fold, resume_folds, train_folds
-from dermalyze.training.job import FOLD_TAG
+from dermalyze.training.job import FOLD_TAG, Here
 from dermalyze.training.run import TrainingInterruptedError
 from dermalyze.training.shipping import export_runs
 from serving import Predictor
@@ -38,7 +39,7 @@ def demo(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(store, demo):
     """Two folds without an interruption."""
-    return train_folds(CONFIG, demo, 2, demo_data=True, say=[].append)
+    return train_folds(CONFIG, demo, 2)
 
 
 def artifact(run_id, name):
@@ -112,8 +113,8 @@ def test_stopped_in_the_second_fold_they_go_on_there_and_end_alike(whole, demo):
         if line.startswith("epoch 1/2") and any("fold 2 of 2" in told for told in said):
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(TrainingInterruptedError) as caught:
-        train_folds(CONFIG, demo, 2, demo_data=True, say=stop_in_the_second_fold)
+    with pytest.raises(TrainingInterruptedError) as caught, log_lines(stop_in_the_second_fold):
+        train_folds(CONFIG, demo, 2)
     run_id = said[[line.endswith("goes on") for line in said].index(True)].split()[1].rstrip(":")
     assert str(caught.value) == (
         f"stopped in fold 2 of 2; go on with `dermalyze train --resume {run_id}`"
@@ -123,7 +124,8 @@ def test_stopped_in_the_second_fold_they_go_on_there_and_end_alike(whole, demo):
     assert (status(run_id), status(below["2"][0])) == ("KILLED", "KILLED")
     first = MlflowClient().get_run(below["1"][0]).info
     again = []
-    result = resume_folds(run_id, None, say=again.append)
+    with log_lines(again.append):
+        result = resume_folds(run_id)
     assert MlflowClient().get_run(below["1"][0]).info.end_time == first.end_time
     assert result.fold_run_ids == tuple(fold for fold, _ in below.values())
     assert [line.split("  ")[0] for line in again if line.startswith("epoch")] == ["epoch 2/2"]
@@ -134,14 +136,15 @@ def test_stopped_in_the_second_fold_they_go_on_there_and_end_alike(whole, demo):
 
 DRIVER = """
 import os, pathlib, signal, sys
-from test_folds import CONFIG, train_folds
+from test_folds import CONFIG, log_lines, train_folds
 
-def say(line):
+def kill(line):
     print(line, flush=True)
     if line.startswith("fold 1 of 2: run"):
         os.kill(os.getpid(), signal.SIGKILL)
 
-train_folds(CONFIG, pathlib.Path(sys.argv[1]), 2, demo_data=True, say=say)
+with log_lines(kill):
+    train_folds(CONFIG, pathlib.Path(sys.argv[1]), 2)
 """
 
 
@@ -165,7 +168,7 @@ def test_killed_before_the_first_step_they_go_on_in_the_same_runs(whole, demo, s
     first, second = done.stdout.splitlines()[-2:]
     run_id, fold_run_id = first.split()[1].rstrip(":"), second.split()[-1]
     assert status(run_id) == "RUNNING"
-    result = resume_folds(run_id, demo, say=[].append)
+    result = resume_folds(run_id, Here(data_dir=demo))
     assert result.fold_run_ids[0] == fold_run_id
     assert len(children_of(run_id, FOLD_TAG)) == 2
     pd.testing.assert_frame_equal(predictions(run_id), predictions(whole.run_id))
@@ -174,7 +177,7 @@ def test_killed_before_the_first_step_they_go_on_in_the_same_runs(whole, demo, s
 @pytest.mark.slow
 def test_folds_that_have_ended_well_are_not_resumed(whole):
     with pytest.raises(TrackingError) as caught:
-        resume_folds(whole.run_id, None, say=print)
+        resume_folds(whole.run_id)
     assert str(caught.value) == (f"run {whole.run_id} has ended well; there is nothing to resume")
 
 
@@ -182,7 +185,7 @@ def test_a_run_without_folds_is_not_resumed_as_folds(store):
     with pytest.raises(KeyboardInterrupt), open_run(CONFIG.tracking) as run:
         raise KeyboardInterrupt
     with pytest.raises(TrackingError) as caught:
-        resume_folds(run.run_id, None, say=print)
+        resume_folds(run.run_id)
     assert "dermalyze.folds" not in tags_of(run.run_id)
     assert str(caught.value) == (
         f"run {run.run_id} was not trained in folds; go on with "
@@ -203,16 +206,14 @@ def test_folds_that_make_no_sense_are_refused_before_anything_is_read(
     tmp_path, folds, data, message
 ):
     with pytest.raises(ConfigError) as caught:
-        train_folds(
-            Config(data=DataConfig(**data)), tmp_path / "none", folds, demo_data=False, say=print
-        )
+        train_folds(Config(data=DataConfig(**data)), tmp_path / "none", folds)
     assert str(caught.value) == message
 
 
 def test_more_folds_than_lesions_of_a_class_leave_no_run_behind(store, demo):
     before = len(MlflowClient().search_experiments())
     with pytest.raises(DataError) as caught:
-        train_folds(CONFIG, demo, 20, demo_data=True, say=print)
+        train_folds(CONFIG, demo, 20)
     assert "and fold 1, fold 2, fold 3" in str(caught.value)
     assert len(MlflowClient().search_experiments()) == before
 
@@ -248,9 +249,7 @@ def test_an_image_without_an_answer_or_with_two_is_refused(second, numbers):
 @pytest.mark.slow
 def test_a_run_of_folds_becomes_one_file_that_was_calibrated_out_of_fold(whole, tmp_path):
     path = tmp_path / "folds.onnx"
-    said = export_runs(
-        [whole.run_id], path, tta=False, precision="float32", data_dir=None, say=[].append
-    )
+    said = export_runs([whole.run_id], path, tta=False, precision="float32")
     assert said.startswith("2 networks; differs from PyTorch by at most ")
     spec = Predictor(path).spec
     assert spec.member_run_ids == whole.fold_run_ids
@@ -263,9 +262,7 @@ def test_a_run_of_folds_becomes_one_file_that_was_calibrated_out_of_fold(whole, 
 def test_folds_and_another_run_are_no_ensemble(whole, tmp_path):
     ids = [whole.run_id, whole.fold_run_ids[0]]
     with pytest.raises(ArtifactError) as caught:
-        export_runs(
-            ids, tmp_path / "m.onnx", tta=False, precision="float32", data_dir=None, say=print
-        )
+        export_runs(ids, tmp_path / "m.onnx", tta=False, precision="float32")
     assert str(caught.value) == (
         "a run of folds is an ensemble of its own; name it alone, or name other runs"
     )
@@ -273,11 +270,9 @@ def test_folds_and_another_run_are_no_ensemble(whole, tmp_path):
 
 @pytest.mark.slow
 def test_folds_have_no_image_to_prove_int8_on(whole, demo, tmp_path):
+    here = Here(data_dir=demo)
     with pytest.raises(DataError) as caught:
-        export_runs(
-            [whole.run_id], tmp_path / "m.onnx", tta=False, precision="int8", data_dir=demo,
-            say=print,
-        )  # fmt: skip
+        export_runs([whole.run_id], tmp_path / "m.onnx", tta=False, precision="int8", here=here)
     assert str(caught.value).startswith(
         "there is no validation image that none of these runs has learned from"
     )

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
 from dermalyze.cli import main
+from dermalyze.cli_streams import log_lines
 from dermalyze.config import Config, DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
 from dermalyze.config_file import to_yaml
 from dermalyze.data.demo import make_demo_data
@@ -58,7 +59,7 @@ def kill(*arguments, **named):
     return real(*arguments, **named)
 
 setattr(owner, last, kill)
-train(CONFIG, pathlib.Path(data), demo_data=True, say=print)
+train(CONFIG, pathlib.Path(data))
 """
 
 
@@ -132,10 +133,11 @@ def test_killed_before_the_last_epoch_is_uploaded_the_run_ends_with_all_epochs(
 ):
     run_id = kill_at(store, demo, "dermalyze.training.run:log_progress", 2)
     said = []
-    resume(run_id, None, say=said.append)
+    with log_lines(said.append):
+        resume(run_id)
     assert f"resumed run {run_id} after 2 epochs and 0 steps" in said
     best = require_complete(run_id)
-    report_run(run_id, data_dir=None, output=tmp_path)
+    report_run(run_id, output=tmp_path)
     card = (tmp_path / "model_card.md").read_text()
     assert f"\nEpoch {best}: " in card
     assert card == (artifacts(run_id) / "evaluation" / "model_card.md").read_text()
@@ -160,7 +162,7 @@ def changed(path, change):
 
 def refusal(run_id, kind=TrainingError):
     with pytest.raises(kind) as caught:
-        resume(run_id, None, say=print)
+        resume(run_id)
     assert status(run_id) == "RUNNING"  # as it was
     return str(caught.value)
 
@@ -225,7 +227,8 @@ def test_of_damaged_files_the_copies_among_the_artifacts_are_used(store, demo, i
     text = text.replace("prepared: auto", "prepared: /nowhere/prepared")
     kept.write_text(text.replace("pretrained: false", "pretrained: /nowhere/w.safetensors"))
     said = []
-    resume(run_id, None, say=said.append)
+    with log_lines(said.append):
+        resume(run_id)
     for name in names:
         assert (
             f"warning: {folder / name} cannot be used; {name} among the artifacts of run {run_id} "
@@ -243,15 +246,15 @@ def test_killed_in_the_export_the_run_ends_on_another_machine(store, demo, in_ev
     latest = artifacts(run_id) / "checkpoint_latest.pt"
     foreign = (artifacts(in_evaluation) / "checkpoint_latest.pt").read_bytes()
     with changed(latest, lambda data: data[:-1000]), pytest.raises(ArtifactError):
-        resume(run_id, None, say=print)
+        resume(run_id)
     with changed(latest, lambda _: foreign), pytest.raises(TrainingError) as caught:
-        resume(run_id, None, say=print)
+        resume(run_id)
     assert str(caught.value) == (
         f"checkpoint_latest.pt among the artifacts of run {run_id} is of run {in_evaluation}, and "
         f"run {run_id} is to be resumed; put back its own, or delete that file if there is another "
         "copy"
     )
-    resume(run_id, None, say=print)
+    resume(run_id)
     best = require_complete(run_id)
     assert f"\nEpoch {best}: " in (artifacts(run_id) / "evaluation/model_card.md").read_text()
 
@@ -268,7 +271,8 @@ def test_killed_before_anything_was_logged_it_starts_again_as_the_same_run(store
     for run_id in points:
         shutil.rmtree(".dermalyze", ignore_errors=True)
         said = []
-        resume(run_id, None, say=said.append)
+        with log_lines(said.append):
+            resume(run_id)
         assert f"run {run_id} had saved no checkpoint; it starts again with epoch 1" in said
         require_complete(run_id)
 
@@ -308,12 +312,14 @@ def test_a_moved_project_is_told_before_training_and_is_not_trained_again(
     place, said = artifacts(run.run_id).parents[1], []
     place.mkdir(parents=True, exist_ok=True)  # as the first file makes it
     monkeypatch.chdir(tmp_path)
-    warn_of_place(run, said.append)
+    with log_lines(said.append):
+        warn_of_place(run)
     place.rename(tmp_path / "moved")
     try:
-        warn_of_place(run, said.append)
+        with log_lines(said.append):
+            warn_of_place(run)
         with pytest.raises(TrackingError) as caught:
-            resume(run.run_id, None, say=print)
+            resume(run.run_id)
     finally:
         (tmp_path / "moved").rename(place)
     assert said == [

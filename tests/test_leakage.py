@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from sklearn.metrics import accuracy_score
 
+from dermalyze.cli_streams import log_lines
 from dermalyze.config import Config, DataConfig, ModelConfig, TrackingConfig, TrainingConfig
 from dermalyze.data.demo import make_demo_data
 from dermalyze.data.readers.dataset import open_dataset
@@ -50,7 +51,7 @@ def planted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_id(store, planted):
     """A run as it is."""
-    return train(CONFIG, planted[0], demo_data=True, say=[].append).run_id
+    return train(CONFIG, planted[0]).run_id
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,8 @@ def stopped(run_id):
         if line.startswith("epoch 1/2"):
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(TrainingInterruptedError) as caught:
-        leakage_of(run_id, None, say=stop)
+    with pytest.raises(TrainingInterruptedError) as caught, log_lines(stop):
+        leakage_of(run_id)
     return str(caught.value), children_of(run_id, LEAKAGE_TAG)
 
 
@@ -70,7 +71,8 @@ def stopped(run_id):
 def second(run_id, stopped):
     """What the second call returned and said."""
     said = []
-    return leakage_of(run_id, None, say=said.append), said
+    with log_lines(said.append):
+        return leakage_of(run_id), said
 
 
 def artifact(run_id, name):
@@ -151,7 +153,8 @@ def test_stopped_it_goes_on_in_the_same_run_and_done_it_only_compares(run_id, st
     assert result.leaky_run_id == leaky_run_id
     assert [line.split("  ")[0] for line in said if line.startswith("epoch")] == ["epoch 2/2"]
     said = []
-    assert leakage_of(run_id, None, say=said.append) == result
+    with log_lines(said.append):
+        assert leakage_of(run_id) == result
     assert said == [f"run {leaky_run_id}, with siblings, has ended well"]
 
 
@@ -190,7 +193,7 @@ def test_the_result_is_in_the_run_and_says_what_it_rests_on(run_id, second):
 def test_a_run_that_leaks_already_is_refused(run_id, second):
     leaky = second[0].leaky_run_id
     with pytest.raises(DataError) as caught:
-        leakage_of(leaky, None, say=print)
+        leakage_of(leaky)
     assert str(caught.value) == (
         f"run {leaky} was trained with siblings of its test images already; pass one with "
         "data.lesion_aware true"
@@ -201,7 +204,7 @@ def test_a_run_that_stands_for_folds_is_refused(store):
     with open_run(CONFIG.tracking, tags={"dermalyze.folds": "5"}) as run:
         pass
     with pytest.raises(DataError) as caught:
-        leakage_of(run.run_id, None, say=print)
+        leakage_of(run.run_id)
     assert str(caught.value) == (
         f"run {run.run_id} stands for several folds; pass the run id of one of them"
     )

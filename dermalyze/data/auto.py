@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dermalyze.data.demo import MARKER, make_demo_data
+from dermalyze.data.demo import is_demo, make_demo_data
 from serving.disk import reading
 from serving.errors import DataError
 
@@ -30,9 +30,9 @@ def find_data(data_dir: str, *, make: bool) -> tuple[Path, bool]:
                 raise DataError(
                     f"no folder {folder}; --data-dir takes HAM10000's folder, demo or auto"
                 )
-            return folder, (folder / MARKER).is_file()
+            return folder, is_demo(folder)
     if data_dir == "auto" and REAL.is_dir():
-        return REAL, (REAL / MARKER).is_file()
+        return REAL, is_demo(REAL)
     if make:
         make_demo_data(DEMO)
     return DEMO, True

@@ -66,6 +66,11 @@ def make_demo_data(
     return folder
 
 
+def is_demo(folder: Path) -> bool:
+    """Return whether a data folder holds demo data."""
+    return (folder / MARKER).is_file()
+
+
 def _holds(folder: Path, marker: str) -> bool:
     """Whether `folder` holds this demo; False if it is empty or not there."""
     if not folder.exists():

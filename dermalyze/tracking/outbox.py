@@ -7,8 +7,8 @@ The thread that trains never waits for the store.  While the store is away the e
 import contextlib
 import errno
 import json
+import logging
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +20,8 @@ from dermalyze.tracking.store import Caught, StoreAwayError, StoreDeniedError, c
 from serving.disk import cannot_write, make_folder, writing
 from serving.errors import TrackingError
 from serving.whole import sync
+
+logger = logging.getLogger(__name__)
 
 WORK = Path(".dermalyze/runs")
 OUTBOX = "outbox.jsonl"
@@ -122,9 +124,9 @@ class Outbox:
 
     def say_what_is_left(self) -> None:
         """Tell the user of what is not delivered, and how it can be."""
-        _say(
-            f"warning: {len(self.entries)} entries of the run are not delivered yet; they are kept "
-            f"in {self.folder}, and `dermalyze sync {self.folder.name}` delivers them"
+        logger.warning(
+            f"{len(self.entries)} entries of the run are not delivered yet; they are kept in "
+            f"{self.folder}, and `dermalyze sync {self.folder.name}` delivers them"
         )
 
     def close(self) -> None:
@@ -190,7 +192,7 @@ class Outbox:
                 (self.folder / DELIVERED).write_text(str(self._num_delivered))
             if self._num_before and not self._entries:
                 number = self._num_delivered - self._num_before + 1
-                _say(f"the tracking store is back; {number} entries delivered")
+                logger.info(f"the tracking store is back; {number} entries delivered")
                 self._num_before = 0
             self._pause = 1.0
             self._changed.notify_all()
@@ -201,9 +203,11 @@ class Outbox:
             self._away = error
             if not self._num_before:
                 self._num_before = self._num_delivered + 1
-                _say(
-                    f"warning: {error.reason}; the run continues, and what it logs is kept in "
-                    f"{self.folder} until it can be delivered"
+                logger.warning(
+                    masked(
+                        f"{error.reason}; the run continues, and what it logs is kept in "
+                        f"{self.folder} until it can be delivered"
+                    )
                 )
             self._changed.notify_all()
             hopeless = isinstance(error, StoreDeniedError)
@@ -220,12 +224,8 @@ class Outbox:
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**entry, "reason": str(error)}) + "\n")
         if not self._has_refused:
-            _say(f"warning: {error}; what the tracking store refuses is kept in {path}")
+            logger.warning(masked(f"{error}; what the tracking store refuses is kept in {path}"))
         self._has_refused = True
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{masked(line)}\n")
 
 
 def _num_delivered(folder: Path) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dermalyze.config import Config
 from dermalyze.config_file import config_from, flatten, setting_names
+from dermalyze.data.demo import is_demo
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import SPLITS, Splits, split_digest
 from serving.errors import TrainingError
@@ -37,6 +38,11 @@ class Began:
     splits: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # images, and their digest
     pixels: str = ""  # digest of the pixel store
     settings: tuple[str, ...] = tuple(flatten(Config()))  # names of all that there were then
+
+    @classmethod
+    def here(cls, config: Config, data_dir: Path) -> "Began":
+        """Return what a new run on a data folder begins with."""
+        return cls(config=config, data_dir=data_dir, demo_data=is_demo(data_dir))
 
     def with_data(self, prepared: Prepared, splits: Splits) -> "Began":
         """Return the same with the digests of the images."""

@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from dermalyze.models.shipped import ShippedNetwork
 from dermalyze.tracking import add_to_run, fetch, fetched, require_run, tags_of
 from dermalyze.training.device import choose_device, in_full_precision
 from dermalyze.training.job import (
+    AS_IN_THE_RUN,
     AUDIT,
     BEST,
     CONFIG,
@@ -66,6 +68,8 @@ from serving.tables import read_table, table_bytes
 from serving.taxonomy import CLASS_NAMES
 from serving.whole import whole_file, write_text
 
+logger = logging.getLogger(__name__)
+
 Metrics = dict[str, float]
 
 
@@ -77,14 +81,7 @@ class Evaluated:
     intervals: Mapping[str, Any]  # as judgement.json holds them
 
 
-def evaluate_run(
-    run_id: str,
-    split: str,
-    *,
-    data_dir: Path | None,
-    output: Path,
-    here: Here | None = None,
-) -> Evaluated:
+def evaluate_run(run_id: str, split: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Evaluated:
     """Judge a run's best epoch on one of its splits; write it to `output` and into the run.
 
     On the test split a calibrator, fitted on the validation split, is judged as well.
@@ -96,8 +93,8 @@ def evaluate_run(
     names = (CONFIG, HISTORY, *SPLIT_FILES, BEST)
     with fetched(run_id, names) as (config_file, *_, checkpoint):
         files = config_file.parent
-        config = stored_config(config_file, here or Here())
-        prepared, splits = data_of_run(run_id, params, config, data_dir, files)
+        config = stored_config(config_file, here)
+        prepared, splits = data_of_run(run_id, params, config, here, files)
         member, spec = load_member(checkpoint)
         runner = Runner(
             prepared=prepared,
@@ -134,9 +131,7 @@ def evaluate_run(
     return Evaluated(metrics=metrics, intervals=judgement["intervals"])
 
 
-def evaluate_images(
-    run_id: str, images: Path, labels: Path, *, output: Path, say: Callable[[str], None]
-) -> Evaluated:
+def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) -> Evaluated:
     """Judge a run's best epoch on other images; the run itself is not changed.
 
     Args:
@@ -144,7 +139,6 @@ def evaluate_images(
         images: a folder of JPEG or PNG files, each named like its `image_id`.
         labels: a CSV with the columns `image_id` and `label`, and those of a manifest if known.
         output: the folder to write to.
-        say: prints which files of the folder are left out.
 
     Raises:
         DataError: the CSV or an image cannot be used.
@@ -153,15 +147,17 @@ def evaluate_images(
     files = files_of_rows(manifest["image_id"].tolist(), images, labels)
     used = set(files.values())
     if unused := [path.name for path in find_images([images]) if path not in used]:
-        say(f"left out: {len(unused):,} images that have no row in {labels} ({some(unused)})")
+        logger.info(
+            f"left out: {len(unused):,} images that have no row in {labels} ({some(unused)})"
+        )
     if others := left_out([images]):
-        say(others)
+        logger.info(others)
     with fetched(run_id, (BEST,)) as (checkpoint,):
         predictor = SkinLesionPredictor(checkpoint)
     fields = predictor.spec.metadata
     metadata = None if fields is None else metadata_of(manifest, fields)
     for sentence in words_left_out(manifest, fields) if fields else ():
-        say(f"warning: {sentence}")
+        logger.warning(sentence)
     parts = []
     for i, name in enumerate(manifest["image_id"]):
         try:
@@ -191,7 +187,7 @@ def evaluate_images(
     return Evaluated(metrics=metrics, intervals=judgement["intervals"])
 
 
-def report_run(run_id: str, *, data_dir: Path | None, output: Path) -> Judgement:
+def report_run(run_id: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Judgement:
     """Make a run's report and cards again from the files that it keeps; the run is not changed.
 
     Without its images, which are looked for where the run found them, pictures are missing.
@@ -208,7 +204,7 @@ def report_run(run_id: str, *, data_dir: Path | None, output: Path) -> Judgement
             if (evaluation / name).exists():
                 with whole_file(output / name) as partial:
                     shutil.copyfile(evaluation / name, partial)
-        folder = data_dir or Path(params.get("data.dir", ""))
+        folder = here.data_dir or Path(params.get("data.dir", ""))
         return write_judged(
             output,
             RunFacts(run_id=run_id, params=params, tags=tags_of(run_id), files=files),
@@ -333,13 +329,13 @@ def _history(run_id: str) -> tuple[list[Metrics], TrainingConfig]:
 
 
 def data_of_run(
-    run_id: str, params: dict[str, str], config: Config, data_dir: Path | None, split_folder: Path
+    run_id: str, params: dict[str, str], config: Config, here: Here, split_folder: Path
 ) -> tuple[Prepared, Splits]:
     """Return the images of a run and its splits.
 
     Raises:
         DataError: the data is not what the run was trained on.
     """
-    prepared = prepare_again(run_id, params, config, data_dir)
+    prepared = prepare_again(run_id, params, config, here)
     lesion_aware = config.data.lesion_aware
     return prepared, read_splits(split_folder, prepared.manifest, lesion_aware=lesion_aware)

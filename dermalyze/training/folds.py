@@ -5,6 +5,7 @@ classes, N images.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,12 +33,12 @@ from dermalyze.tracking import (
 from dermalyze.training.began import Began, began_with
 from dermalyze.training.held import heartbeat, hold, open_held
 from dermalyze.training.job import (
+    AS_IN_THE_RUN,
     CONFIG,
     EVALUATION,
     FOLD_TAG,
     FOLDS_TAG,
     Here,
-    Say,
     prepare_for,
     run_name,
 )
@@ -49,6 +50,8 @@ from serving.disk import make_folder
 from serving.errors import TrackingError, TrainingError
 from serving.taxonomy import CLASS_NAMES
 from serving.whole import copy_whole, write_text
+
+logger = logging.getLogger(__name__)
 
 MIN_FOLDS, MAX_FOLDS = 2, 20
 PREDICTIONS = f"{EVALUATION}/predictions.csv"
@@ -76,9 +79,7 @@ class _Plan:
         return self.began.config
 
 
-def train_folds(
-    config: Config, data_dir: Path, folds: int, *, demo_data: bool, say: Say
-) -> FoldsResult:
+def train_folds(config: Config, data_dir: Path, folds: int) -> FoldsResult:
     """Train one network a fold, each tested on its fold, and judge all their answers together.
 
     Raises:
@@ -90,20 +91,18 @@ def train_folds(
     require(config.data.splits == "auto", "data.splits", "auto to train folds", config.data.splits)
     require(config.data.lesion_aware, "data.lesion_aware", "true to train folds", False)
     config = resolve(config)
-    began = Began(config=config, data_dir=data_dir, demo_data=demo_data)
-    tags = {FOLDS_TAG: str(folds), "dermalyze.demo_data": str(demo_data).lower()}
+    began = Began.here(config, data_dir)
+    tags = {FOLDS_TAG: str(folds), "dermalyze.demo_data": str(began.demo_data).lower()}
     tell_project_run({**tags, **began.tags()})
     prepared = prepare_for(config, data_dir)
     plan = _plan(began, prepared, folds)
     tags |= dataclasses.replace(began, pixels=prepared.pixels).tags()
     name = f"{folds} folds, {run_name(config)}"
     with open_held(config.tracking, name=name, tags=tags) as run:
-        return _finish(run, plan, say)
+        return _finish(run, plan)
 
 
-def resume_folds(
-    run_id: str, data_dir: Path | None, *, say: Say, here: Here | None = None
-) -> FoldsResult:
+def resume_folds(run_id: str, here: Here = AS_IN_THE_RUN) -> FoldsResult:
     """Go on with folds that were stopped or killed; what has ended well is not done again.
 
     Raises:
@@ -116,14 +115,14 @@ def resume_folds(
                 f"run {run_id} was not trained in folds; go on with "
                 f"`dermalyze train --resume {run_id}`"
             )
-        kept = reopen(run_id, data_dir, here or Here(say=say))
+        kept = reopen(run_id, here)
         for child, has_ended_well in children_of(run_id, FOLD_TAG).values():
             if not has_ended_well:
                 with hold(child):  # or it would be found out only in the middle
-                    mend_checkpoints(child, say)
+                    mend_checkpoints(child)
         plan = _plan(kept.now, kept.prepared, int(kept.tags[FOLDS_TAG]))
         with open_held(plan.config.tracking, resume=run_id) as run:
-            return _finish(run, plan, say)
+            return _finish(run, plan)
 
 
 def out_of_fold(manifest: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -150,10 +149,10 @@ def _plan(began: Began, prepared: Prepared, folds: int) -> _Plan:
     return _Plan(began=began, prepared=prepared, splits=splits)
 
 
-def _finish(run: TrackedRun, plan: _Plan, say: Say) -> FoldsResult:
+def _finish(run: TrackedRun, plan: _Plan) -> FoldsResult:
     """Do all that is left to do."""
     config, folds, folder = plan.config, len(plan.splits), _folder(run.run_id)
-    warn_of_place(run, say)
+    warn_of_place(run)
     run.log_params(
         {
             **flatten(config),
@@ -166,14 +165,14 @@ def _finish(run: TrackedRun, plan: _Plan, say: Say) -> FoldsResult:
     run.set_tags({"dermalyze.warnings": _caveat(folds)})
     write_text(folder / CONFIG, to_yaml(config))
     run.log_file(folder / CONFIG)
-    say(
+    logger.info(
         f"run {run.run_id}: {folds} folds; where they are stopped, "
         f"`dermalyze train --resume {run.run_id}` goes on"
     )
-    run_ids = _train_folds(run, plan, say)
+    run_ids = _train_folds(run, plan)
     metrics, intervals = _judge(run, plan, run_ids)
     caveat = _caveat(folds)
-    say(f"warning: {caveat}")
+    logger.warning(caveat)
     conclude(run)
     return FoldsResult(
         run_id=run.run_id,
@@ -184,7 +183,7 @@ def _finish(run: TrackedRun, plan: _Plan, say: Say) -> FoldsResult:
     )
 
 
-def _train_folds(run: TrackedRun, plan: _Plan, say: Say) -> tuple[str, ...]:
+def _train_folds(run: TrackedRun, plan: _Plan) -> tuple[str, ...]:
     """Train the folds that have not ended well; return the runs of all.
 
     Their predictions are put into the run's folder, and the tracking store is asked for the runs of
@@ -201,7 +200,7 @@ def _train_folds(run: TrackedRun, plan: _Plan, say: Say) -> tuple[str, ...]:
             title = f"fold {number} of {len(plan.splits)}"
             run_id, has_ended_well = known.get(str(number), ("", False))
             if has_ended_well:
-                say(f"{title}: run {run_id} has ended well")
+                logger.info(f"{title}: run {run_id} has ended well")
                 if not _predictions_of(run, number).exists():
                     with fetched(run_id, (PREDICTIONS,)) as (path,):
                         copy_whole(path, _predictions_of(run, number))
@@ -222,8 +221,8 @@ def _train_folds(run: TrackedRun, plan: _Plan, say: Say) -> tuple[str, ...]:
             title, splits = f"fold {number} of {len(plan.splits)}", plan.splits[number - 1]
             try:
                 with under_way(below) as child, heartbeat(child):
-                    say(f"{title}: run {child.run_id}")
-                    train_in(child, began, plan.prepared, splits, say=say)
+                    logger.info(f"{title}: run {child.run_id}")
+                    train_in(child, began, plan.prepared, splits)
                     copy_whole(child.folder / PREDICTIONS, _predictions_of(run, number))
             except TrainingInterruptedError as error:
                 run.status = "KILLED"

@@ -6,7 +6,8 @@ run killed at any point can be gone on with.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dermalyze.models.checkpoint import load_checkpoint, save_checkpoint
 from dermalyze.models.plugins import with_named_plugins
 from dermalyze.models.shipped import Member
 from dermalyze.tracking import TrackedRun
+from dermalyze.training.began import Began
 from dermalyze.training.device import Device, available_devices
 from dermalyze.training.state import TrainingState
 from serving.errors import DataError
@@ -39,21 +41,25 @@ FOLDS_TAG = "dermalyze.folds"  # of a run that has one run for each fold below i
 FOLD_TAG = "dermalyze.fold"  # of a run below, its number from 1
 SPLIT_FILES = ("train_split.csv", "val_split.csv", "test_split.csv")
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What every part of a run needs to know."""
 
-    config: Config
+    began: Began
     prepared: Prepared
     splits: Splits
     targets: Rows  # of every stored image, int64 (num_images,)
     device: Device
     folder: Path
     run: TrackedRun
-    say: Say
+
+    @property
+    def config(self) -> Config:
+        """The settings, with nothing left to find out."""
+        return self.began.config
 
     @property
     def spec(self) -> ModelSpec:
@@ -74,10 +80,10 @@ class Job:
 class Here:
     """What belongs to this machine and not to a run; empty: as the run has it, if that is here."""
 
+    data_dir: Path | None = None  # the images
     device: str = ""
     prepared: str = ""  # a folder for what is prepared once
     pretrained: str = ""  # true, false or a file; needed only before the first checkpoint
-    say: Say = lambda _: None  # shows a warning to the user
 
     def apply(self, config: Config) -> Config:
         """Return the settings of a run with those of this machine in place of its own.
@@ -87,12 +93,12 @@ class Here:
         """
         device, prepared = self.device or config.training.device, config.data.prepared
         if not self.device and device not in available_devices():
-            self.say(f"warning: training.device {device} is not available here; auto is used")
+            logger.warning(f"training.device {device} is not available here; auto is used")
             device = "auto"
         if self.prepared:
             prepared = self.prepared
         elif prepared != "auto" and not Path(prepared).is_dir():
-            self.say(f"warning: data.prepared {prepared} is not here; auto is used")
+            logger.warning(f"data.prepared {prepared} is not here; auto is used")
             prepared = "auto"
         words: dict[str, str | bool] = {"true": True, "false": False}
         pretrained = config.model.pretrained
@@ -104,6 +110,9 @@ class Here:
             data=dataclasses.replace(config.data, prepared=prepared),
             model=dataclasses.replace(config.model, pretrained=pretrained),
         )
+
+
+AS_IN_THE_RUN = Here()
 
 
 def stored_config(path: Path, here: Here) -> Config:
@@ -139,16 +148,14 @@ def prepare_for(config: Config, data_dir: Path) -> Prepared:
     return dataclasses.replace(prepared, pixels=prepared.stored.verify())
 
 
-def prepare_again(
-    run_id: str, params: Mapping[str, str], config: Config, data_dir: Path | None
-) -> Prepared:
+def prepare_again(run_id: str, params: Mapping[str, str], config: Config, here: Here) -> Prepared:
     """Prepare the images of a run, given its logged parameters.
 
     Raises:
         DataError: the data is not what the run was trained on, or not where it was.
     """
-    folder = data_dir or Path(params.get("data.dir", ""))
-    if data_dir is None and (not params.get("data.dir") or not folder.is_dir()):
+    folder = here.data_dir or Path(params.get("data.dir", ""))
+    if here.data_dir is None and (not params.get("data.dir") or not folder.is_dir()):
         raise DataError(f"the data of run {run_id} is not where it was; pass --data-dir")
     prepared = prepare_for(config, folder)
     known = params.get("resolved.data_fingerprint", prepared.fingerprint)

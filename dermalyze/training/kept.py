@@ -4,6 +4,7 @@ A copy that cannot be read is passed over with a warning.  One that can be read 
 run began with, or is of another run, was changed by somebody, and is refused.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,6 @@ from dermalyze.training.job import (
     SPLIT_FILES,
     Here,
     Job,
-    Say,
     prepare_again,
     save_best,
     usable_config,
@@ -50,6 +50,8 @@ from serving.errors import (
 )
 from serving.spec import ModelSpec
 from serving.whole import copy_whole
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -83,9 +85,7 @@ def copies(run_id: str, name: str) -> Iterator[Copy]:
     yield Copy(fetched, f"{name} among the artifacts of run {run_id}")
 
 
-def read_copies(
-    run_id: str, name: str, read: Callable[[Copy], Item], say: Say
-) -> tuple[Copy, Item] | None:
+def read_copies(run_id: str, name: str, read: Callable[[Copy], Item]) -> tuple[Copy, Item] | None:
     """Read the first copy of a file of a run that can be read; None: there is no copy.
 
     Raises:
@@ -100,7 +100,7 @@ def read_copies(
             refused.append((copy, error))
             continue
         for damaged, _ in refused:
-            say(f"warning: {damaged.where} cannot be used; {copy.where} is used")
+            logger.warning(f"{damaged.where} cannot be used; {copy.where} is used")
         return copy, found
     if refused:
         raise refused[0][1]
@@ -117,7 +117,7 @@ class Kept:
     prepared: Prepared
 
 
-def reopen(run_id: str, data_dir: Path | None, here: Here) -> Kept:
+def reopen(run_id: str, here: Here) -> Kept:
     """Read what is needed to resume a run, of which nothing is changed.
 
     Raises:
@@ -132,7 +132,7 @@ def reopen(run_id: str, data_dir: Path | None, here: Here) -> Kept:
     if not here_already and is_place_missing(run_id) and has_epochs(run_id):
         fetch(run_id, LATEST, WORK / run_id)  # says where they belong; else it would start again
     began = began_with(tags)
-    kept = kept_config(run_id, began, here.say)
+    kept = kept_config(run_id, began)
     if kept is None:
         raise TrackingError(
             f"nothing is known of the settings of run {run_id}, which was killed before it began; "
@@ -143,14 +143,14 @@ def reopen(run_id: str, data_dir: Path | None, here: Here) -> Kept:
     if began is not None:
         params.setdefault("data.dir", str(began.data_dir))
         demo_data = began.demo_data
-    prepared = prepare_again(run_id, params, config, data_dir)
+    prepared = prepare_again(run_id, params, config, here)
     if began is not None:
         began.require_same_pixels(prepared)
     now = Began(config=config, data_dir=prepared.data_dir, demo_data=demo_data)
     return Kept(tags=tags, began=began, now=now, prepared=prepared)
 
 
-def kept_config(run_id: str, began: Began | None, say: Say) -> Config | None:
+def kept_config(run_id: str, began: Began | None) -> Config | None:
     """Return the settings that a run has kept or began with; None: neither is known.
 
     Raises:
@@ -169,18 +169,18 @@ def kept_config(run_id: str, began: Began | None, say: Say) -> Config | None:
         return config
 
     try:
-        found = read_copies(run_id, CONFIG, read, say)
+        found = read_copies(run_id, CONFIG, read)
     except ConfigError:
         if began is None:
             raise
-        say(f"warning: {CONFIG} cannot be used; the settings that the run began with are")
+        logger.warning(f"{CONFIG} cannot be used; the settings that the run began with are")
         found = None
     if found is not None:
         return found[1]
     return None if began is None else began.config
 
 
-def kept_splits(run_id: str, prepared: Prepared, config: Config, say: Say) -> Splits | None:
+def kept_splits(run_id: str, prepared: Prepared, config: Config) -> Splits | None:
     """Return the splits that a run has kept; None: it had not come that far.
 
     Raises:
@@ -195,7 +195,7 @@ def kept_splits(run_id: str, prepared: Prepared, config: Config, say: Say) -> Sp
         return table
 
     for name in SPLIT_FILES:
-        found = read_copies(run_id, name, read, say)
+        found = read_copies(run_id, name, read)
         if found is None:
             return None
         path = WORK / run_id / name
@@ -227,11 +227,11 @@ def furthest_checkpoint(job: Job) -> dict[str, Any] | None:
         return None
     copy, furthest = max(found, key=lambda c: (c[1]["training"]["epoch"], c[1]["training"]["step"]))
     for bad, _ in damaged:
-        job.say(f"warning: {bad.where} cannot be used; {copy.where} is used")
+        logger.warning(f"{bad.where} cannot be used; {copy.where} is used")
     return furthest
 
 
-def mend_checkpoints(run_id: str, say: Say) -> None:
+def mend_checkpoints(run_id: str) -> None:
     """Replace damaged checkpoints here before the run is opened, which delivers what is here.
 
     Raises:
@@ -243,7 +243,7 @@ def mend_checkpoints(run_id: str, say: Say) -> None:
         if not path.exists():
             continue
         try:
-            found = read_copies(run_id, name, lambda copy: own_checkpoint(copy, run_id), say)
+            found = read_copies(run_id, name, lambda copy: own_checkpoint(copy, run_id))
         except ArtifactError:
             if name == LATEST:
                 raise
@@ -287,7 +287,7 @@ def repair_best(job: Job, state: TrainingState) -> None:
             raise ArtifactError(f"{copy.where} is not of epoch {state.best_epoch}")
 
     try:
-        found = read_copies(run_id, BEST, read, job.say)
+        found = read_copies(run_id, BEST, read)
     except ArtifactError:
         found = None
     path = job.folder / BEST

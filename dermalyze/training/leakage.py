@@ -6,8 +6,8 @@ lesion.  Both are judged on the images that remain, one of each test lesion.
 
 import dataclasses
 import json
+import logging
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,12 @@ from dermalyze.training.began import Began, began_with
 from dermalyze.training.ended import data_of_run
 from dermalyze.training.held import lock, open_held
 from dermalyze.training.job import (
+    AS_IN_THE_RUN,
     CONFIG,
     EVALUATION,
     FOLDS_TAG,
     SPLIT_FILES,
     Here,
-    Say,
     run_name,
     stored_config,
 )
@@ -35,6 +35,8 @@ from dermalyze.training.run import TrainingInterruptedError, train_in
 from serving.disk import temporary_folder
 from serving.errors import DataError
 from serving.whole import write_text
+
+logger = logging.getLogger(__name__)
 
 LEAKAGE = "leakage.json"
 LEAKAGE_TAG = "dermalyze.leakage_of"  # of the second run: the id of the first
@@ -89,9 +91,7 @@ class Leakage:
         return "\n".join(lines)
 
 
-def leakage_of(
-    run_id: str, data_dir: Path | None, *, say: Say, here: Here | None = None
-) -> Leakage:
+def leakage_of(run_id: str, here: Here = AS_IN_THE_RUN) -> Leakage:
     """Train a network that knows siblings of the test images, compare, and log `leakage.json`.
 
     That network has a run of its own, shown below the first.  Where it is stopped or killed,
@@ -108,14 +108,14 @@ def leakage_of(
     if FOLDS_TAG in tags:
         raise DataError(f"run {run_id} stands for several folds; pass the run id of one of them")
     with fetched(run_id, (CONFIG, PREDICTIONS, *SPLIT_FILES)) as (config_file, own, split_file, *_):
-        config = stored_config(config_file, here or Here(say=say))
+        config = stored_config(config_file, here)
         if not config.data.lesion_aware:
             raise DataError(
                 f"run {run_id} was trained with siblings of its test images already; pass one with "
                 "data.lesion_aware true"
             )
         clean = read_scored(own)
-        prepared, splits = data_of_run(run_id, params, config, data_dir, split_file.parent)
+        prepared, splits = data_of_run(run_id, params, config, here, split_file.parent)
     manifest = prepared.manifest
     leaky_splits = with_siblings(manifest, splits)
     config = dataclasses.replace(
@@ -129,7 +129,7 @@ def leakage_of(
         demo_data=tags.get("dermalyze.demo_data") == "true",
     )
     with lock(f"{run_id}.leakage", f"the leakage of run {run_id}"):
-        leaky_run_id = _train_leaky(run_id, began, prepared, leaky_splits, say=say)
+        leaky_run_id = _train_leaky(run_id, began, prepared, leaky_splits)
     with fetched(leaky_run_id, (PREDICTIONS,)) as (path,):
         leaky = read_scored(path)
     siblings = np.setdiff1d(leaky_splits.train, splits.train)
@@ -168,11 +168,11 @@ def with_siblings(manifest: pd.DataFrame, splits: Splits) -> Splits:
     return Splits(train=train, val=splits.val, test=np.sort(rows[~is_sibling]))
 
 
-def _train_leaky(run_id: str, began: Began, prepared: Prepared, splits: Splits, *, say: Say) -> str:
+def _train_leaky(run_id: str, began: Began, prepared: Prepared, splits: Splits) -> str:
     """Train the second network as far as it is not trained yet; return its run."""
     leaky_run_id, has_ended_well = children_of(run_id, LEAKAGE_TAG).get(run_id, ("", False))
     if has_ended_well:
-        say(f"run {leaky_run_id}, with siblings, has ended well")
+        logger.info(f"run {leaky_run_id}, with siblings, has ended well")
         return leaky_run_id
     began, tags = began.with_data(prepared, splits), {LEAKAGE_TAG: run_id}
     if not leaky_run_id:
@@ -187,8 +187,8 @@ def _train_leaky(run_id: str, began: Began, prepared: Prepared, splits: Splits, 
             parent=run_id,
             tags=tags,
         ) as run:
-            say(f"run {run.run_id}, with siblings of the test images of run {run_id}")
-            train_in(run, began, prepared, splits, say=say)
+            logger.info(f"run {run.run_id}, with siblings of the test images of run {run_id}")
+            train_in(run, began, prepared, splits)
             return run.run_id
     except TrainingInterruptedError as error:
         raise TrainingInterruptedError(

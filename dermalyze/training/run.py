@@ -5,6 +5,7 @@ each file whole, so that a run killed at any point can be gone on with.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,11 @@ from dermalyze.training.device import choose_device, set_determinism
 from dermalyze.training.held import hold, open_held
 from dermalyze.training.interrupt import stop_on_signal
 from dermalyze.training.job import (
+    AS_IN_THE_RUN,
     AUGMENTATION,
     CONFIG,
     Here,
     Job,
-    Say,
     log_progress,
     prepare_for,
     run_name,
@@ -65,12 +66,14 @@ from serving.errors import TrackingError, TrainingError
 from serving.taxonomy import CLASS_NAMES
 from serving.whole import whole_file, write_text
 
+logger = logging.getLogger(__name__)
+
 
 class TrainingInterruptedError(TrainingError):
     """The user stopped the training; it can be gone on with."""
 
 
-def train(config: Config, data_dir: Path, *, demo_data: bool, say: Say) -> RunResult:
+def train(config: Config, data_dir: Path) -> RunResult:
     """Train, evaluate, export and register a model as one MLflow run.
 
     Raises:
@@ -78,18 +81,16 @@ def train(config: Config, data_dir: Path, *, demo_data: bool, say: Say) -> RunRe
         TrainingInterruptedError: Ctrl-C; the run is marked KILLED and can be resumed.
     """
     config = resolve(config)
-    began = Began(config=config, data_dir=data_dir, demo_data=demo_data)
+    began = Began.here(config, data_dir)
     tell_project_run(began.tags())  # which is there already, and may be killed from now on
     prepared = prepare_for(config, data_dir)
     splits = make_splits(config, prepared)
     began = began.with_data(prepared, splits)
     with open_held(config.tracking, name=run_name(config), tags=began.tags()) as run:
-        return train_in(run, began, prepared, splits, say=say)
+        return train_in(run, began, prepared, splits)
 
 
-def train_in(
-    run: TrackedRun, began: Began, prepared: Prepared, splits: Splits, *, say: Say
-) -> RunResult:
+def train_in(run: TrackedRun, began: Began, prepared: Prepared, splits: Splits) -> RunResult:
     """Do in an open run what `train` does; one that was stopped goes on from where it was.
 
     Args:
@@ -97,13 +98,12 @@ def train_in(
         began: what that is; its settings as they are used here, with nothing left to find out.
         prepared: the images.
         splits: which of them to learn from, to choose the best epoch by, and to test on.
-        say: shows a line to the user.
     """
     config = began.config
     check_settings(config.evaluation, prepared.manifest.iloc[splits.val], CLASS_NAMES)
-    job = _job(config, prepared, splits, run, say)
+    job = _job(began, prepared, splits, run)
     if not run.is_below:
-        warn_of_place(run, say)
+        warn_of_place(run)
     run.log_params({**flatten(config), "data.dir": str(began.data_dir.resolve())})
     run.set_tags({"dermalyze.demo_data": str(began.demo_data).lower()})
     write_text(job.folder / CONFIG, to_yaml(config))
@@ -111,10 +111,10 @@ def train_in(
     for path in save_splits(job.folder, prepared.manifest, splits):
         run.log_file(path)
     checkpoint = furthest_checkpoint(job) if run.resumed else None
-    return _finish(job, demo_data=began.demo_data, checkpoint=checkpoint)
+    return _finish(job, checkpoint)
 
 
-def resume(run_id: str, data_dir: Path | None, *, say: Say, here: Here | None = None) -> RunResult:
+def resume(run_id: str, here: Here = AS_IN_THE_RUN) -> RunResult:
     """Go on with a run that was stopped or killed, with the settings that it began with.
 
     A run that was killed before its first checkpoint starts again.
@@ -125,9 +125,9 @@ def resume(run_id: str, data_dir: Path | None, *, say: Say, here: Here | None = 
         DermalyzeError: as `train`.
     """
     with hold(run_id):
-        kept = reopen(run_id, data_dir, here or Here(say=say))
+        kept = reopen(run_id, here)
         config, prepared = kept.now.config, kept.prepared
-        splits = kept_splits(run_id, prepared, config, say)
+        splits = kept_splits(run_id, prepared, config)
         if splits is None:
             if parent := kept.tags.get("mlflow.parentRunId"):
                 raise TrackingError(
@@ -137,14 +137,14 @@ def resume(run_id: str, data_dir: Path | None, *, say: Say, here: Here | None = 
             splits = make_splits(config, prepared)
         if kept.began is not None:
             kept.began.require_same_data(prepared, splits)
-        mend_checkpoints(run_id, say)
+        mend_checkpoints(run_id)
         with open_held(config.tracking, resume=run_id) as run:
             if kept.began is None or not kept.began.splits:
                 run.set_tags(kept.now.with_data(prepared, splits).tags())
-            return train_in(run, kept.now, prepared, splits, say=say)
+            return train_in(run, kept.now, prepared, splits)
 
 
-def warn_of_place(run: TrackedRun, say: Say) -> None:
+def warn_of_place(run: TrackedRun) -> None:
     """Say where the files of a run go, unless it is below this folder or on a server."""
     try:
         place = local_artifacts(run.run_id)
@@ -153,8 +153,8 @@ def warn_of_place(run: TrackedRun, say: Say) -> None:
     if place is not None and not place.is_relative_to(Path.cwd()):
         experiment = place.parents[1]
         missing = "" if experiment.is_dir() else ", which does not exist"
-        say(
-            f"warning: the files of this run go to {experiment}{missing}, not below this folder: "
+        logger.warning(
+            f"the files of this run go to {experiment}{missing}, not below this folder: "
             "MLflow chose the place when the experiment was created; for another one pass "
             "--experiment with a new name"
         )
@@ -189,23 +189,22 @@ def make_splits(config: Config, prepared: Prepared) -> Splits:
     )
 
 
-def _job(config: Config, prepared: Prepared, splits: Splits, run: TrackedRun, say: Say) -> Job:
+def _job(began: Began, prepared: Prepared, splits: Splits, run: TrackedRun) -> Job:
     folder = WORK / run.run_id
     make_folder(folder)
     index = {name: number for number, name in enumerate(CLASS_NAMES)}
     return Job(
-        config=config,
+        began=began,
         prepared=prepared,
         splits=splits,
         targets=np.array([index[label] for label in prepared.manifest["label"]], np.int64),
-        device=choose_device(config.training),
+        device=choose_device(began.config.training),
         folder=folder,
         run=run,
-        say=say,
     )
 
 
-def _finish(job: Job, *, demo_data: bool, checkpoint: dict[str, Any] | None) -> RunResult:
+def _finish(job: Job, checkpoint: dict[str, Any] | None) -> RunResult:
     """Do all that is left to do, from the first epoch or from a checkpoint."""
     config, run = job.config, job.run
     set_determinism(deterministic=not config.training.fast_mode)
@@ -219,7 +218,7 @@ def _finish(job: Job, *, demo_data: bool, checkpoint: dict[str, Any] | None) -> 
     state = new_state(classifier, config.training, job.device)
     if checkpoint is None:
         if run.resumed:
-            job.say(f"run {run.run_id} had saved no checkpoint; it starts again with epoch 1")
+            logger.info(f"run {run.run_id} had saved no checkpoint; it starts again with epoch 1")
         _log_start(job, weights, sum(p.numel() for p in classifier.parameters()))
         save_latest(job, state)
     else:
@@ -227,9 +226,9 @@ def _finish(job: Job, *, demo_data: bool, checkpoint: dict[str, Any] | None) -> 
         repair_best(job, state)
         save_latest(job, state)
         log_progress(job, best=state.best_epoch > 0)  # a kill may have come between disk and upload
-        job.say(f"resumed run {run.run_id} after {state.epoch} epochs and {state.step} steps")
+        logger.info(f"resumed run {run.run_id} after {state.epoch} epochs and {state.step} steps")
     _train(job, state)
-    return ship(job, state, demo_data=demo_data)
+    return ship(job, state)
 
 
 def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
@@ -246,7 +245,7 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
     }
     run.log_params(resolved)
     for name, value in resolved.items():
-        job.say(f"{name.removeprefix('resolved.')}: {value}")
+        logger.info(f"{name.removeprefix('resolved.')}: {value}")
     warnings = []
     if weights.reason:
         warnings.append(f"training from scratch, no pretrained weights: {weights.reason}")
@@ -268,7 +267,7 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
     if job.spec.metadata is not None:
         warnings += words_left_out(job.prepared.manifest, job.spec.metadata)
     for warning in warnings:
-        job.say(f"warning: {warning}")
+        logger.warning(warning)
     run.set_tags(
         {
             "dermalyze.pretrained": weights.source,
@@ -315,7 +314,7 @@ def _train(job: Job, state: TrainingState) -> None:
                 save_best(job, state)
             run.log_epoch(epoch.index, epoch.metrics)
             log_progress(job, best=epoch.is_best)
-            job.say(_epoch_line(state, config.training.epochs))
+            logger.info(_epoch_line(state, config.training.epochs))
         if should_stop() and state.epoch < config.training.epochs and not state.stopped_early:
             save_latest(job, state)
             log_progress(job, best=False)
@@ -325,7 +324,9 @@ def _train(job: Job, state: TrainingState) -> None:
                 f"go on with `dermalyze train --resume {run.run_id}`"
             )
     if state.stopped_early:
-        job.say(f"stopped early: {config.training.monitor} was best in epoch {state.best_epoch}")
+        logger.info(
+            f"stopped early: {config.training.monitor} was best in epoch {state.best_epoch}"
+        )
 
 
 def _epoch_line(state: TrainingState, epochs: int) -> str:

@@ -1,6 +1,7 @@
 """The end of a run: the best epoch judged on the test split, exported, proven, registered."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -42,6 +43,8 @@ from dermalyze.training.limits import Runner, measured_on, with_limits
 from dermalyze.training.state import TrainingState
 from serving.whole import write_text
 
+logger = logging.getLogger(__name__)
+
 _REGISTRATION = "registration.json"  # what `conclude` needs to know beside the run's files
 _NUM_CHECK_IMAGES = 32  # test images that the exported file is checked on beside the drawn ones
 
@@ -59,7 +62,7 @@ class RunResult:
     sample_id: str
 
 
-def ship(job: Job, state: TrainingState, *, demo_data: bool) -> RunResult:
+def ship(job: Job, state: TrainingState) -> RunResult:
     """Judge, export, log and register the best epoch."""
     config, run = job.config, job.run
     metrics = _score(job, state)
@@ -73,7 +76,7 @@ def ship(job: Job, state: TrainingState, *, demo_data: bool) -> RunResult:
         wanted = {
             "name": config.tracking.registered_model,
             "test_split": split_digest(job.prepared.manifest, job.splits.test),
-            "demo_data": demo_data,
+            "demo_data": job.began.demo_data,
             "parity": parity,
             "rule": asdict(rule_of(config.tracking, must_be_better=True)),
         }
@@ -191,7 +194,7 @@ def _judge(job: Job) -> Judgement:
         tags=run.tags,
         files=job.folder,
     )
-    job.say("judging: intervals, subgroups, report")
+    logger.info("judging: intervals, subgroups, report")
     judgement = write_judged(
         folder,
         facts,
@@ -216,6 +219,6 @@ def _export(job: Job) -> tuple[str, str, bytes]:
         f"ONNX and PyTorch differ by at most {report.max_difference:.1e} in a probability on "
         f"{report.num_images} images"
     )
-    job.say(parity)
+    logger.info(parity)
     job.run.set_tags({"dermalyze.parity": parity})
     return parity, *images[0]

@@ -4,6 +4,7 @@ What was calibrated for one network as it was trained is calibrated anew for wha
 otherwise: an ensemble, eight views, int8.  N images, C classes.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from dermalyze.tracking import children_of, fetched, require_run, tags_of
 from dermalyze.training.device import choose_device, in_full_precision
 from dermalyze.training.ended import data_of_run
 from dermalyze.training.job import (
+    AS_IN_THE_RUN,
     BEST,
     CONFIG,
     EVALUATION,
@@ -36,13 +38,14 @@ from dermalyze.training.job import (
     FOLDS_TAG,
     SPLIT_FILES,
     Here,
-    Say,
     stored_config,
 )
 from dermalyze.training.judged import PREDICTIONS, VALIDATION
 from dermalyze.training.limits import Runner, limits_in, with_limits
 from serving.errors import ArtifactError, DataError
 from serving.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +97,7 @@ def export_runs(
     *,
     tta: bool,
     precision: str,
-    data_dir: Path | None,
-    say: Say,
-    here: Here | None = None,
+    here: Here = AS_IN_THE_RUN,
 ) -> str:
     """Write the best epochs of runs as one ONNX file; return what was measured, in words.
 
@@ -105,9 +106,7 @@ def export_runs(
         output: the file.
         tta: answer with the mean of eight views.
         precision: float32, float16 or int8.
-        data_dir: the images; None: where the runs found them.
-        say: shows a line to the user.
-        here: this machine's settings.
+        here: this machine's settings, and where the images are.
 
     Raises:
         ArtifactError: the runs cannot be in one file, or the file does not pass its proof.
@@ -115,12 +114,12 @@ def export_runs(
     """
     folds = _folds_of(run_ids)
     with ExitStack() as stack:
-        runs = [_trained(run_id, here or Here(say=say), stack) for run_id in folds or run_ids]
+        runs = [_trained(run_id, here, stack) for run_id in folds or run_ids]
         spec = _common_spec(runs, num_views=NUM_VIEWS if tta else 1)
         network = ShippedNetwork([run.member for run in runs], num_views=spec.num_views)
         images, tables = None, _validation(runs)
         if precision == "int8":
-            images = _images_of(runs, data_dir)
+            images = _images_of(runs, here)
             if len(images.val) == 0:
                 raise DataError(
                     "there is no validation image that none of these runs has learned from, and "
@@ -129,15 +128,15 @@ def export_runs(
         if folds and not tta:
             spec = _limits_of_folds(runs, spec)
         elif len(runs) > 1 or tta:
-            images = images or _images_of(runs, data_dir)
+            images = images or _images_of(runs, here)
             spec = _limits_together(runs, network, spec, images)
         elif spec.scope is None:  # trained before there were limits
             try:
-                images = images or _images_of(runs, data_dir)
+                images = images or _images_of(runs, here)
                 limited = with_limits(network, spec, images.runner, images.val)
                 network, spec, tables = limited.network, limited.spec, [limited.validation]
             except DataError as error:
-                say(f"warning: without prediction sets and decisions: {error}")
+                logger.warning(f"without prediction sets and decisions: {error}")
         network.cpu()
         if precision == "int8":
             assert images is not None
@@ -233,7 +232,7 @@ def _common_spec(runs: Sequence[_Trained], *, num_views: int) -> ModelSpec:
     )
 
 
-def _images_of(runs: Sequence[_Trained], data_dir: Path | None) -> _Images:
+def _images_of(runs: Sequence[_Trained], here: Here) -> _Images:
     """Find the images of runs.
 
     Raises:
@@ -241,7 +240,7 @@ def _images_of(runs: Sequence[_Trained], data_dir: Path | None) -> _Images:
     """
     splits: list[Splits] = []
     for run in runs:
-        prepared, found = data_of_run(run.run_id, run.params, run.config, data_dir, run.files)
+        prepared, found = data_of_run(run.run_id, run.params, run.config, here, run.files)
         splits.append(found)
     train, val = splits[0].train, splits[0].val
     for other in splits[1:]:
