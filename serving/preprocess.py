@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from serving.color import to_srgb
@@ -64,6 +64,11 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise OutOfMemoryError(
                 f"there is not enough memory to decode the image ({len(data):,} bytes); free some, "
                 "or take a smaller one"
+            ) from error
+        if "MAX_TEXT_CHUNK" in str(error):  # of Pillow, which takes profiles of PNG for text
+            raise ImageError(
+                "the image has a color profile or a text of more than "
+                f"{PngImagePlugin.MAX_TEXT_CHUNK:,} bytes; save it without"
             ) from error
         raise ImageError(
             f"cannot decode the image ({len(data):,} bytes): it is damaged or cut short"

@@ -157,6 +157,15 @@ def test_a_profile_that_is_too_large_is_refused():
     )
 
 
+def test_a_png_with_a_large_profile_is_not_called_damaged():
+    data = saved(PHOTOGRAPH, "PNG", icc_profile=P3 + bytes(2**20))
+    with pytest.raises(ImageError) as caught:
+        decode_image(data)
+    assert str(caught.value) == (
+        "the image has a color profile or a text of more than 1,048,576 bytes; save it without"
+    )
+
+
 @settings(max_examples=100)
 @given(
     profile=st.sampled_from([P3, ADOBE, gray_profile(1.8), table_profile(b"CMYK", inks())]),

@@ -118,8 +118,14 @@ def test_ids_and_files_are_brought_to_one_form(tmp_path, written, name):
     (tmp_path / "HAM10000_metadata (1).csv").write_text(table)
     write_zip(tmp_path / "HAM10000_images_part_1.zip", {name.format(1): jpeg(1)})
     rest = {name.format(number): jpeg(number) for number in (2, 3)}
+    rest |= {
+        "inner\\": b"",
+        "__MACOSX\\inner\\._ISIC_2.jpg": b"",
+    }  # as Windows may pack a Mac's folder
     write_zip(tmp_path / "HAM10000_images_part_2 (1).zip", rest)
     check_three_images(tmp_path)
+    assert open_dataset(tmp_path).others == ()
+    assert set(open_dataset(tmp_path).files) == {"ISIC_1", "ISIC_2", "ISIC_3"}
 
 
 def test_two_tables_of_one_name_are_one_or_refused(tmp_path):
