@@ -1,5 +1,6 @@
 """Two processes never work on one run: a lock on one machine, a tag for the others."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import time
 
 import pytest
 from mlflow.tracking import MlflowClient
+from servers import free_port, mlflow_server, wait_for
 
 from dermalyze.config import TrackingConfig
 from dermalyze.training import held
@@ -26,6 +28,22 @@ with open(sys.argv[1] + ".jsonl", "a") as file:
     print(json.dumps(holder), file=file)
 print("held", flush=True)
 time.sleep(60)
+"""
+# On a host of the name argv[1], resumes each run that is named on stdin.
+RESUMER = """
+import sys
+from dermalyze.config import TrackingConfig
+from dermalyze.training import held
+held._SELF["host"] = sys.argv[1]
+print("ready", flush=True)
+for line in sys.stdin:
+    try:
+        with held.open_held(TrackingConfig(experiment="held"), resume=line.strip()):
+            print("held", flush=True)
+            sys.stdin.readline()
+    except held.TrainingError as error:
+        print(error, flush=True)
+        sys.stdin.readline()
 """
 
 
@@ -104,6 +122,46 @@ def test_a_held_run_shows_that_it_is_alive_whatever_it_does(store, locks, monkey
             time.sleep(0.01)
         assert time.time() - holder["seen"] < 60
     assert MlflowClient().get_run(run.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_of_two_machines_that_resume_a_run_at_once_one_goes_on(tmp_path):
+    port = free_port()
+    (tmp_path / "server").mkdir()
+    url = f"http://127.0.0.1:{port}"
+    with mlflow_server(tmp_path / "server", port), contextlib.ExitStack() as stack:
+        processes = {}
+        for host in ("east", "west"):
+            (tmp_path / host).mkdir()
+            process = subprocess.Popen(
+                [sys.executable, "-c", RESUMER, host],
+                cwd=tmp_path / host,
+                env={**os.environ, "MLFLOW_TRACKING_URI": url, "TMPDIR": str(tmp_path / host)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.stdin.close)
+            processes[host] = process
+        assert [process.stdout.readline() for process in processes.values()] == ["ready\n"] * 2
+        client = MlflowClient(url)
+        for _ in range(2):
+            run_id = client.create_run("0").info.run_id
+            client.set_terminated(run_id, "KILLED")
+            for process in processes.values():
+                process.stdin.write(f"{run_id}\n")
+                process.stdin.flush()
+            said = {host: process.stdout.readline() for host, process in processes.items()}
+            (winner,) = [host for host, line in said.items() if line == "held\n"]
+            (lost,) = [line for line in said.values() if line != "held\n"]
+            of_winner = f"run {run_id} is in use by process {processes[winner].pid} on {winner} "
+            assert lost.startswith(of_winner)
+            assert lost.endswith("; wait for it, or stop it first\n")
+            for process in processes.values():
+                process.stdin.write("\n")
+                process.stdin.flush()
+            wait_for(lambda run=run_id: client.get_run(run).info.status == "FINISHED", 30)
 
 
 def test_a_folder_for_locks_that_belongs_to_somebody_else_is_refused(locks, tmp_path):

@@ -19,12 +19,20 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dermalyze.config import TrackingConfig
-from dermalyze.tracking import TrackedRun, open_run, require_run, status_of, tags_of
+from dermalyze.tracking import (
+    BoundedClient,
+    TrackedRun,
+    open_run,
+    require_run,
+    status_of,
+    tags_of,
+)
 from serving.errors import DermalyzeError, TrainingError
 
 HELD_TAG = "dermalyze.held_by"  # JSON: token, host, process, since and seen (seconds since 1970)
 BEAT_SECONDS = 60.0
 DEAD_SECONDS = 600.0  # without a sign of life
+_SETTLE_SECONDS = 1.0  # in which another machine that claims a run as well has written its tag
 
 _SELF = {
     "token": uuid.uuid4().hex,
@@ -52,6 +60,7 @@ def open_held(
     with ExitStack() as holds:  # left after the run has ended
         if resume:
             holds.enter_context(hold(resume))
+            _claim(resume)
         with open_run(
             tracking,
             name=name,
@@ -83,6 +92,20 @@ def hold(run_id: str) -> Iterator[None]:
                 f"{(DEAD_SECONDS - age) / 60:.0f} minutes"
             )
         yield
+
+
+def _claim(run_id: str) -> None:
+    """Write the tag, and look after a moment whether another machine did so as well: the last wins.
+
+    Raises:
+        TrackingError: it did.
+    """
+    start = time.monotonic()
+    BoundedClient(f"cannot tag run {run_id}").set_tag(run_id, HELD_TAG, _sign_of_life())
+    time.sleep(max(_SETTLE_SECONDS, 2 * (time.monotonic() - start)))  # its store is as slow
+    holder = json.loads(tags_of(run_id).get(HELD_TAG, "{}"))
+    if holder.get("token") != _SELF["token"]:
+        raise TrainingError(_in_words(f"run {run_id}", holder))
 
 
 @contextmanager
