@@ -114,13 +114,14 @@ def test_a_run_that_has_ended_is_held_by_nobody(killed):
 def test_a_held_run_shows_that_it_is_alive_whatever_it_does(store, locks, monkeypatch):
     monkeypatch.setattr(held, "BEAT_SECONDS", 0.01)
     with open_held(CONFIG) as run:
-        set_holder(run.run_id, token="", seen=0)
-        for _ in range(1000):  # a long evaluation
-            holder = json.loads(MlflowClient().get_run(run.run_id).data.tags[HELD_TAG])
-            if holder["process"] == os.getpid():
-                break
-            time.sleep(0.01)
-        assert time.time() - holder["seen"] < 60
+        for _ in range(3):  # a long evaluation; the first sign may be that of the beginning
+            set_holder(run.run_id, token="", seen=0)
+            for _ in range(1000):
+                holder = json.loads(MlflowClient().get_run(run.run_id).data.tags[HELD_TAG])
+                if holder["process"] == os.getpid():
+                    break
+                time.sleep(0.01)
+            assert time.time() - holder["seen"] < 60
     assert MlflowClient().get_run(run.run_id).info.status == "FINISHED"
 
 
