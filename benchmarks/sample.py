@@ -10,8 +10,8 @@ from dermalyze.config import Config
 from dermalyze.data.auto import find_data
 from dermalyze.data.prepare import prepare
 from dermalyze.data.splits import split_lesions
+from dermalyze.evaluation.predictions import targets_of
 from dermalyze.training.loop import LearningData
-from serving.taxonomy import CLASS_NAMES
 
 IMAGES = Path("build/benchmarks/images")
 
@@ -57,7 +57,12 @@ def take(data_dir: str, config: Config, num_train: int, num_val: int) -> Sample:
         path = files / f"{image_ids[row]}.jpg"
         if not path.exists():
             path.write_bytes(prepared.read_image_bytes(image_ids[row]))
-    indices = {name: index for index, name in enumerate(CLASS_NAMES)}
-    targets = prepared.manifest["label"].map(indices).to_numpy(np.int64)
-    data = LearningData(store=prepared.store, targets=targets, train=train, val=val)
+    names = prepared.taxonomy.names
+    data = LearningData(
+        store=prepared.store,
+        class_names=names,
+        targets=targets_of(prepared.manifest, names),
+        train=train,
+        val=val,
+    )
     return Sample(data, files, image_ids)

@@ -7,10 +7,10 @@ import torch
 from dermalyze.config_file import config_from
 from dermalyze.models.classifier import build_classifier
 from dermalyze.training.device import choose_device, set_determinism
-from dermalyze.training.feed import open_feed
-from dermalyze.training.loop import LearningData, fit, logit_batches, training_network
+from dermalyze.training.loop import LearningData, fit, open_context, training_network, val_logits
 from dermalyze.training.state import new_state
 from serving.errors import ConfigError, TrainingError
+from serving.taxonomy import HAM10000
 
 SETTINGS = {
     "model": {"name": "test_efficientnet", "pretrained": False, "dropout_rate": 0.2},
@@ -47,7 +47,9 @@ def data():
     pixels = np.clip(level + rng.normal(0, 40, (48, 32, 32, 3)), 0, 255).astype(np.uint8)
     val = np.array([0, 1, 2, 3, 24, 25, 26, 27])
     train = np.setdiff1d(np.arange(48), val)
-    return LearningData(store=MemoryStore(pixels), targets=targets, train=train, val=val)
+    return LearningData(
+        store=MemoryStore(pixels), class_names=HAM10000.names, targets=targets, train=train, val=val
+    )
 
 
 def settings(*overrides):
@@ -212,14 +214,14 @@ def test_the_moving_average_is_judged_and_differs_from_the_last_weights(data):
 
 def test_prediction_does_not_depend_on_the_batch_size(data):
     state, device = start(settings())
-    rows = np.arange(10)
-    feed = open_feed(data.store, device.torch_device, passes=1)
-    one, ten = (
-        torch.cat(list(logit_batches(state.classifier, feed, rows, size, device, "")))
-        for size in (1, 10)
+    three, eight = (
+        torch.cat(
+            list(val_logits(state.classifier, open_context(state.classifier, data, config, device)))
+        )
+        for config in (settings("training.batch_size=3"), settings())
     )
-    assert one.shape == (10, 7)
-    np.testing.assert_allclose(one, ten, atol=1e-5)  # float32, sums in another order
+    assert three.shape == (8, 7)
+    np.testing.assert_allclose(three, eight, atol=1e-5)  # float32, sums in another order
 
 
 def test_mixed_precision_is_used_where_the_cpu_has_it_and_learns_as_well(data):

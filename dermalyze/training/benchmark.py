@@ -8,17 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from dermalyze.config import Config
-from dermalyze.data.augment import augment
 from dermalyze.data.loader import num_batches, seed_of
-from dermalyze.models.classifier import build_classifier, to_images
-from dermalyze.training.device import choose_device, enough_memory, keep_freed_memory
-from dermalyze.training.loop import training_network
-from dermalyze.training.losses import build_loss
+from dermalyze.data.pixels import PixelStore
+from dermalyze.data.store_files import PIXELS
+from dermalyze.models.classifier import build_classifier
+from dermalyze.training.device import choose_device, enough_memory
+from dermalyze.training.loop import LearningData, open_context, train_step
 from dermalyze.training.state import new_state
+from serving.disk import temporary_folder
+from serving.metadata import MetadataFields
 
 _NUM_CLASSES = 7  # of the random targets; their number takes no time
 WARMUP_BATCHES = 2  # not counted: the first batches choose kernels and allocate memory
@@ -53,44 +54,35 @@ def time_steps(config: Config, num_timed: int, num_images: int) -> StepTimes:
         TrainingError: there is too little memory.
     """
     device = choose_device(config.training)
-    classifier, _ = build_classifier(config.model, config.data.image_size, _NUM_CLASSES)
+    names = tuple(map(str, range(_NUM_CLASSES)))
+    classifier, _ = build_classifier(config.model, config.data.image_size, len(names))
     state = new_state(classifier, config.training, device)
-    network = training_network(classifier, config, device)
-    if device.torch_device.type == "cpu":
-        keep_freed_memory()
-    loss = build_loss(config.loss, None)
     batch_size, side = config.training.batch_size, config.data.image_size
     rng = np.random.default_rng(config.training.seed)
-    with enough_memory(device, batch_size):
-        pool = rng.integers(0, 256, (batch_size, side, side, 3), dtype=np.uint8)
-    targets = torch.from_numpy(rng.integers(0, _NUM_CLASSES, batch_size))
-    targets = targets.to(device.torch_device)
+    rows = np.arange(batch_size)
     laps: list[list[float]] = []
-    classifier.train()
-    with enough_memory(device, batch_size):
-        for number in tqdm(
-            range(num_timed + WARMUP_BATCHES), unit="batch", disable=None, leave=False
-        ):
-            generator = torch.Generator().manual_seed(seed_of(config.training.seed, 1, number))
-            marks = [_now(device.torch_device)]
-            images = to_images(
-                torch.from_numpy(pool[rng.permutation(batch_size)]).to(device.torch_device)
-            )
-            images = augment(images, config.augmentation, generator)
-            marks.append(_now(device.torch_device))
-            with device.autocast():
-                logits = network(images)
-            batch_loss = loss(logits, targets)
-            marks.append(_now(device.torch_device))
-            state.optimizer.zero_grad(set_to_none=True)
-            state.scaler.scale(batch_loss).backward()  # type: ignore[no-untyped-call]
-            marks.append(_now(device.torch_device))
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(classifier.parameters(), config.training.max_grad_norm or 1e9)
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            marks.append(_now(device.torch_device))
+    with enough_memory(device, batch_size), temporary_folder() as folder:
+        np.save(folder / PIXELS, rng.integers(0, 256, (batch_size, side, side, 3), dtype=np.uint8))
+        data = LearningData(
+            store=PixelStore(folder / PIXELS),
+            class_names=names,
+            targets=rng.integers(0, len(names), batch_size),
+            train=rows,
+            val=rows,
+            metadata=np.zeros((batch_size, MetadataFields().width), np.float32)
+            if config.model.use_metadata
+            else None,
+        )
+        context = open_context(classifier, data, config, device)
+        classifier.train()
+        numbers = tqdm(range(num_timed + WARMUP_BATCHES), unit="batch", disable=None, leave=False)
+        marks = [_now(device.torch_device)]
+        batches = context.feed.batches(rng.permutation(rows) for _ in numbers)
+        for number, batch in enumerate(batches):
+            seed = seed_of(config.training.seed, 1, number)
+            train_step(state, context, batch, seed, lambda: marks.append(_now(device.torch_device)))
             laps.append([1000 * (b - a) for a, b in itertools.pairwise(marks)])
+            marks[:] = [_now(device.torch_device)]
     data, forward, backward, step = np.median(np.array(laps[WARMUP_BATCHES:]), axis=0)
     batch_ms = float(np.median(np.array(laps[WARMUP_BATCHES:]).sum(1)))
     return StepTimes(

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from dermalyze.config import Config
 from dermalyze.config_file import load_config
-from dermalyze.data.loader import Rows
 from dermalyze.data.prepare import Prepared, prepare
 from dermalyze.data.splits import Splits
 from dermalyze.models.checkpoint import load_checkpoint, save_checkpoint
@@ -51,10 +50,13 @@ class Job:
     began: Began
     prepared: Prepared
     splits: Splits
-    targets: Rows  # of every stored image, int64 (num_images,)
     device: Device
-    folder: Path
     run: TrackedRun
+
+    @property
+    def folder(self) -> Path:
+        """What the run keeps on this machine."""
+        return self.run.folder
 
     @property
     def config(self) -> Config:

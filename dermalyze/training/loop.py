@@ -1,6 +1,6 @@
 """The training loop: `fit` yields after each epoch, the caller decides what becomes of it.
 
-N images of a batch, C classes.  Knows nothing of MLflow, files or the command line.
+N images per batch, C classes.  Knows nothing of MLflow, files or the command line.
 """
 
 import contextlib
@@ -24,26 +24,40 @@ from dermalyze.evaluation.metrics import score
 from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.training.convolution import FastDepthwiseGradients
 from dermalyze.training.device import Device, enough_memory, keep_freed_memory
-from dermalyze.training.feed import Feed, open_feed
-from dermalyze.training.losses import build_loss, class_weights
+from dermalyze.training.feed import Batch, Feed, open_feed
+from dermalyze.training.losses import Loss, build_loss, class_weights
 from dermalyze.training.schedule import learning_rate
 from dermalyze.training.state import Metrics, TrainingState
 from serving.errors import ConfigError, TrainingError
 from serving.metadata import MetadataFields
-from serving.taxonomy import CLASS_NAMES
 
 FINITE_CHECK_STEPS = 20  # how often the loss is looked at; each look makes a GPU wait
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningData:
-    """The images to learn from and those to judge by."""
+    """The images to learn from and those to validate on."""
 
     store: PixelStore
+    class_names: tuple[str, ...]
     targets: Rows  # class index of every image in the store, int64 (num_images,)
     train: Rows  # row numbers in the store
     val: Rows
     metadata: NDArray[np.float32] | None = None  # (num_images, K), for a network that takes it
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingContext:
+    """What every step and epoch needs, beside the state that they change."""
+
+    config: Config
+    device: Device
+    data: LearningData
+    network: Callable[..., Tensor]  # images (N, 3, H, W), metadata (N, K) or None -> logits (N, C)
+    feed: Feed
+    targets: Tensor  # of every image in the store, int64 (num_images,); on the device
+    metadata: Tensor | None  # (num_images, K); on the device
+    loss: Loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +69,28 @@ class Epoch:
     is_best: bool
 
 
+def open_context(
+    classifier: Classifier, data: LearningData, config: Config, device: Device
+) -> TrainingContext:
+    """Move to the device what training needs there, beside the classifier."""
+    weights = None
+    if config.loss.class_weights == "balanced":
+        counts = np.bincount(data.targets[data.train], minlength=len(data.class_names))
+        weights = class_weights(torch.from_numpy(counts)).to(device.torch_device)
+    if device.torch_device.type == "cpu":
+        keep_freed_memory()
+    return TrainingContext(
+        config=config,
+        device=device,
+        data=data,
+        network=training_network(classifier, config, device),
+        feed=open_feed(data.store, device.torch_device, passes=config.training.epochs),
+        targets=torch.tensor(data.targets, device=device.torch_device),
+        metadata=on_device(data.metadata, device),
+        loss=build_loss(config.loss, weights),
+    )
+
+
 def fit(
     state: TrainingState,
     data: LearningData,
@@ -62,51 +98,29 @@ def fit(
     device: Device,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Epoch]:
-    """Train from where `state` stands; yield after each epoch.
+    """Train from where `state` is; yield after each epoch.
 
     Ends after `training.epochs`, by early stopping, or within one step of `should_stop()` turning
-    true; then `state` stands in the middle of an epoch and can be saved and gone on from.
+    true; then `state` is in the middle of an epoch, and can be saved and resumed.
 
     Raises:
         TrainingError: the loss is not a finite number, or there is too little memory.
         ConfigError: `training.monitor` names no metric.
     """
-    weights = None
-    if config.loss.class_weights == "balanced":
-        counts = np.bincount(data.targets[data.train], minlength=len(CLASS_NAMES))
-        weights = class_weights(torch.from_numpy(counts)).to(device.torch_device)
-    loss = build_loss(config.loss, weights)
-    network = training_network(state.classifier, config, device)
-    feed = open_feed(data.store, device.torch_device, passes=config.training.epochs)
-    targets = torch.tensor(data.targets, device=device.torch_device)
-    metadata = on_device(data.metadata, device)
-    if device.torch_device.type == "cpu":
-        keep_freed_memory()
+    context = open_context(state.classifier, data, config, device)
     while state.epoch < config.training.epochs and not state.stopped_early:
         with enough_memory(device, config.training.batch_size):
-            done = _train_epoch(
-                state, network, data, feed, targets, metadata, loss, config, device, should_stop
-            )
-        if not done:
-            return
-        started = time.perf_counter()
-        parts = []
-        with enough_memory(device, config.training.batch_size):
-            for part in logit_batches(
-                state.judged,
-                feed,
-                data.val,
-                config.training.batch_size,
-                device,
-                "validate",
-                metadata=metadata,
-            ):
-                if should_stop():  # the epoch's training is kept, its validation is done anew
+            if not _train_epoch(state, context, should_stop):
+                return
+            started = time.perf_counter()
+            parts = []
+            for part in val_logits(state.judged, context):
+                if should_stop():  # the epoch's training is kept, its validation is done again
                     return
                 parts.append(part)
-        val_metrics = score(torch.cat(parts).cpu().numpy(), data.targets[data.val], CLASS_NAMES)
-        val_seconds = time.perf_counter() - started
-        yield _close_epoch(state, val_metrics, val_seconds, config)
+        logits = torch.cat(parts).cpu().numpy()
+        val_metrics = score(logits, data.targets[data.val], data.class_names)
+        yield _close_epoch(state, val_metrics, time.perf_counter() - started, config)
 
 
 def training_network(
@@ -129,19 +143,11 @@ def training_network(
 
 
 def _train_epoch(
-    state: TrainingState,
-    network: Callable[..., Tensor],
-    data: LearningData,
-    feed: Feed,
-    all_targets: Tensor,
-    all_metadata: Tensor | None,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    config: Config,
-    device: Device,
-    should_stop: Callable[[], bool],
+    state: TrainingState, context: TrainingContext, should_stop: Callable[[], bool]
 ) -> bool:
     """Train the rest of the epoch under way; False if stopped before its end."""
-    training, epoch = config.training, state.epoch + 1
+    training, data, device = context.config.training, context.data, context.device.torch_device
+    epoch = state.epoch + 1
     order = epoch_order(
         data.train,
         data.targets[data.train],
@@ -153,12 +159,10 @@ def _train_epoch(
     if steps_per_epoch == 0:
         raise TrainingError("there are fewer than two training images; see data.val_size")
     started, seconds_before = time.perf_counter(), state.seconds
-    loss_sum = torch.tensor(
-        state.loss_sum,
-        dtype=torch.float64 if device.torch_device.type != "mps" else torch.float32,
-        device=device.torch_device,
-    )
-    num_correct = torch.tensor(state.num_correct, device=device.torch_device)
+    # On the device, where adding up makes nothing wait.
+    precise = torch.float64 if device.type != "mps" else torch.float32
+    loss_sum = torch.tensor(state.loss_sum, dtype=precise, device=device)
+    num_correct = torch.tensor(state.num_correct, device=device)
     state.classifier.train()
     stopped = False
     with tqdm(
@@ -169,21 +173,11 @@ def _train_epoch(
         leave=False,
         disable=None,
     ) as bar:
-        todo = islice(batches_of(order, training.batch_size), state.step, None)
-        for step, (pixels, rows) in enumerate(feed.batches(todo), state.step):
+        left = islice(batches_of(order, training.batch_size), state.step, None)
+        for step, batch in enumerate(context.feed.batches(left), state.step):
             if should_stop():
                 stopped = True
                 break
-            generator = torch.Generator().manual_seed(seed_of(training.seed, epoch, step + 1))
-            torch.manual_seed(generator.initial_seed())  # dropout's
-            targets = all_targets.index_select(0, rows)  # (N,)
-            images = _network_images(pixels, device)  # (N, 3, H, W)
-            images = augment(images, config.augmentation, generator)
-            metadata = None  # (N, K)
-            if all_metadata is not None:
-                metadata = without_some(
-                    all_metadata.index_select(0, rows), config.model.metadata_dropout, generator
-                )
             lr = learning_rate(
                 state.epoch * steps_per_epoch + step,
                 lr=training.lr,
@@ -193,28 +187,69 @@ def _train_epoch(
             )
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
-            with device.autocast():
-                logits = network(images, metadata)  # (N, C)
-            batch_loss = loss(logits, targets)
-            state.optimizer.zero_grad(set_to_none=True)
-            state.scaler.scale(batch_loss).backward()  # type: ignore[no-untyped-call]
-            if training.max_grad_norm:
-                state.scaler.unscale_(state.optimizer)
-                nn.utils.clip_grad_norm_(state.classifier.parameters(), training.max_grad_norm)
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            if state.ema is not None:
-                state.ema.update_parameters(state.classifier)
-            loss_sum += batch_loss.detach() * len(rows)  # stays on the device: no wait per step
-            num_correct += (logits.detach().argmax(1) == targets).sum()
-            state.num_images += len(rows)
+            seed = seed_of(training.seed, epoch, step + 1)
+            batch_loss, batch_correct = train_step(state, context, batch, seed)
+            batch_size = len(batch[1])
+            loss_sum += batch_loss * batch_size
+            num_correct += batch_correct
+            state.num_images += batch_size
             state.step = step + 1
             bar.update()
-            if state.step % FINITE_CHECK_STEPS == 0 or state.step == steps_per_epoch:
-                _require_finite(float(loss_sum), epoch)
+            looked_at = state.step % FINITE_CHECK_STEPS == 0 or state.step == steps_per_epoch
+            if looked_at and not math.isfinite(float(loss_sum)):
+                raise TrainingError(
+                    f"the training loss is not a finite number in epoch {epoch}; "
+                    "try a lower training.lr, or training.use_amp=false"
+                )
     state.loss_sum, state.num_correct = float(loss_sum), int(num_correct)
     state.seconds = seconds_before + time.perf_counter() - started
     return not stopped
+
+
+def train_step(
+    state: TrainingState,
+    context: TrainingContext,
+    batch: Batch,
+    seed: int,
+    end_part: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """Update the weights once; return the loss and how many answers were right, on the device.
+
+    Args:
+        state: the weights and the optimizer, whose learning rate is set.
+        context: what is the same for all steps.
+        batch: from the context's feed.
+        seed: of augmentation and dropout.
+        end_part: called when the images, the forward pass, the backward pass and the update are
+            done.
+    """
+    pixels, rows = batch
+    config, scaler = context.config, state.scaler
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # dropout's
+    targets = context.targets.index_select(0, rows)  # (N,)
+    images = augment(_network_images(pixels, context.device), config.augmentation, generator)
+    metadata = None  # (N, K)
+    if context.metadata is not None:
+        metadata = context.metadata.index_select(0, rows)
+        metadata = without_some(metadata, config.model.metadata_dropout, generator)
+    end_part()
+    with context.device.autocast():
+        logits = context.network(images, metadata)  # (N, C)
+    loss = context.loss(logits, targets)
+    end_part()
+    state.optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    end_part()
+    if config.training.max_grad_norm:
+        scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.classifier.parameters(), config.training.max_grad_norm)
+    scaler.step(state.optimizer)
+    scaler.update()
+    if state.ema is not None:
+        state.ema.update_parameters(state.classifier)
+    end_part()
+    return loss.detach(), (logits.detach().argmax(1) == targets).sum()
 
 
 def without_some(metadata: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
@@ -239,12 +274,20 @@ def _network_images(pixels: Tensor, device: Device) -> Tensor:
     return images if device.channels_last else images.contiguous()
 
 
-def _require_finite(loss_sum: float, epoch: int) -> None:
-    if not math.isfinite(loss_sum):
-        raise TrainingError(
-            f"the training loss is not a finite number in epoch {epoch}; "
-            "try a lower training.lr, or training.use_amp=false"
-        )
+def val_logits(classifier: Classifier, context: TrainingContext) -> Iterator[Tensor]:
+    """Run a classifier over the validation images: yields float32 (N, C), batch by batch.
+
+    They stay on the device: fetching each would make it wait.
+    """
+    classifier.eval()
+    rows, size = context.data.val, context.config.training.batch_size
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    progress = tqdm(parts, desc="validate", unit="batch", leave=False, disable=None)
+    for pixels, numbers in context.feed.batches(progress):
+        metadata = None if context.metadata is None else context.metadata.index_select(0, numbers)
+        with torch.inference_mode(), context.device.autocast():
+            logits = classifier(_network_images(pixels, context.device), metadata)
+        yield logits.float()
 
 
 def _close_epoch(
@@ -288,28 +331,3 @@ def _close_epoch(
     state.step, state.loss_sum, state.num_correct, state.num_images = 0, 0.0, 0, 0
     state.seconds = 0.0
     return Epoch(index=state.epoch, metrics=metrics, is_best=is_best)
-
-
-def logit_batches(
-    classifier: Classifier,
-    feed: Feed,
-    rows: Rows,
-    batch_size: int,
-    device: Device,
-    description: str,
-    *,
-    metadata: Tensor | None = None,
-) -> Iterator[Tensor]:
-    """Run the classifier over stored images in evaluation mode: yields float32 (N, C).
-
-    They stay on the device: fetching each would make it wait.  `metadata` is (num_images, K) on the
-    device, for a network that takes it.
-    """
-    classifier.eval()
-    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    progress = tqdm(parts, desc=description, unit="batch", leave=False, disable=None)
-    for pixels, numbers in feed.batches(progress):
-        known = None if metadata is None else metadata.index_select(0, numbers)
-        with torch.inference_mode(), device.autocast():
-            logits = classifier(_network_images(pixels, device), known)
-        yield logits.float()

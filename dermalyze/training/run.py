@@ -7,9 +7,7 @@ each file whole, so that a run killed at any point can be gone on with.
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from dermalyze.config import Config
@@ -26,10 +24,10 @@ from dermalyze.data.splits import (
     split_lesions,
 )
 from dermalyze.evaluation.judge import check_settings
+from dermalyze.evaluation.predictions import targets_of
 from dermalyze.models.backbone import Weights, resize_filter_of
 from dermalyze.models.classifier import build_classifier
 from dermalyze.tracking import (
-    WORK,
     StoreAwayError,
     TrackedRun,
     local_artifacts,
@@ -63,7 +61,6 @@ from dermalyze.training.ship import RunResult, ship
 from dermalyze.training.state import TrainingState, new_state
 from serving.disk import make_folder
 from serving.errors import TrackingError, TrainingError
-from serving.taxonomy import CLASS_NAMES
 from serving.whole import whole_file, write_text
 
 logger = logging.getLogger(__name__)
@@ -100,18 +97,47 @@ def train_in(run: TrackedRun, began: Began, prepared: Prepared, splits: Splits) 
         splits: which of them to learn from, to choose the best epoch by, and to test on.
     """
     config = began.config
-    check_settings(config.evaluation, prepared.manifest.iloc[splits.val], CLASS_NAMES)
-    job = _job(began, prepared, splits, run)
-    if not run.is_below:
-        warn_of_place(run)
-    run.log_params({**flatten(config), "data.dir": str(began.data_dir.resolve())})
-    run.set_tags({"dermalyze.demo_data": str(began.demo_data).lower()})
-    write_text(job.folder / CONFIG, to_yaml(config))
-    run.log_file(job.folder / CONFIG)
-    for path in save_splits(job.folder, prepared.manifest, splits):
-        run.log_file(path)
-    checkpoint = furthest_checkpoint(job) if run.resumed else None
-    return _finish(job, checkpoint)
+    check_settings(config.evaluation, prepared.manifest.iloc[splits.val], prepared.taxonomy.names)
+    job = Job(
+        began=began,
+        prepared=prepared,
+        splits=splits,
+        device=choose_device(config.training),
+        run=run,
+    )
+    _log_settings(job)
+    state = _first_state(job)
+    data = LearningData(
+        store=prepared.store,
+        class_names=prepared.taxonomy.names,
+        targets=targets_of(prepared.manifest, prepared.taxonomy.names),
+        train=splits.train,
+        val=splits.val,
+        metadata=None
+        if job.spec.metadata is None
+        else metadata_of(prepared.manifest, job.spec.metadata),
+    )
+    with stop_on_signal() as should_stop:
+        for epoch in fit(state, data, config, job.device, should_stop):
+            save_latest(job, state)
+            if epoch.is_best:
+                save_best(job, state)
+            run.log_epoch(epoch.index, epoch.metrics)
+            log_progress(job, best=epoch.is_best)
+            logger.info(_epoch_line(state, config.training.epochs))
+        if should_stop() and state.epoch < config.training.epochs and not state.stopped_early:
+            save_latest(job, state)
+            log_progress(job, best=False)
+            run.status = "KILLED"
+            raise TrainingInterruptedError(
+                f"stopped in epoch {state.epoch + 1} of {config.training.epochs}; "
+                f"continue with `dermalyze train --resume {run.run_id}`"
+            )
+    if state.stopped_early:
+        logger.info(
+            f"stopped early: {config.training.monitor} was best in epoch {state.best_epoch}"
+        )
+    return ship(job, state)
 
 
 def resume(run_id: str, here: Here = AS_IN_THE_RUN) -> RunResult:
@@ -189,24 +215,24 @@ def make_splits(config: Config, prepared: Prepared) -> Splits:
     )
 
 
-def _job(began: Began, prepared: Prepared, splits: Splits, run: TrackedRun) -> Job:
-    folder = WORK / run.run_id
-    make_folder(folder)
-    index = {name: number for number, name in enumerate(CLASS_NAMES)}
-    return Job(
-        began=began,
-        prepared=prepared,
-        splits=splits,
-        targets=np.array([index[label] for label in prepared.manifest["label"]], np.int64),
-        device=choose_device(began.config.training),
-        folder=folder,
-        run=run,
-    )
+def _log_settings(job: Job) -> None:
+    """Log the settings and the splits, and keep them in the run's folder."""
+    run, began = job.run, job.began
+    make_folder(job.folder)
+    if not run.is_below:
+        warn_of_place(run)
+    run.log_params({**flatten(job.config), "data.dir": str(began.data_dir.resolve())})
+    run.set_tags({"dermalyze.demo_data": str(began.demo_data).lower()})
+    write_text(job.folder / CONFIG, to_yaml(job.config))
+    run.log_file(job.folder / CONFIG)
+    for path in save_splits(job.folder, job.prepared.manifest, job.splits):
+        run.log_file(path)
 
 
-def _finish(job: Job, checkpoint: dict[str, Any] | None) -> RunResult:
-    """Do all that is left to do, from the first epoch or from a checkpoint."""
+def _first_state(job: Job) -> TrainingState:
+    """Return the state to train from: that of a new training, or of the furthest checkpoint."""
     config, run = job.config, job.run
+    checkpoint = furthest_checkpoint(job) if run.resumed else None
     set_determinism(deterministic=not config.training.fast_mode)
     torch.manual_seed(config.training.seed)
     model = config.model
@@ -221,14 +247,16 @@ def _finish(job: Job, checkpoint: dict[str, Any] | None) -> RunResult:
             logger.info(f"run {run.run_id} had saved no checkpoint; it starts again with epoch 1")
         _log_start(job, weights, sum(p.numel() for p in classifier.parameters()))
         save_latest(job, state)
-    else:
-        state.load_state_dict(checkpoint["weights"], checkpoint["training"])
-        repair_best(job, state)
-        save_latest(job, state)
-        log_progress(job, best=state.best_epoch > 0)  # a kill may have come between disk and upload
-        logger.info(f"resumed run {run.run_id} after {state.epoch} epochs and {state.step} steps")
-    _train(job, state)
-    return ship(job, state)
+        return state
+    state.load_state_dict(checkpoint["weights"], checkpoint["training"])
+    repair_best(job, state)
+    save_latest(job, state)
+    log_progress(job, best=state.best_epoch > 0)  # a kill may have come between disk and upload
+    for entry in state.history:  # likewise
+        metrics = {name: value for name, value in entry.items() if name != "epoch"}
+        run.log_epoch(int(entry["epoch"]), metrics)
+    logger.info(f"resumed run {run.run_id} after {state.epoch} epochs and {state.step} steps")
+    return state
 
 
 def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
@@ -281,7 +309,7 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
         run.log_split(
             prepared.manifest.iloc[rows][columns],
             split=split,
-            name="HAM10000",
+            name="demo data" if job.began.demo_data else prepared.taxonomy.title,
             source=source,
             digest=split_digest(prepared.manifest, rows),
         )
@@ -291,42 +319,6 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
     with whole_file(job.folder / AUGMENTATION) as partial:
         page.save(partial, "PNG")
     run.log_file(job.folder / AUGMENTATION)
-
-
-def _train(job: Job, state: TrainingState) -> None:
-    """Run the epochs that are left; after each one everything is on disk, then logged."""
-    config, run = job.config, job.run
-    data = LearningData(
-        store=job.prepared.store,
-        targets=job.targets,
-        train=job.splits.train,
-        val=job.splits.val,
-        metadata=None
-        if job.spec.metadata is None
-        else metadata_of(job.prepared.manifest, job.spec.metadata),
-    )
-    for entry in state.history:  # killed between disk and log
-        run.log_epoch(int(entry["epoch"]), _without_epoch(entry))
-    with stop_on_signal() as should_stop:
-        for epoch in fit(state, data, config, job.device, should_stop):
-            save_latest(job, state)
-            if epoch.is_best:
-                save_best(job, state)
-            run.log_epoch(epoch.index, epoch.metrics)
-            log_progress(job, best=epoch.is_best)
-            logger.info(_epoch_line(state, config.training.epochs))
-        if should_stop() and state.epoch < config.training.epochs and not state.stopped_early:
-            save_latest(job, state)
-            log_progress(job, best=False)
-            run.status = "KILLED"
-            raise TrainingInterruptedError(
-                f"stopped in epoch {state.epoch + 1} of {config.training.epochs}; "
-                f"go on with `dermalyze train --resume {run.run_id}`"
-            )
-    if state.stopped_early:
-        logger.info(
-            f"stopped early: {config.training.monitor} was best in epoch {state.best_epoch}"
-        )
 
 
 def _epoch_line(state: TrainingState, epochs: int) -> str:
@@ -343,7 +335,3 @@ def _epoch_line(state: TrainingState, epochs: int) -> str:
         f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
     ]
     return "  ".join(parts) + ("  best" if state.best_epoch == state.epoch else "")
-
-
-def _without_epoch(entry: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in entry.items() if name != "epoch"}
