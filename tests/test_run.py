@@ -206,7 +206,7 @@ def test_ctrl_c_leaves_a_killed_run_that_can_be_resumed(place, demo, trained):
         place, train_words(demo), signal.SIGINT, epochs=1, delay=0.05
     )
     assert code == 130
-    assert f"go on with `dermalyze train --resume {run_id}`" in text
+    assert f"continue with `dermalyze train --resume {run_id}`" in text
     assert "Traceback" not in text
     assert client(place).get_run(run_id).info.status == "KILLED"
     dermalyze(place, "train", "--resume", run_id)
