@@ -106,9 +106,9 @@ def test_a_run_holds_all_that_the_design_promises(place, trained):
     history = client(place).get_metric_history(run.info.run_id, "val/loss")
     assert [metric.step for metric in history] == [1, 2, 3]
     assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {
-        "HAM10000-train",
-        "HAM10000-val",
-        "HAM10000-test",
+        "demo data-train",
+        "demo data-val",
+        "demo data-test",
     }
     assert len(run.outputs.model_outputs) == 1
     assert not (place / ".dermalyze" / "runs" / run.info.run_id).exists()
