@@ -22,6 +22,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.report import Figure, publish
+from dermalyze.config import DataConfig
 from dermalyze.data import build
 from dermalyze.data.auto import find_data
 from dermalyze.data.build import build_pixels
@@ -197,8 +198,9 @@ def one_added(files: Mapping[str, ImageFile], folder: Path) -> Figure:
 def second_call(data_dir: Path, folder: Path, context: dict[str, object]) -> list[Figure]:
     """Time the function and the command where nothing has changed."""
     output = folder / "prepared"
+    settings = DataConfig(prepared=str(output), allow_problems=True)
     started = time.perf_counter()
-    prepare(data_dir, output=output, workers=2, allow_problems=True)
+    prepare(data_dir, settings, workers=2)
     context["seconds of the first call, with audit and near duplicates"] = (
         time.perf_counter() - started
     )
@@ -208,7 +210,7 @@ def second_call(data_dir: Path, folder: Path, context: dict[str, object]) -> lis
     command += ["--resize-filter", "bicubic"]
     for _ in range(3):
         started = time.perf_counter()
-        prepare(data_dir, output=output, workers=2, allow_problems=True)
+        prepare(data_dir, settings, workers=2)
         seconds["function"].append(time.perf_counter() - started)
         started = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)

@@ -1,5 +1,6 @@
 """A part of a data folder, as our training reads it and as the baseline does."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from dermalyze.config import Config
 from dermalyze.data.auto import find_data
 from dermalyze.data.prepare import prepare
-from dermalyze.data.splits import split_lesions
+from dermalyze.data.splits import split_groups
 from dermalyze.evaluation.predictions import targets_of
 from dermalyze.training.loop import LearningData
 
@@ -36,15 +37,11 @@ def take(data_dir: str, config: Config, num_train: int, num_val: int) -> Sample:
     The JPEG files are written to `build/benchmarks/images`, once.
     """
     folder, _ = find_data(data_dir, make=True)
-    prepared = prepare(
-        folder,
-        output=Path("build/benchmarks/prepared"),
-        image_size=config.data.image_size,
-        resize_mode=config.data.resize_mode,
-        resize_filter=config.data.resize_filter,
-        allow_problems=True,
+    settings = dataclasses.replace(
+        config.data, prepared="build/benchmarks/prepared", allow_problems=True
     )
-    splits = split_lesions(
+    prepared = prepare(folder, settings)
+    splits = split_groups(
         prepared.manifest, val_size=config.data.val_size, test_size=config.data.test_size, seed=42
     )
     rng = np.random.default_rng(0)

@@ -31,6 +31,7 @@ from dermalyze.cli_options import (
     PRECISION,
     RUN_DATA,
     auto_option,
+    column_options,
     data_option,
     here_of,
     here_options,
@@ -130,6 +131,10 @@ _OVERRIDES = {
     "plugins": "model.plugins",
     "device": "training.device",
     "prepared": "data.prepared",
+    "group_by": "data.group_by",
+    "image_column": "data.image_column",
+    "label_column": "data.label_column",
+    "group_column": "data.group_column",
 }
 _OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may change
 
@@ -150,6 +155,7 @@ _OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may
 @auto_option("--folds", click.INT, "Train so many times, each on another part; auto: once.")
 @auto_option("--device", click.STRING, "cpu, cuda or mps.")
 @auto_option("--prepared", click.STRING, "Folder of the decoded images; auto: in the data.")
+@column_options
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting.")
 @plugin_option(expose_value=True)
 @click.option("--resume", metavar="RUN_ID", default="", help="Go on with a stopped run.")
@@ -258,14 +264,22 @@ def sync(run_id: str) -> None:
     show_default=True,
 )
 @click.option("--allow-problems", is_flag=True, help="Go on although the audit found problems.")
-def prepare_data(data_dir: str, **options: Any) -> None:
+@column_options
+def prepare_data(data_dir: str, output: Path | None, workers: int, **options: Any) -> None:
     """Read, audit and decode the images once; write labels, audit and pixel store."""
+    from dermalyze.config import DataConfig
     from dermalyze.data.auto import find_data
 
+    if options["group_by"] == "auto":
+        del options["group_by"]
+    settings = DataConfig(prepared="auto" if output is None else str(output), **options)
     folder, _ = find_data(data_dir, make=True)
     from dermalyze.data.prepare import prepare  # once the folder is there: it loads pandas
 
-    prepared = prepare(folder, **options)
+    prepared = prepare(folder, settings, workers=workers)
+    click.echo(prepared.dataset.summary())
+    click.echo(prepared.grouping)
+    click.echo()
     click.echo(prepared.audit.summary())
     click.echo(f"prepared: {prepared.folder}")
 

@@ -135,6 +135,16 @@ def auto_option(name: str, kind: click.ParamType[Any], text: str) -> Callable[[C
     return click.option(name, type=AutoOr(kind), default="auto", show_default=True, help=text)
 
 
+def column_options(command: Command) -> Command:
+    """Add the options that say how to read one table, and what must not be split."""
+    contents = {"group": "the ids that --group-by names", "label": "classes", "image": "images"}
+    for name, content in contents.items():
+        text = f"Column with {content}, in one table beside images; auto: by its name."
+        command = auto_option(f"--{name}-column", click.STRING, text)(command)
+    text = "Keep in one split: lesion, patient or none."
+    return auto_option("--group-by", click.STRING, text)(command)
+
+
 def here_of(data_dir: str | None, device: str | None = None, prepared: Path | None = None) -> Any:
     """Return the `Here` that `--data-dir` and `here_options` ask for."""
     from dermalyze.training.job import Here

@@ -38,6 +38,7 @@ CHAMPION_METRICS = (  # those of which more is better; the last five with a clas
     "auc",
     "average_precision",
 )
+GROUPINGS = ("lesion", "patient", "none")
 CALIBRATORS = ("temperature", "vector", "dirichlet")
 
 
@@ -66,7 +67,10 @@ class DataConfig:
     resize_filter: str = "auto"  # auto: what the backbone was pretrained with
     val_size: float = 0.15  # fraction of the images
     test_size: float = 0.15  # fraction of the images
-    lesion_aware: bool = True  # a lesion's images never stand in two splits
+    group_by: str = "lesion"  # lesion, patient, none: what is never split, and drawn in intervals
+    image_column: str = "auto"  # of one table beside images; auto: by its name
+    label_column: str = "auto"  # likewise
+    group_column: str = "auto"  # likewise; holds the ids that group_by names
     prepared: str = "auto"  # a folder for what is prepared once; auto: prepared/ in the data
     splits: str = "auto"  # a folder with train_split.csv, val_split.csv, test_split.csv
     allow_problems: bool = False  # train although the audit found contradictions
@@ -86,6 +90,9 @@ class DataConfig:
             "less than 0.9",
             self.val_size + self.test_size,
         )
+        require_choice("data.group_by", self.group_by, GROUPINGS)
+        for name in ("image_column", "label_column", "group_column"):
+            require(getattr(self, name) != "", f"data.{name}", "auto or a column", "")
         for name, value in (("prepared", self.prepared), ("splits", self.splits)):
             require(value != "", f"data.{name}", "auto or a folder", value)
 

@@ -6,10 +6,11 @@ Never imports torch.
 
 import dataclasses
 import difflib
+import logging
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ POINTLESS = {
     "training.persistent_workers": "nothing is decoded during training, so no worker persists",
 }
 _MAX_BYTES = 2**20  # of a config; all settings take a hundredth of it
+# Settings of older versions -> today's name, and what each value is there.
+RENAMED: dict[str, tuple[str, dict[object, object]]] = {
+    "data.lesion_aware": ("data.group_by", {True: "lesion", False: "none"}),
+}
+_log = logging.getLogger(__name__)
 
 
 def load_config(
@@ -40,27 +46,37 @@ def load_config(
     Raises:
         ConfigError: the file cannot be read, or a key or a value is wrong.
     """
-    try:
-        text = read_bounded(path, _MAX_BYTES).decode("utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the config file {path}: {error.strerror or 'no such file'}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the config file {path} is not UTF-8 text") from error
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"the config file {path} is not YAML{where}") from error
+    content = read_yaml(path, f"the config file {path}", yaml.SafeLoader)
     return config_from(content if content is not None else {}, overrides, values)
 
 
+def read_yaml(
+    path: Path, what: str, loader: type[yaml.SafeLoader] | type[yaml.BaseLoader]
+) -> object:
+    """Return the content of a YAML file; `what` is what it is called in an error.
+
+    Raises:
+        ConfigError: it cannot be read, or is not YAML.
+    """
+    try:
+        text = read_bounded(path, _MAX_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read {what}: {error.strerror or 'no such file'}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} is not UTF-8 text") from error
+    try:
+        return yaml.load(text, loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{what} is not YAML{where}") from error
+
+
 def setting_names(content: object, prefix: str = "") -> list[str]:
-    """Return the dotted names of the settings that nested mappings give values to."""
+    """Return the dotted names, as of today, of the settings that nested mappings give values to."""
     if not isinstance(content, dict):
-        return [prefix.removesuffix(".")]
+        name = prefix.removesuffix(".")
+        return [RENAMED[name][0] if name in RENAMED else name]
     return [
         name for key, value in content.items() for name in setting_names(value, f"{prefix}{key}.")
     ]
@@ -75,6 +91,13 @@ def config_from(
     if not isinstance(content, dict):
         raise ConfigError(f"a config must be a mapping of sections, got {content!r}")
     merged = _copy(content)
+    for old, (new, _) in RENAMED.items():
+        section, _, name = old.partition(".")
+        if isinstance(merged.get(section), dict) and name in merged[section]:
+            value = merged[section].pop(name)
+            if new.partition(".")[2] in merged[section]:
+                raise ConfigError(f"{old} is an older form of {new}; leave it out")
+            _put(merged, old, value)
     for key, value in (values or {}).items():
         _put(merged, key, value)
     for override in overrides:
@@ -115,6 +138,8 @@ def _copy(values: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _put(values: dict[Any, Any], key: str, value: object) -> None:
+    if key in RENAMED:
+        key, value = _renamed(key, value)
     *sections, name = key.split(".")
     for section in sections:
         inner = values.setdefault(section, {})
@@ -122,6 +147,16 @@ def _put(values: dict[Any, Any], key: str, value: object) -> None:
             raise ConfigError(f"{section} must be a section of settings, got {inner!r}")
         values = inner
     values[name] = value
+
+
+def _renamed(old: str, value: object) -> tuple[str, object]:
+    """Return the name and value that an older setting has today, with a line unless it is usual."""
+    new, meanings = RENAMED[old]
+    if type(value) is not bool:
+        raise ConfigError(f"{old} must be true or false, got {value!r}")
+    if meanings[value] != flatten(Config())[new]:
+        _log.warning(f"{old} {str(value).lower()} is deprecated; write {new} {meanings[value]}")
+    return new, meanings[value]
 
 
 def _parse(key: str, text: str) -> object:
@@ -152,13 +187,17 @@ def _build(kind: type, values: dict[Any, Any], prefix: str) -> object:
     return kind(**arguments)
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error that names the closest known name; empty where none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def _suggestion(name: str) -> str:
     known = list(flatten(Config()))
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not close:  # the right name in the wrong section
-        last = name.rsplit(".", 1)[-1]
-        close = [key for key in known if key.rsplit(".", 1)[-1] == last][:1]
-    return f"; did you mean {close[0]}?" if close else ""
+    last = name.rsplit(".", 1)[-1]
+    elsewhere = [key for key in known if key.rsplit(".", 1)[-1] == last]  # in another section
+    return did_you_mean(name, known) or (f"; did you mean {elsewhere[0]}?" if elsewhere else "")
 
 
 def _convert(name: str, hint: Any, value: object) -> object:

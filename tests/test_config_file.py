@@ -23,7 +23,7 @@ def test_every_name_of_the_original_project_is_a_setting():
         "fast_mode use_weighted_sampling early_stopping_patience seed",
         "training.scheduler": "type T_0 eta_min warmup_pct",
         "loss": "type label_smoothing",
-        "data": "val_size test_size lesion_aware",
+        "data": "val_size test_size group_by",
     }
     names = [f"{section}.{key}" for section, keys in sections.items() for key in keys.split()]
     assert set(names) <= set(flatten(Config()))

@@ -199,7 +199,11 @@ def test_a_run_without_folds_is_not_resumed_as_folds(store):
         (1, {}, "folds must be from 2 to 20, got 1"),
         (21, {}, "folds must be from 2 to 20, got 21"),
         (5, {"splits": "mine"}, "data.splits must be auto to train folds, got 'mine'"),
-        (5, {"lesion_aware": False}, "data.lesion_aware must be true to train folds, got False"),
+        (
+            5,
+            {"group_by": "none"},
+            "data.group_by must be lesion or patient to train folds, got 'none'",
+        ),
     ],
 )
 def test_folds_that_make_no_sense_are_refused_before_anything_is_read(

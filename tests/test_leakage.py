@@ -16,7 +16,7 @@ from dermalyze.cli_streams import log_lines
 from dermalyze.config import Config, DataConfig, ModelConfig, TrackingConfig, TrainingConfig
 from dermalyze.data.demo import make_demo_data
 from dermalyze.data.readers.dataset import open_dataset
-from dermalyze.data.splits import Splits, split_lesions
+from dermalyze.data.splits import Splits, split_groups
 from dermalyze.tracking import children_of, open_run
 from dermalyze.training.leakage import LEAKAGE_TAG, leakage_of, with_siblings
 from dermalyze.training.run import TrainingInterruptedError, train
@@ -37,7 +37,8 @@ def planted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "demo"
     make_demo_data(folder, num_images=140, layout="folders")
     rows = open_dataset(folder).rows.sort_values("image_id", ignore_index=True)
-    splits = split_lesions(rows, val_size=0.15, test_size=0.15, seed=CONFIG.training.seed)
+    rows["group"] = rows["lesion_id"]
+    splits = split_groups(rows, val_size=0.15, test_size=0.15, seed=CONFIG.training.seed)
     nevi = rows["label"] == "nv"
     of_train, of_test = (
         rows["image_id"][nevi & rows.index.isin(part)].iloc[0]
@@ -136,7 +137,7 @@ def test_the_second_run_differs_in_its_training_set_alone(run_id, second):
     result, _ = second
     first, other = (MlflowClient().get_run(each).data for each in (run_id, result.leaky_run_id))
     differs = {name for name in first.params if first.params[name] != other.params[name]}
-    assert differs == {"data.lesion_aware", "tracking.register"}
+    assert differs == {"data.group_by", "tracking.register"}
     assert other.tags["dermalyze.leakage_of"] == other.tags["mlflow.parentRunId"] == run_id
     assert "metrics are too good" in other.tags["dermalyze.warnings"]
     (version,) = MlflowClient().search_model_versions("name='dermalyze'")
@@ -196,7 +197,7 @@ def test_a_run_that_leaks_already_is_refused(run_id, second):
         leakage_of(leaky)
     assert str(caught.value) == (
         f"run {leaky} was trained with siblings of its test images already; pass one with "
-        "data.lesion_aware true"
+        "data.group_by lesion"
     )
 
 
@@ -213,7 +214,7 @@ def test_a_run_that_stands_for_folds_is_refused(store):
 MANIFEST = pd.DataFrame(
     {
         "image_id": ["i5", "i0", "i4", "i1", "i3", "i2", "i6"],
-        "lesion_id": ["a", "b", "a", "c", "a", "d", "c"],
+        "group": ["a", "b", "a", "c", "a", "d", "c"],
     }
 )
 

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,14 +18,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from dermalyze.config import DataConfig
 from dermalyze.data.prepare import fingerprint_of, near_duplicates, prepare
 from serving.errors import DataError
 
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
 CALL = (
     "import sys; from pathlib import Path; from dermalyze.data.prepare import prepare; "
-    "how = {'output': Path(sys.argv[2]), 'image_size': 64, 'workers': int(sys.argv[3])}; "
-    "prepared = prepare(Path(sys.argv[1]), **how); "
+    "from dermalyze.config import DataConfig; "
+    "settings = DataConfig(prepared=sys.argv[2], image_size=64); "
+    "prepared = prepare(Path(sys.argv[1]), settings, workers=int(sys.argv[3])); "
 )
 
 
@@ -71,7 +74,7 @@ def child(code: str, *arguments: object, **options: object) -> subprocess.Popen[
 
 def test_everything_is_written_and_row_i_of_the_manifest_is_row_i_of_the_store(tmp_path):
     data = write_data(tmp_path / "data", 10)
-    prepared = prepare(data, image_size=16, workers=2)
+    prepared = prepare(data, DataConfig(image_size=16), workers=2)
     assert prepared.folder == data / "prepared"
     assert (data / "prepared" / "labels.csv").read_text().splitlines()[:3] == [
         "image_id,label,lesion_id,dx_type,age,sex,localization",
@@ -91,9 +94,9 @@ def test_everything_is_written_and_row_i_of_the_manifest_is_row_i_of_the_store(t
 
 def test_a_second_call_touches_nothing(tmp_path):
     data = write_data(tmp_path / "data", 6)
-    first = prepare(data, image_size=16)
+    first = prepare(data, DataConfig(image_size=16))
     times = {p: p.stat().st_mtime_ns for p in (data / "prepared").rglob("*") if p.name != ".lock"}
-    second = prepare(data, image_size=16)
+    second = prepare(data, DataConfig(image_size=16))
     assert times == {
         p: p.stat().st_mtime_ns for p in (data / "prepared").rglob("*") if p.name != ".lock"
     }
@@ -103,9 +106,9 @@ def test_a_second_call_touches_nothing(tmp_path):
 
 def test_stores_of_several_sizes_stand_beside_each_other_with_one_audit(tmp_path):
     data = write_data(tmp_path / "data", 6)
-    small = prepare(data, image_size=16)
+    small = prepare(data, DataConfig(image_size=16))
     text = small.audit.to_json()
-    large = prepare(data, image_size=24)
+    large = prepare(data, DataConfig(image_size=24))
     assert large.audit.to_json() == text
     assert large.store.pixels.shape == (6, 24, 24, 3)
     assert len(list((data / "prepared").glob("pixels-*"))) == 2
@@ -114,10 +117,11 @@ def test_stores_of_several_sizes_stand_beside_each_other_with_one_audit(tmp_path
 
 def test_the_fingerprint_is_of_content_and_not_of_place_or_time(tmp_path):
     data = write_data(tmp_path / "data", 6)
-    prepared = prepare(data, image_size=16)
+    prepared = prepare(data, DataConfig(image_size=16))
     columns = ["image_id", "label", "lesion_id", "sha256"]
     lines = sorted("\t".join(values) for values in prepared.manifest[columns].to_numpy().tolist())
-    assert prepared.fingerprint == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    old = hashlib.sha256("\n".join(lines).encode()).hexdigest()  # before there was a taxonomy
+    assert prepared.old_fingerprint == old
 
     zipped = tmp_path / "zipped"
     zipped.mkdir()
@@ -125,23 +129,29 @@ def test_the_fingerprint_is_of_content_and_not_of_place_or_time(tmp_path):
     with zipfile.ZipFile(zipped / "HAM10000_images_part_2.zip", "w") as archive:
         for path in (data / "HAM10000_images_part_1").iterdir():
             archive.write(path, path.name)
-    assert prepare(zipped, image_size=24).fingerprint == prepared.fingerprint
+    assert prepare(zipped, DataConfig(image_size=24)).fingerprint == prepared.fingerprint
 
-    assert fingerprint_of(prepared.manifest[::-1]) == prepared.fingerprint
+    taxonomy = prepared.taxonomy
+    assert fingerprint_of(prepared.manifest[::-1], taxonomy) == prepared.fingerprint != old
     for column in columns:
         changed = prepared.manifest.copy()
         changed.loc[3, column] = "other"
-        assert fingerprint_of(changed) != prepared.fingerprint
+        assert fingerprint_of(changed, taxonomy) != prepared.fingerprint
+    patients = prepared.manifest.assign(patient_id="P1")
+    assert fingerprint_of(patients, taxonomy) != prepared.fingerprint
+    for names, malignant in ((taxonomy.names[::-1], taxonomy.malignant), (taxonomy.names, ())):
+        other = dataclasses.replace(taxonomy, names=names, malignant=malignant)
+        assert fingerprint_of(prepared.manifest, other) != prepared.fingerprint
 
 
 def test_a_corrected_label_is_taken_over_without_decoding_again(tmp_path):
     data = write_data(tmp_path / "data", 6)
-    prepared = prepare(data, image_size=16)
+    prepared = prepare(data, DataConfig(image_size=16))
     (store,) = (data / "prepared").glob("pixels-*")
     inode = (store / "pixels.npy").stat().st_ino
     table = data / "HAM10000_metadata.csv"
     table.write_text(table.read_text().replace(",mel,", ",bcc,"))
-    again = prepare(data, image_size=16)
+    again = prepare(data, DataConfig(image_size=16))
     assert (store / "pixels.npy").stat().st_ino == inode
     assert again.manifest["label"].tolist() == ["nv", "nv", "bcc", "bcc", "bkl", "bkl"]
     assert ",bcc," in (data / "prepared" / "labels.csv").read_text()
@@ -154,14 +164,14 @@ def test_problems_stop_with_a_sentence_unless_they_are_allowed(tmp_path):
     with (data / "HAM10000_metadata.csv").open("a") as table:
         table.write("HAM_0000,ISIC_0000,mel,histo,50.0,male,back\n")
     with pytest.raises(DataError) as caught:
-        prepare(data, image_size=16)
+        prepare(data, DataConfig(image_size=16))
     audit_text = data / "prepared" / "audit.txt"
     assert str(caught.value) == (
         f"{data} has 1 of 6 images missing or broken and 2 contradictions, listed in {audit_text}; "
-        "mend the data or pass --allow-problems"
+        "fix the data, or pass --allow-problems"
     )
     assert "ISIC_0000: mel, nv" in audit_text.read_text()
-    prepared = prepare(data, image_size=16, allow_problems=True)
+    prepared = prepare(data, DataConfig(image_size=16, allow_problems=True))
     usable = ["ISIC_0001", "ISIC_0003", "ISIC_0004", "ISIC_0005"]
     assert prepared.manifest["image_id"].tolist() == usable
     assert len(prepared.store) == 4
@@ -171,7 +181,7 @@ def test_copies_of_a_file_are_not_listed_as_near_duplicates_too(tmp_path):
     data = write_data(tmp_path / "data", 6)
     images = data / "HAM10000_images_part_1"
     shutil.copy(images / "ISIC_0000.jpg", images / "ISIC_0001.jpg")
-    problems = prepare(data, image_size=16).audit.problems
+    problems = prepare(data, DataConfig(image_size=16)).audit.problems
     assert [(p.kind, p.items) for p in problems] == [
         ("same_file", ("ISIC_0000 (HAM_0000, nv), ISIC_0001 (HAM_0000, nv)",))
     ]
@@ -181,7 +191,7 @@ def test_data_without_one_usable_image_is_a_sentence(tmp_path):
     data = write_data(tmp_path / "data", 1)
     (data / "HAM10000_images_part_1" / "ISIC_0000.jpg").write_bytes(b"junk")
     with pytest.raises(DataError) as caught:
-        prepare(data, image_size=16, allow_problems=True)
+        prepare(data, DataConfig(image_size=16, allow_problems=True))
     assert str(caught.value) == (
         f"no image of {data} can be used; {data / 'prepared' / 'audit.txt'} says why"
     )
@@ -206,7 +216,7 @@ def session(leader: int) -> list[int]:
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "Ctrl-C"])
 def test_a_call_stopped_at_any_point_is_gone_on_with_and_ends_the_same(tmp_path, how, workers):
     data = write_data(tmp_path / "data", 240, side=400)
-    whole = prepare(data, output=tmp_path / "whole", image_size=64)
+    whole = prepare(data, DataConfig(prepared=str(tmp_path / "whole"), image_size=64))
 
     stopped = child(CALL, data, tmp_path / "stopped", workers, start_new_session=True)
     journal: list[Path] = []
@@ -234,7 +244,7 @@ def test_a_call_stopped_at_any_point_is_gone_on_with_and_ends_the_same(tmp_path,
         path.write_bytes(b"x" * status.st_size)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
-    resumed = prepare(data, output=tmp_path / "stopped", image_size=64)
+    resumed = prepare(data, DataConfig(prepared=str(tmp_path / "stopped"), image_size=64))
     assert resumed.fingerprint == whole.fingerprint
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
@@ -267,7 +277,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_store(tmp_path):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    outcome = in_fork(lambda: prepare(data, image_size=64), limit)
+    outcome = in_fork(lambda: prepare(data, DataConfig(image_size=64)), limit)
     assert outcome == (
         f"DataError: cannot write 0.0 GB of pixels to {data}/prepared: no space left; make room or "
         "pass another folder as --output, in training as data.prepared"
@@ -321,7 +331,7 @@ def writable_again(folder: Path) -> None:
 def test_a_read_only_data_folder_says_so_and_names_the_way_out(tmp_path):
     write_data(tmp_path / "data", 4)
     before = as_stranger(tmp_path)
-    assert in_fork(lambda: prepare(Path("data"), image_size=16), before) == (
+    assert in_fork(lambda: prepare(Path("data"), DataConfig(image_size=16)), before) == (
         "DataError: cannot write to data/prepared: permission denied; pass a folder that can be "
         "written as --output, in training as data.prepared"
     )
@@ -329,9 +339,9 @@ def test_a_read_only_data_folder_says_so_and_names_the_way_out(tmp_path):
 
 
 def test_prepared_data_can_be_read_only(tmp_path):
-    prepare(write_data(tmp_path / "data", 4), image_size=16)
+    prepare(write_data(tmp_path / "data", 4), DataConfig(image_size=16))
     before = as_stranger(tmp_path)
-    assert in_fork(lambda: prepare(Path("data"), image_size=16), before) == "done"
+    assert in_fork(lambda: prepare(Path("data"), DataConfig(image_size=16)), before) == "done"
     writable_again(tmp_path)
 
 
@@ -371,7 +381,7 @@ def test_blocks_do_not_hide_pairs_and_flat_images_are_in_none():
 
 @pytest.mark.slow
 def test_the_real_data_is_prepared_as_its_description_says(real_data, tmp_path):
-    prepared = prepare(real_data, output=tmp_path, image_size=32)
+    prepared = prepare(real_data, DataConfig(prepared=str(tmp_path), image_size=32))
     report = prepared.audit
     assert report.images == {
         "akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142,
@@ -384,7 +394,7 @@ def test_the_real_data_is_prepared_as_its_description_says(real_data, tmp_path):
     assert [item[:12] for item in problems["near_duplicate", "warning"]] == ["ISIC_0025226"]
     assert report.stop_reason == ""
     started = time.perf_counter()
-    prepare(real_data, output=tmp_path, image_size=32)
+    prepare(real_data, DataConfig(prepared=str(tmp_path), image_size=32))
     assert time.perf_counter() - started < 3  # 0.4 s where nothing else runs
 
 
@@ -392,11 +402,11 @@ def test_the_real_data_is_prepared_as_its_description_says(real_data, tmp_path):
 @pytest.mark.parametrize("name", ["near_duplicates.json", "images.json", "thumbnails.npy"])
 def test_damaged_files_beside_the_pixels_are_made_anew(tmp_path, name, damage):
     data = write_data(tmp_path / "data", 20)
-    first = prepare(data, image_size=32)
+    first = prepare(data, DataConfig(image_size=32))
     (path,) = (data / "prepared").glob(f"pixels-*/{name}")
     good = path.read_bytes()
     path.write_bytes(damage)
-    again = prepare(data, image_size=32)
+    again = prepare(data, DataConfig(image_size=32))
     assert again.fingerprint == first.fingerprint
     assert path.read_bytes() == good
 
@@ -404,9 +414,9 @@ def test_damaged_files_beside_the_pixels_are_made_anew(tmp_path, name, damage):
 @pytest.mark.parametrize("name", ["labels.csv", "audit.json", "audit.txt"])
 def test_damaged_texts_beside_the_data_are_written_anew(tmp_path, name):
     data = write_data(tmp_path / "data", 20)
-    prepare(data, image_size=32)
+    prepare(data, DataConfig(image_size=32))
     path = data / "prepared" / name
     good = path.read_bytes()
     path.write_bytes(good[:10] + b"\xff")
-    prepare(data, image_size=32)
+    prepare(data, DataConfig(image_size=32))
     assert path.read_bytes() == good

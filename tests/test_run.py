@@ -490,7 +490,8 @@ def test_a_split_by_image_ends_without_a_calibrator_but_with_a_report(place, dem
     )  # fmt: skip
     folder = artifact(place, run_id_of(done.stdout), "evaluation")
     assert "calibration" not in json.loads((folder / "judgement.json").read_text())
-    assert "data.lesion_aware is false" in (folder / "report.html").read_text()
+    assert "data.lesion_aware false is deprecated; write data.group_by none" in done.stderr
+    assert "data.group_by is none" in (folder / "report.html").read_text()
 
 
 def test_folds_are_trained_with_one_option(place, demo):

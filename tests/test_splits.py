@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dermalyze.config import DataConfig
 from dermalyze.data.prepare import prepare
 from dermalyze.data.readers.dataset import open_dataset
 from dermalyze.data.splits import (
@@ -18,8 +19,9 @@ from dermalyze.data.splits import (
     read_splits,
     save_splits,
     split_digest,
-    split_lesions,
+    split_groups,
 )
+from dermalyze.data.tables import with_groups
 from serving.errors import DataError
 
 
@@ -33,7 +35,7 @@ def manifest_of(lesions: list[tuple[str, int]]) -> pd.DataFrame:
     manifest = pd.DataFrame(rows, columns=["label", "lesion_id"])
     manifest["image_id"] = [f"ISIC_{row:05d}" for row in range(len(rows))]
     manifest["sha256"] = [hashlib.sha256(i.encode()).hexdigest() for i in manifest["image_id"]]
-    return manifest
+    return with_groups(manifest, "lesion")
 
 
 def like_ham10000() -> pd.DataFrame:
@@ -81,9 +83,11 @@ def parts_of(splits: Splits) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("real", [False, True])
 def test_over_200_seeds_lesions_stay_whole_and_every_class_gets_its_share(real, request):
-    manifest = open_dataset(request.getfixturevalue("real_data")).rows if real else like_ham10000()
+    manifest = like_ham10000()
+    if real:
+        manifest = with_groups(open_dataset(request.getfixturevalue("real_data")).rows, "lesion")
     for seed in range(200):
-        splits = split_lesions(manifest, val_size=0.15, test_size=0.15, seed=seed)
+        splits = split_groups(manifest, val_size=0.15, test_size=0.15, seed=seed)
         check_shares(manifest, parts_of(splits), [0.7, 0.15, 0.15])
 
 
@@ -125,7 +129,7 @@ sizes_of_lesions = st.lists(st.integers(1, 9), min_size=3, max_size=40)
 )
 def test_any_lesions_are_dealt_whole_with_every_class_in_every_split(classes, val, test, seed):
     manifest = manifest_of([(name, n) for name, sizes in classes.items() for n in sizes])
-    splits = split_lesions(manifest, val_size=val, test_size=test, seed=seed)
+    splits = split_groups(manifest, val_size=val, test_size=test, seed=seed)
     rows = np.concatenate(parts_of(splits))
     assert sorted(rows) == list(range(len(manifest)))
     for part in parts_of(splits):
@@ -140,8 +144,8 @@ def test_equal_seeds_give_equal_splits_and_a_lesion_with_two_labels_stays_whole(
     manifest = manifest_of([("nv", 2)] * 15 + [("mel", 2)] * 15).iloc[list(order)]
     manifest = manifest.reset_index(drop=True)
     manifest.loc[0, "label"] = "mel" if manifest.loc[0, "label"] == "nv" else "nv"
-    first = split_lesions(manifest, val_size=0.2, test_size=0.2, seed=seed)
-    again = split_lesions(manifest, val_size=0.2, test_size=0.2, seed=seed)
+    first = split_groups(manifest, val_size=0.2, test_size=0.2, seed=seed)
+    again = split_groups(manifest, val_size=0.2, test_size=0.2, seed=seed)
     for part, same in zip(parts_of(first), parts_of(again), strict=True):
         assert part.dtype == np.int64
         np.testing.assert_array_equal(part, same)
@@ -154,16 +158,16 @@ def test_another_seed_is_another_deal_even_of_the_largest_lesions():
     largest = manifest["lesion_id"].value_counts().index[0]
     found = set()
     for seed in range(40):
-        splits = split_lesions(manifest, val_size=0.15, test_size=0.15, seed=seed)
+        splits = split_groups(manifest, val_size=0.15, test_size=0.15, seed=seed)
         for name, rows in zip(("train", "val", "test"), parts_of(splits), strict=True):
             if largest in set(manifest["lesion_id"].iloc[rows]):
                 found.add(name)
     assert found == {"train", "val", "test"}
 
 
-def test_without_lesion_awareness_images_are_dealt_one_by_one():
-    manifest = manifest_of([("nv", 50), ("mel", 50)])
-    splits = split_lesions(manifest, val_size=0.2, test_size=0.2, seed=0, lesion_aware=False)
+def test_grouped_by_none_images_are_dealt_one_by_one():
+    manifest = with_groups(manifest_of([("nv", 50), ("mel", 50)]), "none")
+    splits = split_groups(manifest, val_size=0.2, test_size=0.2, seed=0)
     for part, num_images in zip(parts_of(splits), (60, 20, 20), strict=True):
         assert manifest["label"].iloc[part].value_counts().to_dict() == {
             "nv": num_images // 2,
@@ -174,7 +178,7 @@ def test_without_lesion_awareness_images_are_dealt_one_by_one():
 def test_a_class_with_too_few_lesions_is_named():
     manifest = manifest_of([("nv", 1)] * 9 + [("df", 4)] * 2)
     with pytest.raises(DataError) as caught:
-        split_lesions(manifest, val_size=0.15, test_size=0.15, seed=0)
+        split_groups(manifest, val_size=0.15, test_size=0.15, seed=0)
     assert str(caught.value) == (
         "class df has 2 lesions, and train, val and test need at least one each; add some or leave "
         "the class out"
@@ -186,7 +190,7 @@ def test_a_class_with_too_few_lesions_is_named():
 
 def test_saved_splits_are_read_back(tmp_path):
     manifest = like_ham10000()
-    splits = split_lesions(manifest, val_size=0.15, test_size=0.15, seed=3)
+    splits = split_groups(manifest, val_size=0.15, test_size=0.15, seed=3)
     paths = save_splits(tmp_path, manifest, splits)
     names = ["train_split.csv", "val_split.csv", "test_split.csv"]
     assert [path.name for path in paths] == names
@@ -236,20 +240,20 @@ SIX = manifest_of([("nv", 2), ("nv", 1), ("mel", 1), ("nv", 1), ("mel", 1)])
         (
             "val",
             "image_id,label\nISIC_00000,nv\n",
-            "ISIC_00000 stands in train_split.csv and val_split.csv of {folder}; an image belongs "
+            "ISIC_00000 is in train_split.csv and val_split.csv of {folder}; an image belongs "
             "into one split, once",
         ),
         (
             "test",
             "image_id,label\nISIC_00004,nv\nISIC_00005,mel\nISIC_00004,nv\n",
-            "ISIC_00004 stands in test_split.csv and test_split.csv of {folder}; an image belongs "
+            "ISIC_00004 is in test_split.csv and test_split.csv of {folder}; an image belongs "
             "into one split, once",
         ),
         (
             "val",
             "image_id,label\nISIC_00001,nv\n",
-            "lesion HAM_00000 stands in train_split.csv and val_split.csv of {folder}; keep it in "
-            "one split, or set data.lesion_aware to false",
+            "lesion HAM_00000 is in train_split.csv and val_split.csv of {folder}; keep it in "
+            "one split, or set data.group_by to none",
         ),
     ],
 )
@@ -268,7 +272,7 @@ def test_splits_that_do_not_fit_the_data_are_one_sentence(tmp_path, name, text, 
 
 def test_a_lesion_in_two_splits_is_read_where_that_was_asked_for(tmp_path):
     save_splits(tmp_path, SIX, Splits(np.array([0, 2]), np.array([1, 3]), np.array([4, 5])))
-    read = read_splits(tmp_path, SIX, lesion_aware=False)
+    read = read_splits(tmp_path, with_groups(SIX, "none"))
     np.testing.assert_array_equal(read.val, [1, 3])
 
 
@@ -316,7 +320,7 @@ def test_one_photograph_in_two_splits_is_found_however_it_was_copied(tmp_path):
         (tmp_path / "images" / f"{name}.png").write_bytes(data)
         lines.append(f"L{name},{name},nv,histo,50,male,back")
     (tmp_path / "HAM10000_metadata.csv").write_text("\n".join(lines))
-    prepared = prepare(tmp_path, image_size=32, workers=1)
+    prepared = prepare(tmp_path, DataConfig(image_size=32), workers=1)
     splits = Splits(train=np.array([0, 2, 5, 6, 7]), val=np.array([3, 8]), test=np.array([1, 4]))
     found = near_duplicate_scan(prepared.audit, prepared.manifest, splits)
     assert sorted(photograph.in_words() for photograph in found) == [

@@ -5,21 +5,37 @@ number of usable images.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from dermalyze.data.pixels import ImageRecord
 from dermalyze.data.readers.dataset import Dataset
 from dermalyze.data.tables import UNKNOWN, with_own_lesions
-from serving.taxonomy import CLASS_NAMES
 
 MAX_BROKEN_FRACTION = 0.01
 _EXAMPLES = 10  # of each problem in the summary; audit.json has all
+# Columns that are filled once the diagnosis is known: how it was confirmed, what was done for it.
+_AFTER_DIAGNOSIS = re.compile(
+    "dx|diagnos|biops|confirm|histo(?!ry)|patholog|excis|treat|follow|malignan"
+    "|mel_(class|mitotic|thick|type|ulcer)|nevus_type"
+)
+_TELLING_SHARE = 0.95
+_TELLING_CHANCE = 0.01  # that a column which tells nothing comes as far
 
 INFORMATION, WARNING, BROKEN, CONTRADICTION = "information", "warning", "broken", "contradiction"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found."""
+
+    text: str
+    image_ids: tuple[str, ...] = ()  # what it was found in
 
 
 @dataclass(frozen=True)
@@ -29,7 +45,12 @@ class Problem:
     kind: str
     severity: str  # information, warning, broken or contradiction
     meaning: str  # one phrase for the reader
-    items: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        """Each finding in words."""
+        return tuple(finding.text for finding in self.findings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +64,7 @@ class Audit:
     images: dict[str, int]  # class -> usable images
     lesions: dict[str, int]  # class -> lesions with a usable image
     lesions_with_several_images: int
-    missing: dict[str, int]  # age, sex, localization, lesion_id -> usable images without
+    missing: dict[str, int]  # age, sex, localization, lesion id -> usable images without
     problems: tuple[Problem, ...]
 
     def count(self, severity: str) -> int:
@@ -78,7 +99,15 @@ class Audit:
         """Write everything, each list in full."""
         values = {**asdict(self), "stop_reason": self.stop_reason}
         values["problems"] = [
-            {**asdict(p), "count": len(p.items), "items": list(p.items)} for p in self.problems
+            {
+                "kind": problem.kind,
+                "severity": problem.severity,
+                "meaning": problem.meaning,
+                "items": list(problem.items),
+                "image_ids": [list(finding.image_ids) for finding in problem.findings],
+                "count": len(problem.findings),
+            }
+            for problem in self.problems
         ]
         return json.dumps(values, indent=2) + "\n"
 
@@ -90,10 +119,11 @@ class Audit:
             f"{self.num_rows:,} rows name {self.num_named:,} images; there are {self.num_files:,} "
             "image files",
             "",
-            f"{'class':<8}{'images':>8}{'lesions':>9}",
         ]
-        for name in CLASS_NAMES:
-            lines.append(f"{name:<8}{self.images[name]:>8,}{self.lesions[name]:>9,}")
+        width = max(8, *(len(name) + 1 for name in self.images))
+        lines.append(f"{'class':<{width}}{'images':>8}{'lesions':>9}")
+        for name, num_images in self.images.items():
+            lines.append(f"{name:<{width}}{num_images:>8,}{self.lesions[name]:>9,}")
         lines += ["", "images without " + ", ".join(f"{k}: {v:,}" for k, v in self.missing.items())]
         for problem in self.problems:
             lines += ["", f"{problem.severity}: {problem.meaning}: {len(problem.items):,}"]
@@ -124,52 +154,66 @@ def examine_table(dataset: Dataset) -> Table:
         - two_labels.keys()
         - two_lesions.keys()
     )
-    unknown = rows[~rows["label"].isin(CLASS_NAMES)]
+    class_names = dataset.taxonomy.names
+    unknown = rows[~rows["label"].isin(class_names)]
     two_diagnoses = _several(rows[rows["lesion_id"] != ""], "lesion_id", "label")
     named = set(rows["image_id"])
+    known = named | set(dataset.left_out)
     problems = _problems(
         ("missing_image", BROKEN, "images have no file", sorted(named - files.keys())),
         (
             "two_labels",
             CONTRADICTION,
             "images have several labels",
-            _listed(two_labels),
+            _listed(two_labels, rows, "image_id"),
         ),
         (
             "two_lesions",
             CONTRADICTION,
             "images are of several lesions",
-            _listed(two_lesions),
+            _listed(two_lesions, rows, "image_id"),
         ),
         (
             "two_diagnoses",
             CONTRADICTION,
             "lesions have several diagnoses",
-            _listed(two_diagnoses),
+            _listed(two_diagnoses, rows, "lesion_id"),
         ),
         (
             "unknown_label",
             CONTRADICTION,
-            f"rows have a label that is not one of {', '.join(CLASS_NAMES)}",
-            [f"{row.image_id}: {row.label!r}" for row in unknown.itertuples()],
+            f"rows have a label that is not one of {', '.join(class_names)}",
+            [
+                Finding(f"{image_id}: {label!r}", (image_id,))
+                for image_id, label in zip(unknown["image_id"], unknown["label"], strict=True)
+            ],
         ),
         (
             "two_files",
             CONTRADICTION,
             "images have two files that differ",
-            [f"{i}: {files[i]} and {other}" for i, other in sorted(dataset.rivals.items())],
+            [
+                Finding(f"{image_id}: {files[image_id]} and {other}", (image_id,))
+                for image_id, other in sorted(dataset.rivals.items())
+            ],
         ),
         (
             "image_without_row",
             WARNING,
             "image files are in no row and are left out",
-            sorted(files.keys() - named),
+            sorted(files.keys() - known),
+        ),
+        (
+            "of_no_class",
+            INFORMATION,
+            "images are of none of the classes and are left out",
+            sorted(dataset.left_out),
         ),
         (
             "other_file",
             INFORMATION,
             "files are not JPEG or PNG by their names and are left out",
-            sorted(dataset.others),
+            [Finding(name) for name in sorted(dataset.others)],
         ),
         (
             "without_lesion",
@@ -180,7 +224,7 @@ def examine_table(dataset: Dataset) -> Table:
         (
             "vague_image",
             WARNING,
-            "images have rows that disagree in dx_type, age, sex or localization; the first counts",
+            "images have rows that disagree in another column; the first counts",
             sorted(vague),
         ),
         (
@@ -226,8 +270,11 @@ def audit(
         near_pairs: two image ids and their correlation, from `near_duplicates`.
     """
     assert [record.image_id for record in records] == table.rows["image_id"].tolist()
-    unreadable = [f"{r.image_id}: {r.problem}" for r in records if r.problem and not r.truncated]
-    truncated = [f"{r.image_id}: {r.problem}" for r in records if r.truncated]
+    broken = [
+        (record.truncated, Finding(f"{record.image_id}: {record.problem}", (record.image_id,)))
+        for record in records
+        if record.problem
+    ]
     usable = np.array([not record.problem for record in records], bool)
     manifest = table.rows[usable].reset_index(drop=True)
     manifest["sha256"] = [record.sha256 for record in records if not record.problem]
@@ -238,21 +285,28 @@ def audit(
         if not record.problem:
             copies.setdefault(record.pixels_sha256, []).append(record.image_id)
     sha256_of = {record.image_id: record.sha256 for record in records}
-    duplicates: dict[tuple[str, str], list[str]] = {key: [] for key in _DUPLICATES}
+    duplicates: dict[tuple[str, str], list[Finding]] = {key: [] for key in _DUPLICATES}
     for group in sorted(copies.values()):
         if len(group) > 1:
             same_file = len({sha256_of[image_id] for image_id in group}) == 1
             kind = "same_file" if same_file else "same_pixels"
             severity = _severity(group, lesion_of, label_of)
-            duplicates[kind, severity].append(_described(group, lesion_of, label_of))
+            text = _described(group, lesion_of, label_of)
+            duplicates[kind, severity].append(Finding(text, tuple(group)))
     for first, second, correlation in near_pairs:
         pair = [first, second]
         severity = WARNING if lesion_of[first] != lesion_of[second] else INFORMATION
         text = f"{_described(pair, lesion_of, label_of)}: correlation {correlation:.4f}"
-        duplicates["near_duplicate", severity].append(text)
+        duplicates["near_duplicate", severity].append(Finding(text, (first, second)))
     found = _problems(
-        ("unreadable", BROKEN, "image files cannot be read", unreadable),
-        ("truncated", BROKEN, "image files are cut short", truncated),
+        ("unreadable", BROKEN, "image files cannot be read", [f for cut, f in broken if not cut]),
+        ("truncated", BROKEN, "image files are cut short", [f for cut, f in broken if cut]),
+        (
+            "telling_column",
+            WARNING,
+            "facts that are known only after the diagnosis tell the class; do not learn from them",
+            _telling(manifest),
+        ),
         *(
             (kind, severity, _DUPLICATES[kind, severity], items)
             for (kind, severity), items in duplicates.items()
@@ -270,12 +324,40 @@ def _severity(group: list[str], lesion_of: Mapping[str, str], label_of: Mapping[
 
 
 def _described(group: list[str], lesion_of: Mapping[str, str], label_of: Mapping[str, str]) -> str:
-    return ", ".join(described(i, lesion_of[i], label_of[i]) for i in group)
+    return ", ".join(f"{name} ({lesion_of[name]}, {label_of[name]})" for name in group)
 
 
-def described(image_id: str, lesion_id: str, label: str) -> str:
-    """Write an image as the items of duplicates have it."""
-    return f"{image_id} ({lesion_id}, {label})"
+def _telling(manifest: pd.DataFrame) -> list[Finding]:
+    """Say where the value of a column nearly tells the class, or the class the value.
+
+    Only columns that are filled once the diagnosis is known; not where it may well be chance.
+    """
+    found = []
+    for column in filter(_AFTER_DIAGNOSIS.search, manifest.columns):
+        known = manifest[~manifest[column].isin((UNKNOWN, ""))]
+        table = pd.crosstab(known[column], known["label"])
+        both = table.to_numpy(np.int64)  # (values, classes)
+        of_value, of_label = both.sum(1, keepdims=True), both.sum(0, keepdims=True)
+        total = both.sum()
+        tells_label = _is_telling(both, of_value, of_label / total)
+        tells_value = _is_telling(both, of_label, of_value / total) & ~tells_label
+        for row, number in np.argwhere(tells_label | tells_value):
+            value, label, hits = table.index[row], table.columns[number], both[row, number]
+            if tells_label[row, number]:
+                of, rest = of_value[row, 0], of_label[0, number]
+                text = f"{hits / of:.0%} of the {of:,} images with {value!r} are {label}"
+            else:
+                of, rest = of_label[0, number], of_value[row, 0]
+                text = f"{hits / of:.0%} of the {of:,} images of {label} have {value!r}"
+            found.append(Finding(f"{column}: {text}, of all images {rest / total:.0%}"))
+    return found
+
+
+def _is_telling(
+    hits: NDArray[np.int64], number: NDArray[np.int64], share: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Say whether nearly all of `number` images are hits, which is unlikely if a `share` is."""
+    return (hits >= _TELLING_SHARE * number) & (share**number < _TELLING_CHANCE)
 
 
 def _several(rows: pd.DataFrame, key: str, column: str) -> dict[str, list[str]]:
@@ -288,13 +370,23 @@ def _several(rows: pd.DataFrame, key: str, column: str) -> dict[str, list[str]]:
     return values
 
 
-def _listed(several: Mapping[str, list[str]]) -> list[str]:
-    return [f"{n}: {', '.join(v or 'none' for v in values)}" for n, values in several.items()]
+def _listed(several: Mapping[str, list[str]], rows: pd.DataFrame, key: str) -> list[Finding]:
+    images = rows[rows[key].isin(several)].groupby(key)["image_id"].unique()
+    return [
+        Finding(f"{name}: {', '.join(value or 'none' for value in values)}", tuple(images[name]))
+        for name, values in several.items()
+    ]
 
 
-def _problems(*found: tuple[str, str, str, list[str]]) -> tuple[Problem, ...]:
+def _problems(*found: tuple[str, str, str, Sequence[str | Finding]]) -> tuple[Problem, ...]:
+    """Make a problem of each kind that was found; a text alone is the id of an image."""
     return tuple(
-        Problem(kind, severity, meaning, tuple(items))
+        Problem(
+            kind,
+            severity,
+            meaning,
+            tuple(Finding(item, (item,)) if isinstance(item, str) else item for item in items),
+        )
         for kind, severity, meaning, items in found
         if items
     )
@@ -310,8 +402,8 @@ def _count(
         num_files=len(dataset.files),
         num_usable=len(manifest),
         num_named=dataset.rows["image_id"].nunique(),
-        images={name: int(images.get(name, 0)) for name in CLASS_NAMES},
-        lesions={name: int(lesions.get(name, 0)) for name in CLASS_NAMES},
+        images={name: int(images.get(name, 0)) for name in dataset.taxonomy.names},
+        lesions={name: int(lesions.get(name, 0)) for name in dataset.taxonomy.names},
         lesions_with_several_images=int((manifest["lesion_id"].value_counts() > 1).sum()),
         missing={
             "age": int(manifest["age"].isna().sum()),

@@ -5,7 +5,7 @@ A second call finds everything done; a killed call is gone on with; two calls at
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,10 @@ import pandas as pd
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from dermalyze.config import DataConfig
 from dermalyze.data.audit import Audit, audit, examine_table
 from dermalyze.data.build import build_pixels
+from dermalyze.data.demo import MARKER
 from dermalyze.data.pixels import (
     Pixels,
     PixelStore,
@@ -24,11 +26,11 @@ from dermalyze.data.pixels import (
     StoredImages,
     open_pixels,
 )
-from dermalyze.data.readers.dataset import ImageFile, open_dataset, read_image_bytes
-from dermalyze.data.tables import COLUMNS
+from dermalyze.data.readers.dataset import PREPARED, Dataset, open_dataset, read_image_bytes
+from dermalyze.data.tables import with_groups
 from serving.disk import reason_of
 from serving.errors import DataError
-from serving.taxonomy import HAM10000, Taxonomy
+from serving.taxonomy import Taxonomy
 from serving.whole import write_text
 
 LABELS, AUDIT_JSON, AUDIT_TEXT = "labels.csv", "audit.json", "audit.txt"
@@ -42,7 +44,7 @@ _BLOCK = 1024  # images compared at once with all others; bounds memory to N * 4
 Pairs = tuple[tuple[str, str, float], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """Images ready for training; N is their number."""
 
@@ -50,12 +52,25 @@ class Prepared:
     manifest: pd.DataFrame  # labels.csv and the files' sha256; row i is row i of the store
     store: PixelStore  # uint8 (N, H, W, 3)
     audit: Audit
-    fingerprint: str  # sha256 of ids, labels, lesions and file contents, wherever they lie
-    files: Mapping[str, ImageFile]  # image_id -> the original file
-    data_dir: Path  # where they were found
+    fingerprint: str  # sha256 of images, labels, groups, file contents and classes, not of places
+    old_fingerprint: str  # what runs have that were made before there was a taxonomy
+    taxonomy: Taxonomy  # the classes, and the facts of the data set
+    dataset: Dataset  # what was found: the original files, splits if the data names them
     stored: StoredImages  # the store and what is known of its images
+    grouping: str  # what is not split, in words
     pixels: str = ""  # sha256 of the stored pixels, once they were verified
-    taxonomy: Taxonomy = HAM10000  # the classes, and the facts of the data set
+
+    @property
+    def data_dir(self) -> Path:
+        """Where the images were found."""
+        return self.dataset.folder
+
+    @property
+    def name(self) -> str:
+        """What the data is called: by its taxonomy, else by its folder, or `demo data`."""
+        if (self.data_dir / MARKER).is_file():
+            return "demo data"
+        return self.taxonomy.title or self.data_dir.resolve().name
 
     def read_image_bytes(self, image_id: str) -> bytes:
         """Return the original file of one image.
@@ -63,39 +78,31 @@ class Prepared:
         Raises:
             ImageError: it is gone or damaged by now.
         """
-        return read_image_bytes(self.files[image_id])
+        return read_image_bytes(self.dataset.files[image_id])
 
 
-def prepare(
-    data_dir: Path,
-    *,
-    output: Path | None = None,
-    image_size: int = 224,
-    resize_mode: str = "squash",
-    resize_filter: str = "bicubic",
-    workers: int = 0,
-    allow_problems: bool = False,
-) -> Prepared:
+def prepare(data_dir: Path, settings: DataConfig, *, workers: int = 0) -> Prepared:
     """Read, audit and decode the images of a folder, each step only where it is not done yet.
 
+    labels.csv, audit.json, audit.txt and the pixel stores are written to `settings.prepared`.
+
     Args:
-        data_dir: HAM10000 in any layout that `ham10000` reads.
-        output: gets labels.csv, audit.json, audit.txt and the stores; `data_dir`/prepared if None.
-        image_size: height and width of the stored images, pixels.
-        resize_mode: squash or center_crop.
-        resize_filter: bilinear, bicubic or lanczos.
-        workers: decoding processes, where there is enough to do for several; 0: one a core.
-        allow_problems: go on although the audit found contradictions or many broken images.
+        data_dir: a folder in any layout that a reader knows.
+        settings: what to read, how to resize (auto: bicubic), what not to split.
+        workers: decoding processes, where there is enough to do for several; 0: one per core.
 
     Raises:
-        ConfigError: size, mode or filter is out of range.
+        ConfigError: taxonomy.yaml does not fit the data.
         DataError: the data cannot be read, must not be trained on, or nothing can be written.
     """
+    resize_filter = "bicubic" if settings.resize_filter == "auto" else settings.resize_filter
     preprocessing = Preprocessing(
-        image_size=image_size, resize_mode=resize_mode, resize_filter=resize_filter
+        image_size=settings.image_size,
+        resize_mode=settings.resize_mode,
+        resize_filter=resize_filter,
     )
-    dataset = open_dataset(data_dir)
-    output = output or data_dir / "prepared"
+    dataset = open_dataset(data_dir, settings)
+    output = data_dir / PREPARED if settings.prepared == "auto" else Path(settings.prepared)
     table = examine_table(dataset)
     files = {image_id: dataset.files[image_id] for image_id in table.rows["image_id"]}
     stored = open_pixels(files, output, preprocessing)
@@ -111,7 +118,7 @@ def prepare(
                 write_text(stored.folder / _NEAR, json.dumps(pairs))
     report, manifest = audit(dataset, table, stored.records, pairs)
     texts = {
-        output / LABELS: manifest[list(COLUMNS)].to_csv(index=False, lineterminator="\n"),
+        output / LABELS: manifest.drop(columns="sha256").to_csv(index=False, lineterminator="\n"),
         output / AUDIT_TEXT: report.summary(),
         output / AUDIT_JSON: report.to_json(),
     }
@@ -119,28 +126,60 @@ def prepare(
         with _locked(output):
             for path, text in texts.items():
                 write_text(path, text)
-    if report.stop_reason and not allow_problems:
+    if report.stop_reason and not settings.allow_problems:
         raise DataError(
-            f"{data_dir} has {report.stop_reason}, listed in {output / AUDIT_TEXT}; mend the data "
+            f"{data_dir} has {report.stop_reason}, listed in {output / AUDIT_TEXT}; fix the data, "
             "or pass --allow-problems"
         )
     if manifest.empty:
         raise DataError(f"no image of {data_dir} can be used; {output / AUDIT_TEXT} says why")
+    manifest = with_groups(manifest, settings.group_by)
+    grouping = _grouping(manifest, report, settings.group_by)
     return Prepared(
-        output,
-        manifest,
-        stored.store,
-        report,
-        fingerprint_of(manifest),
-        dataset.files,
-        data_dir,
-        stored,
+        folder=output,
+        manifest=manifest,
+        store=stored.store,
+        audit=report,
+        fingerprint=fingerprint_of(manifest, dataset.taxonomy),
+        old_fingerprint=old_fingerprint_of(manifest),
         taxonomy=dataset.taxonomy,
+        dataset=dataset,
+        stored=stored,
+        grouping=grouping,
     )
 
 
-def fingerprint_of(manifest: pd.DataFrame) -> str:
-    """Return the sha256, hex, of what the data is; its place, order and file times do not count."""
+def _grouping(manifest: pd.DataFrame, report: Audit, group_by: str) -> str:
+    """Say what is not split, and how far that is known."""
+    number, num_images = manifest["group"].nunique(), len(manifest)
+    if group_by == "none":
+        return f"grouped by none: each of {num_images:,} images may be in any split"
+    sentence = f"grouped by {group_by}: {num_images:,} images in {number:,} groups"
+    without = report.missing["lesion id"]
+    if group_by == "lesion":
+        if without == num_images:
+            sentence = "grouped by lesion: no lesion ids, so each image is a group of its own"
+        elif without:
+            sentence += f"; {without:,} images without a lesion id are each a group of their own"
+        if "patient_id" in manifest:
+            sentence += "; patients are known: data.group_by patient keeps each in one split"
+    return sentence
+
+
+def fingerprint_of(manifest: pd.DataFrame, taxonomy: Taxonomy) -> str:
+    """Return the sha256, hex, of what the data is; its place, order and file times do not count.
+
+    Of the taxonomy count the classes, in their order, and which are malignant.
+    """
+    parts = [old_fingerprint_of(manifest), *taxonomy.names, "malignant", *taxonomy.malignant]
+    if "patient_id" in manifest:
+        pairs = zip(manifest["image_id"], manifest["patient_id"], strict=True)
+        parts += ["patients", *sorted("\t".join(pair) for pair in pairs)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def old_fingerprint_of(manifest: pd.DataFrame) -> str:
+    """Return the sha256, hex, of images, labels and lesions alone."""
     columns = ["image_id", "label", "lesion_id", "sha256"]
     lines = sorted("\t".join(row) for row in manifest[columns].itertuples(index=False))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

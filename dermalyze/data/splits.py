@@ -1,10 +1,11 @@
-"""Whole lesions are dealt, class by class, into train, val and test, or into k folds.
+"""Whole groups are dealt, class by class, into train, val and test, or into k folds.
 
-N is the number of images; rows are row numbers of the manifest and of the pixel store.
+A group is what the manifest's column `group` has: the images of one lesion, of one patient, or one
+image.  N is the number of images; rows are row numbers of the manifest and of the pixel store.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermalyze.data.audit import Audit, described
+from dermalyze.data.audit import Audit
 from serving.errors import DataError
 from serving.tables import read_table, table_bytes
 from serving.whole import whole_file
@@ -33,53 +34,98 @@ class Splits:
     test: Rows
 
 
-def split_lesions(
+def split_groups(manifest: pd.DataFrame, *, val_size: float, test_size: float, seed: int) -> Splits:
+    """Deal whole groups of images into three splits, stratified by class.
+
+    Every class comes as near to its share in every split as its groups allow.
+
+    Args:
+        manifest: columns label and group.
+        val_size: fraction of the images.
+        test_size: fraction of the images.
+        seed: another seed, another deal.
+
+    Raises:
+        DataError: a class has too few groups to be in every split.
+    """
+    fractions = (1 - val_size - test_size, val_size, test_size)
+    part = _deal(manifest, fractions, SPLITS, seed)
+    return Splits(*(np.flatnonzero(part == number) for number in range(3)))
+
+
+def complete_splits(
     manifest: pd.DataFrame,
+    given: Mapping[str, str],
     *,
     val_size: float,
     test_size: float,
     seed: int,
-    lesion_aware: bool = True,
 ) -> Splits:
-    """Deal images into three splits, stratified by class and, if `lesion_aware`, whole lesions.
-
-    Every class comes as near to its share in every split as its lesions allow.
+    """Return the splits that the data names; what it lacks of val and test is dealt out of train.
 
     Args:
-        manifest: columns image_id, label, lesion_id.
-        val_size: fraction of the images.
-        test_size: fraction of the images.
+        manifest: columns image_id, label and group.
+        given: image_id -> split.
+        val_size: fraction of all images.
+        test_size: likewise.
         seed: another seed, another deal.
-        lesion_aware: false deals images one by one, so that lesions leak between splits.
 
     Raises:
-        DataError: a class has too few lesions to stand in every split.
+        DataError: a class has too few images in train.
     """
-    fractions = (1 - val_size - test_size, val_size, test_size)
-    part = _deal(manifest, fractions, SPLITS, seed, lesion_aware=lesion_aware)
-    return Splits(*(np.flatnonzero(part == number) for number in range(3)))
+    split_of = manifest["image_id"].map(given).to_numpy()
+    train = np.flatnonzero(split_of == "train")
+    labels = manifest["label"]
+    if absent := sorted(set(labels) - set(labels.iloc[train])):
+        raise DataError(
+            f"class {absent[0]} has no image in train; add some, or leave the class out"
+        )
+    sizes = {"val": val_size, "test": test_size}
+    shares = {
+        name: size * len(manifest) / len(train)
+        for name, size in sizes.items()
+        if not (split_of == name).any()
+    }
+    if sum(shares.values()) >= 1:
+        raise DataError(
+            f"{' and '.join(shares)} would take all {len(train)} images of train; lower "
+            f"{' and '.join(f'data.{name}_size' for name in shares)}"
+        )
+    if shares:
+        names = ("train", *shares)
+        fractions = (1 - sum(shares.values()), *shares.values())
+        part = _deal(manifest.iloc[train], fractions, names, seed)
+        split_of[train] = np.array(names, object)[part]
+    return Splits(*(np.flatnonzero(split_of == name) for name in SPLITS))
+
+
+def kind_of_groups(manifest: pd.DataFrame) -> str:
+    """Say what a group of the manifest is: image, lesion or patient."""
+    columns = (name for name in ("image_id", "lesion_id") if name in manifest)
+    same = [name for name in columns if manifest["group"].equals(manifest[name])]
+    return same[0].removesuffix("_id") if same else "patient"
 
 
 def k_folds(manifest: pd.DataFrame, k: int, seed: int) -> list[Rows]:
-    """Deal whole lesions into k folds of equal shares of every class; rows of each, ascending.
+    """Deal whole groups into k folds of equal shares of every class; rows of each, ascending.
 
     Raises:
-        DataError: k is less than 2, or a class has fewer than k lesions.
+        DataError: k is less than 2, or a class has fewer than k groups.
     """
     if k < 2:
         raise DataError(f"the number of folds must be at least 2, got {k!r}")
     names = tuple(f"fold {number}" for number in range(1, k + 1))
-    part = _deal(manifest, (1 / k,) * k, names, seed, lesion_aware=True)
+    part = _deal(manifest, (1 / k,) * k, names, seed)
     return [np.flatnonzero(part == number) for number in range(k)]
 
 
 def fold_splits(manifest: pd.DataFrame, k: int, *, val_size: float, seed: int) -> list[Splits]:
     """Return k splits: each tests on one of `k_folds` and deals the rest into train and val.
 
-    `val_size` is a fraction of all images, as for `split_lesions`.
+    `val_size` is a fraction of all images, as for `split_groups`.
 
     Raises:
-        DataError: as `k_folds`; or nothing is left to train on, or a class has too few lesions.
+        DataError: as `k_folds`; or nothing is left to train on, or a class has too few groups.
     """
     splits = []
     for test in k_folds(manifest, k, seed):
@@ -90,14 +136,14 @@ def fold_splits(manifest: pd.DataFrame, k: int, *, val_size: float, seed: int) -
                 f"validation takes {val_size:.0%} of the images and a test fold 1 of {k}, which "
                 "leaves none to train on; lower data.val_size or raise the number of folds"
             )
-        part = _deal(manifest.iloc[rest], (1 - share, share), SPLITS[:2], seed, lesion_aware=True)
+        part = _deal(manifest.iloc[rest], (1 - share, share), SPLITS[:2], seed)
         splits.append(Splits(train=rest[part == 0], val=rest[part == 1], test=test))
     return splits
 
 
 @dataclass(frozen=True)
 class SharedPhotograph:
-    """Images that show one photograph and stand in several splits."""
+    """Images that show one photograph and are in several splits."""
 
     image_ids: tuple[str, ...]
     splits: tuple[str, ...]  # of each image
@@ -113,21 +159,15 @@ def near_duplicate_scan(
 ) -> tuple[SharedPhotograph, ...]:
     """Return what the audit found to be one photograph, exactly or nearly, across splits."""
     split_of = {row: name for name in SPLITS for row in np.asarray(getattr(splits, name)).tolist()}
-    ids = manifest["image_id"].tolist()
-    images = [  # as an item has them; an id may hold spaces and brackets itself
-        f", {described(*row)}"
-        for row in manifest[["image_id", "lesion_id", "label"]].itertuples(index=False)
-    ]
+    row_of = {image_id: row for row, image_id in enumerate(manifest["image_id"])}
     found = []
     for problem in audit.problems:
         if problem.kind in DUPLICATE_KINDS:
-            for item in problem.items:
-                places = {row: f", {item}".find(text) for row, text in enumerate(images)}
-                rows = [row for row in split_of if places[row] >= 0]
-                rows.sort(key=places.__getitem__)
-                names = tuple(split_of[row] for row in rows)
+            for finding in problem.findings:
+                ids = tuple(name for name in finding.image_ids if row_of.get(name) in split_of)
+                names = tuple(split_of[row_of[image_id]] for image_id in ids)
                 if len(set(names)) > 1:
-                    found.append(SharedPhotograph(tuple(ids[row] for row in rows), names))
+                    found.append(SharedPhotograph(ids, names))
     return tuple(found)
 
 
@@ -144,19 +184,19 @@ def save_splits(folder: Path, manifest: pd.DataFrame, splits: Splits) -> tuple[P
     return train, val, test
 
 
-def read_splits(folder: Path, manifest: pd.DataFrame, *, lesion_aware: bool = True) -> Splits:
+def read_splits(folder: Path, manifest: pd.DataFrame) -> Splits:
     """Read what `save_splits` wrote, for the same images or more.
 
     Raises:
-        DataError: a file is missing or malformed, disagrees with the manifest, or an image or,
-            if `lesion_aware`, a lesion stands in two splits.
+        DataError: a file is missing or malformed, disagrees with the manifest, or an image or a
+            group is in two splits.
     """
     row_of = {image_id: row for row, image_id in enumerate(manifest["image_id"])}
     label_of = manifest["label"].tolist()
-    lesion_of = manifest["lesion_id"].tolist()
+    group_of = manifest["group"].tolist()
     rows: dict[str, Rows] = {}
     split_of_image: dict[str, str] = {}
-    split_of_lesion: dict[str, str] = {}
+    split_of_group: dict[str, str] = {}
     for name in SPLITS:
         path = folder / f"{name}_split.csv"
         table = read_split(path)
@@ -175,14 +215,15 @@ def read_splits(folder: Path, manifest: pd.DataFrame, *, lesion_aware: bool = Tr
                 )
             if image_id in split_of_image:
                 raise DataError(
-                    f"{image_id} stands in {split_of_image[image_id]}_split.csv and "
+                    f"{image_id} is in {split_of_image[image_id]}_split.csv and "
                     f"{name}_split.csv of {folder}; an image belongs into one split, once"
                 )
-            lesion = lesion_of[row]
-            if (other := split_of_lesion.setdefault(lesion, name)) != name and lesion_aware:
+            group = group_of[row]
+            if (other := split_of_group.setdefault(group, name)) != name:
                 raise DataError(
-                    f"lesion {lesion} stands in {other}_split.csv and {name}_split.csv of "
-                    f"{folder}; keep it in one split, or set data.lesion_aware to false"
+                    f"{kind_of_groups(manifest)} {group} is in {other}_split.csv and "
+                    f"{name}_split.csv of {folder}; keep it in one split, or set data.group_by to "
+                    "none"
                 )
             split_of_image[image_id] = name
             found.append(row)
@@ -219,47 +260,41 @@ def read_split(path: Path) -> pd.DataFrame:
 
 
 def _deal(
-    manifest: pd.DataFrame,
-    fractions: Sequence[float],
-    names: Sequence[str],
-    seed: int,
-    *,
-    lesion_aware: bool,
+    manifest: pd.DataFrame, fractions: Sequence[float], names: Sequence[str], seed: int
 ) -> NDArray[np.int64]:
     """Return the part of every image, int64 (N,): 0 for the first fraction, and so on."""
-    groups = manifest["lesion_id"] if lesion_aware else manifest["image_id"]
-    lesion_of_image, _ = pd.factorize(groups)
+    group_of_image, _ = pd.factorize(manifest["group"])
     classes, class_names = pd.factorize(manifest["label"], sort=True)
-    num_lesions = int(lesion_of_image.max(initial=-1)) + 1
-    sizes = np.bincount(lesion_of_image, minlength=num_lesions)
-    # A lesion with two diagnoses counts for the one that most of its images have.
-    votes = np.zeros((num_lesions, len(class_names)), np.int64)
-    np.add.at(votes, (lesion_of_image, classes), 1)
-    class_of_lesion = votes.argmax(1)
+    num_groups = int(group_of_image.max(initial=-1)) + 1
+    sizes = np.bincount(group_of_image, minlength=num_groups)
+    # A group with several classes, such as a patient, counts for the one of most of its images.
+    votes = np.zeros((num_groups, len(class_names)), np.int64)
+    np.add.at(votes, (group_of_image, classes), 1)
+    class_of_group = votes.argmax(1)
     generator = np.random.default_rng(seed)
-    part_of_lesion = np.full(num_lesions, -1, np.int64)
+    part_of_group = np.full(num_groups, -1, np.int64)
     for number, label in enumerate(class_names):
-        lesions = np.flatnonzero(class_of_lesion == number)
-        if len(lesions) < len(fractions):
-            what = "lesions" if lesion_aware else "images"
+        groups = np.flatnonzero(class_of_group == number)
+        if len(groups) < len(fractions):
             raise DataError(
-                f"class {label} has {len(lesions)} {what}, and {', '.join(names[:-1])} and "
-                f"{names[-1]} need at least one each; add some or leave the class out"
+                f"class {label} has {len(groups)} {kind_of_groups(manifest)}s, and "
+                f"{', '.join(names[:-1])} and {names[-1]} need at least one each; add some or "
+                "leave the class out"
             )
-        lesions = generator.permutation(lesions)
-        lesions = lesions[np.argsort(-sizes[lesions], kind="stable")]  # large ones first
-        draws = generator.random(len(lesions))
-        part_of_lesion[lesions] = _deal_class(sizes[lesions], fractions, draws)
-    return part_of_lesion[lesion_of_image]
+        groups = generator.permutation(groups)
+        groups = groups[np.argsort(-sizes[groups], kind="stable")]  # large ones first
+        draws = generator.random(len(groups))
+        part_of_group[groups] = _deal_class(sizes[groups], fractions, draws)
+    return part_of_group[group_of_image]
 
 
 def _deal_class(
     sizes: NDArray[np.int64], fractions: Sequence[float], draws: NDArray[np.float64]
 ) -> list[int]:
-    """Deal the lesions of one class, in order; return the part of each.
+    """Deal the groups of one class, in order; return the part of each.
 
-    A lesion goes where there is room for it, by lot, weighted by the room; where there is room
-    nowhere, it goes where most is left.  Small lesions come last and fill what remains.
+    A group goes where there is room for it, by lot, weighted by the room; where there is room
+    nowhere, it goes where most is left.  Small groups come last and fill what remains.
     """
     room = [float(sizes.sum()) * fraction for fraction in fractions]
     parts: list[int] = []
@@ -281,7 +316,7 @@ def _deal_class(
 
 
 def _fill_empty(parts: list[int], num_parts: int) -> list[int]:
-    """Give every empty part the smallest lesion of the part that has most lesions."""
+    """Give every empty part the smallest group of the part that has most groups."""
     for empty in range(num_parts):
         if empty not in parts:
             counts = [parts.count(part) for part in range(num_parts)]

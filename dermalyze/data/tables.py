@@ -51,7 +51,7 @@ def read_frame(
     return table
 
 
-def columns_of(path: Path, known: Sequence[str]) -> set[str]:
+def columns_of(path: Path, known: Sequence[str]) -> list[str]:
     """Return the names of a table's columns; none where it is no table that can be read.
 
     Args:
@@ -59,9 +59,9 @@ def columns_of(path: Path, known: Sequence[str]) -> set[str]:
         known: names by which the mark between its values is found.
     """
     try:
-        return set(read_table(read_file(path), path, known))
+        return list(read_table(read_file(path), path, known))
     except (ValueError, DataError):
-        return set()
+        return []
 
 
 def manifest_rows(table: pd.DataFrame, where: object) -> pd.DataFrame:
@@ -110,6 +110,24 @@ def tidy_facts(table: pd.DataFrame, where: object) -> pd.DataFrame:
                 "or nothing"
             ) from error
     return table.assign(age=pd.Series(ages, table.index, "float64"))
+
+
+def with_groups(manifest: pd.DataFrame, group_by: str) -> pd.DataFrame:
+    """Add the column `group`: equal where images must not be split.
+
+    Args:
+        manifest: with a lesion id for each image, as `with_own_lesions` leaves it.
+        group_by: lesion, patient or none.  An image without a patient id belongs to the patient of
+            its lesion, or else the lesion is a group of its own.
+    """
+    images, lesions = manifest["image_id"], manifest["lesion_id"]
+    if group_by != "patient":
+        return manifest.assign(group=lesions if group_by == "lesion" else images)
+    patients = manifest["patient_id"]
+    known = dict(zip(lesions[patients != ""], patients[patients != ""], strict=True))
+    patients = patients.mask(patients == "", lesions.map(known).fillna(""))
+    own = lesions.mask(lesions.isin(patients), "lesion " + lesions)  # a patient may have that name
+    return manifest.assign(group=patients.mask(patients == "", own))
 
 
 def with_own_lesions(table: pd.DataFrame) -> pd.DataFrame:

@@ -337,5 +337,4 @@ def data_of_run(
         DataError: the data is not what the run was trained on.
     """
     prepared = prepare_again(run_id, params, config, here)
-    lesion_aware = config.data.lesion_aware
-    return prepared, read_splits(split_folder, prepared.manifest, lesion_aware=lesion_aware)
+    return prepared, read_splits(split_folder, prepared.manifest)

@@ -89,7 +89,8 @@ def train_folds(config: Config, data_dir: Path, folds: int) -> FoldsResult:
     """
     require(MIN_FOLDS <= folds <= MAX_FOLDS, "folds", f"from {MIN_FOLDS} to {MAX_FOLDS}", folds)
     require(config.data.splits == "auto", "data.splits", "auto to train folds", config.data.splits)
-    require(config.data.lesion_aware, "data.lesion_aware", "true to train folds", False)
+    group_by = config.data.group_by
+    require(group_by != "none", "data.group_by", "lesion or patient to train folds", group_by)
     config = resolve(config)
     began = Began.here(config, data_dir)
     tags = {FOLDS_TAG: str(folds), "dermalyze.demo_data": str(began.demo_data).lower()}

@@ -25,6 +25,7 @@ from dermalyze.training.state import TrainingState
 from serving.errors import DataError
 from serving.metadata import MetadataFields
 from serving.spec import ModelSpec
+from serving.taxonomy import HAM10000
 from serving.whole import write_text
 
 LATEST = "checkpoint_latest.pt"
@@ -137,16 +138,7 @@ def prepare_for(config: Config, data_dir: Path) -> Prepared:
     Raises:
         DataError: as `prepare`; or the stored pixels are damaged.
     """
-    data = config.data
-    prepared = prepare(
-        data_dir,
-        output=None if data.prepared == "auto" else Path(data.prepared),
-        image_size=data.image_size,
-        resize_mode=data.resize_mode,
-        resize_filter=data.resize_filter,
-        workers=config.training.num_workers,
-        allow_problems=data.allow_problems,
-    )
+    prepared = prepare(data_dir, config.data, workers=config.training.num_workers)
     return dataclasses.replace(prepared, pixels=prepared.stored.verify())
 
 
@@ -161,6 +153,8 @@ def prepare_again(run_id: str, params: Mapping[str, str], config: Config, here: 
         raise DataError(f"the data of run {run_id} is not where it was; pass --data-dir")
     prepared = prepare_for(config, folder)
     known = params.get("resolved.data_fingerprint", prepared.fingerprint)
+    if known == prepared.old_fingerprint and prepared.taxonomy.names == HAM10000.names:
+        return dataclasses.replace(prepared, fingerprint=known)  # the run is of an older version
     if known != prepared.fingerprint:
         raise DataError(
             f"run {run_id} was trained on other data (fingerprint {known[:12]}, here "

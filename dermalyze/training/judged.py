@@ -139,7 +139,9 @@ def write_judged(
     """
     scored = read_scored(folder / PREDICTIONS)
     config = load_config(facts.files / CONFIG) if facts.files and facts.text(CONFIG) else None
-    apart = config is None or config.data.lesion_aware  # else lesions are in val and test alike
+    apart = (
+        config is None or config.data.group_by != "none"
+    )  # else lesions are in val and test alike
     fitted_on = folder / VALIDATION
     validation = read_scored(fitted_on) if fitted_on.exists() and apart else None
     splits = _splits(facts)

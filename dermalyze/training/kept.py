@@ -180,7 +180,7 @@ def kept_config(run_id: str, began: Began | None) -> Config | None:
     return None if began is None else began.config
 
 
-def kept_splits(run_id: str, prepared: Prepared, config: Config) -> Splits | None:
+def kept_splits(run_id: str, prepared: Prepared) -> Splits | None:
     """Return the splits that a run has kept; None: it had not come that far.
 
     Raises:
@@ -201,7 +201,7 @@ def kept_splits(run_id: str, prepared: Prepared, config: Config) -> Splits | Non
         path = WORK / run_id / name
         if found[0].path != path:
             copy_whole(found[0].path, path)
-    return read_splits(WORK / run_id, prepared.manifest, lesion_aware=config.data.lesion_aware)
+    return read_splits(WORK / run_id, prepared.manifest)
 
 
 def furthest_checkpoint(job: Job) -> dict[str, Any] | None:

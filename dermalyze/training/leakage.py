@@ -109,10 +109,10 @@ def leakage_of(run_id: str, here: Here = AS_IN_THE_RUN) -> Leakage:
         raise DataError(f"run {run_id} stands for several folds; pass the run id of one of them")
     with fetched(run_id, (CONFIG, PREDICTIONS, *SPLIT_FILES)) as (config_file, own, split_file, *_):
         config = stored_config(config_file, here)
-        if not config.data.lesion_aware:
+        if config.data.group_by == "none":
             raise DataError(
                 f"run {run_id} was trained with siblings of its test images already; pass one with "
-                "data.lesion_aware true"
+                "data.group_by lesion"
             )
         clean = read_scored(own)
         prepared, splits = data_of_run(run_id, params, config, here, split_file.parent)
@@ -120,7 +120,7 @@ def leakage_of(run_id: str, here: Here = AS_IN_THE_RUN) -> Leakage:
     leaky_splits = with_siblings(manifest, splits)
     config = dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, lesion_aware=False),
+        data=dataclasses.replace(config.data, group_by="none"),
         tracking=dataclasses.replace(config.tracking, register=False),
     )
     began = Began(
@@ -134,7 +134,7 @@ def leakage_of(run_id: str, here: Here = AS_IN_THE_RUN) -> Leakage:
         leaky = read_scored(path)
     siblings = np.setdiff1d(leaky_splits.train, splits.train)
     kept = manifest.iloc[leaky_splits.test]
-    leaked = kept[kept["lesion_id"].isin(manifest["lesion_id"].iloc[siblings])]
+    leaked = kept[kept["group"].isin(manifest["group"].iloc[siblings])]
     result = Leakage(
         run_id=run_id,
         leaky_run_id=leaky_run_id,
@@ -157,7 +157,7 @@ def with_siblings(manifest: pd.DataFrame, splits: Splits) -> Splits:
         DataError: no test lesion has a second image.
     """
     test = manifest.iloc[splits.test].assign(row=splits.test).sort_values("image_id")
-    is_sibling = test["lesion_id"].duplicated().to_numpy()
+    is_sibling = test["group"].duplicated().to_numpy()
     if not is_sibling.any():
         raise DataError(
             f"none of the {len(test):,} test lesions has a second image, so there is nothing to "

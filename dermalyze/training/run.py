@@ -17,11 +17,12 @@ from dermalyze.data.metadata import metadata_of, words_left_out
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import (
     Splits,
+    complete_splits,
     near_duplicate_scan,
     read_splits,
     save_splits,
     split_digest,
-    split_lesions,
+    split_groups,
 )
 from dermalyze.evaluation.judge import check_settings
 from dermalyze.evaluation.predictions import targets_of
@@ -153,7 +154,7 @@ def resume(run_id: str, here: Here = AS_IN_THE_RUN) -> RunResult:
     with hold(run_id):
         kept = reopen(run_id, here)
         config, prepared = kept.now.config, kept.prepared
-        splits = kept_splits(run_id, prepared, config)
+        splits = kept_splits(run_id, prepared)
         if splits is None:
             if parent := kept.tags.get("mlflow.parentRunId"):
                 raise TrackingError(
@@ -205,14 +206,12 @@ def make_splits(config: Config, prepared: Prepared) -> Splits:
     """Read the splits that the settings name, or deal the images into new ones."""
     data = config.data
     if data.splits != "auto":
-        return read_splits(Path(data.splits), prepared.manifest, lesion_aware=data.lesion_aware)
-    return split_lesions(
-        prepared.manifest,
-        val_size=data.val_size,
-        test_size=data.test_size,
-        seed=config.training.seed,
-        lesion_aware=data.lesion_aware,
-    )
+        return read_splits(Path(data.splits), prepared.manifest)
+    sizes = {"val_size": data.val_size, "test_size": data.test_size}
+    if prepared.dataset.splits:
+        given = prepared.dataset.splits
+        return complete_splits(prepared.manifest, given, seed=config.training.seed, **sizes)
+    return split_groups(prepared.manifest, seed=config.training.seed, **sizes)
 
 
 def _log_settings(job: Job) -> None:
@@ -270,6 +269,8 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
         "resolved.data_fingerprint": prepared.fingerprint,
         "resolved.num_parameters": num_parameters,
         "resolved.num_images": len(prepared.manifest),
+        "resolved.data": prepared.dataset.summary(),
+        "resolved.groups": prepared.grouping,
     }
     run.log_params(resolved)
     for name, value in resolved.items():
@@ -282,10 +283,10 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
             "training.use_weighted_sampling and loss.class_weights both correct the imbalance; "
             "rare classes count twice over"
         )
-    if not config.data.lesion_aware:
+    if config.data.group_by == "none":
         warnings.append(
-            "data.lesion_aware is false: images of one lesion stand in several splits, and the "
-            "metrics are too good"
+            "data.group_by is none: images of one lesion are in several splits, and the metrics "
+            "are too good"
         )
     if shared := near_duplicate_scan(prepared.audit, prepared.manifest, job.splits):
         warnings.append(
@@ -309,7 +310,7 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
         run.log_split(
             prepared.manifest.iloc[rows][columns],
             split=split,
-            name="demo data" if job.began.demo_data else prepared.taxonomy.title,
+            name=prepared.name,
             source=source,
             digest=split_digest(prepared.manifest, rows),
         )

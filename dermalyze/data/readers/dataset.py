@@ -12,7 +12,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -20,14 +20,17 @@ from typing import NamedTuple, Protocol, cast
 
 import pandas as pd
 
+from dermalyze.config import DataConfig
 from dermalyze.data import readers
 from dermalyze.data.decoding import read_member
+from dermalyze.data.taxonomy_file import TAXONOMY_FILE, with_taxonomy_file
 from serving.disk import reading
 from serving.errors import DataError, ImageError
 from serving.matching import has_image_suffix, match, plain_id
 from serving.sizes import MAX_FILE_BYTES
 from serving.taxonomy import Taxonomy
 
+PREPARED = "prepared"  # the folder in the data for what is made of it, unless another is named
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 _COPY = re.compile(r" ?\(\d+\)| - copy")  # in the name of what was downloaded or copied again
 
@@ -69,8 +72,7 @@ class Dataset:
             f"{len(self.taxonomy)} classes",
         ]
         for column, what in (("lesion_id", "lesions"), ("patient_id", "patients")):
-            ids = self.rows[column] if column in self.rows else pd.Series("", self.rows.index)
-            number = ids[ids != ""].nunique()
+            number = len(set(self.rows.get(column, ())) - {""})
             counts.append(f"{number:,} {what}" if number else f"no {what[:-1]} ids")
         return f"{self.layout}: {', '.join(counts)}"
 
@@ -80,7 +82,8 @@ class DataFolder:
     """A folder that a reader may know."""
 
     path: Path
-    entries: tuple[Path, ...]  # what is directly in it, sorted, without hidden files
+    entries: tuple[Path, ...]  # what is directly in it, sorted, without hidden and prepared files
+    settings: DataConfig
 
 
 class Certainty(IntEnum):
@@ -89,6 +92,7 @@ class Certainty(IntEnum):
     PERHAPS = 1  # nothing else can be meant; reading it says what is missing
     ALIKE = 2  # it has the form
     NAMED = 3  # its files have the names, or its table the columns, of this data set alone
+    ASKED = 4  # the settings say so
 
 
 class Fit(NamedTuple):
@@ -114,12 +118,13 @@ class Reader(Protocol):
         """
 
 
-def open_dataset(data_dir: Path) -> Dataset:
+def open_dataset(data_dir: Path, settings: DataConfig | None = None) -> Dataset:
     """Recognize what is in `data_dir` and list its rows and image files.
 
     Raises:
+        ConfigError: taxonomy.yaml does not fit the data.
         DataError: the folder is missing, its layout unknown or not clear, its table malformed or a
-            zip damaged.
+            zip damaged; or there are no patient ids to group by.
         StorageError: the folder cannot be read.
     """
     known = _readers()
@@ -129,8 +134,10 @@ def open_dataset(data_dir: Path) -> Dataset:
                 f"no data folder at {data_dir}; download HAM10000 into it "
                 "(doi:10.7910/DVN/DBW86T), or draw images with `dermalyze demo-data`"
             )
-        entries = sorted(p for p in data_dir.iterdir() if not p.name.startswith("."))
-        folder = DataFolder(data_dir, tuple(entries))
+        entries = sorted(
+            p for p in data_dir.iterdir() if not p.name.startswith(".") and p.name != PREPARED
+        )
+        folder = DataFolder(data_dir, tuple(entries), settings or DataConfig())
         fits = [(reader, fit) for reader in known if (fit := reader.fits(folder)) is not None]
         surest = max((fit.certainty for _, fit in fits), default=None)
         chosen = [(reader, fit) for reader, fit in fits if fit.certainty == surest]
@@ -143,9 +150,18 @@ def open_dataset(data_dir: Path) -> Dataset:
         if len(chosen) > 1:
             found = " and ".join(fit.found for _, fit in chosen)
             raise DataError(
-                f"{data_dir} has {found}; expected one of them, move the other out of the folder"
+                f"{data_dir} fits several layouts, {found}; expected one, leave the others out of "
+                "the folder (--image-column and --label-column choose a table)"
             )
-        return chosen[0][0].read(folder)
+        dataset = chosen[0][0].read(folder)
+        if (data_dir / TAXONOMY_FILE).exists():
+            taxonomy = with_taxonomy_file(dataset.taxonomy, data_dir / TAXONOMY_FILE)
+            dataset = replace(dataset, taxonomy=taxonomy)
+    if folder.settings.group_by == "patient" and not any(dataset.rows.get("patient_id", ())):
+        raise DataError(
+            f"data.group_by is patient, and {data_dir} has no patient ids; expected lesion or none"
+        )
+    return dataset
 
 
 def _readers() -> list[Reader]:
@@ -157,15 +173,33 @@ def _readers() -> list[Reader]:
 
 def _found_in(folder: DataFolder) -> str:
     tables = any(path.suffix.lower() in TABLE_SUFFIXES for path in folder.entries)
-    images = any(
-        has_image_suffix(name)
-        for source in folder.entries
-        if is_source(source)
-        for name, _ in files_in(source)
-    )
-    if images:
+    if image_sources(folder):
         return "images and a table of another form" if tables else "images without a table"
     return "a table without images" if tables else "nothing known"
+
+
+def image_sources(folder: DataFolder) -> list[Path]:
+    """Return all that has an image of what is directly in a folder: folders, zips and images."""
+    return [
+        path
+        for path in folder.entries
+        if is_source(path) and any(has_image_suffix(name) for name, _ in files_in(path))
+    ]
+
+
+def taxonomy_of(labels: Iterable[str], not_recorded: tuple[str, ...], where: object) -> Taxonomy:
+    """Make the taxonomy of data that says no more of its classes than their names.
+
+    Raises:
+        DataError: there are fewer than two classes.
+    """
+    names = sorted(
+        {label for label in labels if label},
+        key=lambda name: (int(name), name) if name.isdecimal() else (float("inf"), name),
+    )
+    if len(names) < 2:
+        raise DataError(f"{where} has {len(names)} classes; expected two or more")
+    return Taxonomy(names=tuple(names), not_recorded=not_recorded)
 
 
 def dataset_of(

@@ -50,7 +50,8 @@ def _tables(folder: DataFolder) -> list[Path]:
     return own or [
         path
         for path in files
-        if plain_name(path.name) == _ANY_NAME and {"image_id", "dx"} <= columns_of(path, _REQUIRED)
+        if plain_name(path.name) == _ANY_NAME
+        and {"image_id", "dx"} <= set(columns_of(path, _REQUIRED))
     ]
 
 
