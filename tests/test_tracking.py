@@ -8,8 +8,10 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
+from dermalyze.cli import main
 from dermalyze.config import TrackingConfig
 from dermalyze.tracking import (
     add_to_run,
@@ -284,3 +286,56 @@ def test_an_entry_that_was_cut_off_is_dropped_and_those_before_it_are_delivered(
         again.log_epoch(1, {"train/loss": 0.5})
     found = MlflowClient().get_run(run.run_id)
     assert (found.data.params, found.info.status) == ({"a": "1"}, "FINISHED")
+
+
+@pytest.fixture
+def left_behind(store, monkeypatch):
+    """A finished run of `mlflow run`, whose folder a kill has left; its outbox, without the note.
+
+    The run that `mlflow run` made only points to it.
+    """
+    monkeypatch.setenv("MLFLOW_RUN_ID", MlflowClient().create_run("0").info.run_id)
+    with open_run(TrackingConfig(experiment="elsewhere")) as run:
+        run.log_params({"a": 1})
+        (store / f"{run.run_id}.jsonl").hardlink_to(run.folder / "outbox.jsonl")
+    run.folder.mkdir()
+    (run.folder / "checkpoint_latest.pt").write_bytes(b"weights")
+    (store / f"{run.run_id}.jsonl").rename(run.folder / "outbox.jsonl")
+    return run
+
+
+FINISHED = {
+    "train --resume": "Error: run {} has ended well; there is nothing to resume\n",
+    "sync": "run {} has nothing left to deliver\n",
+}
+
+
+@pytest.mark.parametrize("command", FINISHED)
+@pytest.mark.parametrize("left", [0, 2, 3])
+def test_what_a_kill_at_the_very_end_of_a_run_has_left_is_removed(left_behind, command, left):
+    """Two entries are left before the run of `mlflow run` ends, and one more before the note."""
+    run, client = left_behind, MlflowClient()
+    entries = (run.folder / "outbox.jsonl").read_text().splitlines()
+    last = [json.loads(line) for line in entries[-3:]]
+    assert [(entry["kind"], entry.get("status")) for entry in last] == [
+        ("status", "FINISHED"), ("status", "FINISHED"), ("complete", None)
+    ]  # fmt: skip
+    (run.folder / "outbox.delivered").write_text(str(len(entries) - left))
+    if left:  # as the kill left it
+        client.update_run(run.project_run_id, status="RUNNING")
+    result = CliRunner().invoke(main, [*command.split(), run.run_id])
+    assert result.output == FINISHED[command].format(run.run_id)
+    assert not run.folder.exists()
+    assert [status(name) for name in (run.run_id, run.project_run_id)] == ["FINISHED"] * 2
+
+
+def test_what_this_machine_did_not_deliver_of_a_run_that_another_one_finished_stays(left_behind):
+    run = left_behind
+    entries = (run.folder / "outbox.jsonl").read_text().replace("FINISHED", "KILLED").splitlines()
+    (run.folder / "outbox.jsonl").write_text("\n".join(entries) + "\n")
+    (run.folder / "outbox.delivered").write_text(str(len(entries) - 3))
+    for command, sentence in FINISHED.items():
+        result = CliRunner().invoke(main, [*command.split(), run.run_id])
+        assert result.output == sentence.format(run.run_id)
+    assert (run.folder / "checkpoint_latest.pt").read_bytes() == b"weights"
+    assert status(run.run_id) == "FINISHED"

@@ -228,6 +228,11 @@ class Outbox:
         self._has_refused = True
 
 
+def undelivered(folder: Path) -> list[Entry]:
+    """Return the entries in the folder of a run, in which no process works, that are left."""
+    return _read(folder)[_num_delivered(folder) :]
+
+
 def _num_delivered(folder: Path) -> int:
     path = folder / DELIVERED
     text = path.read_text() if path.exists() else ""

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from mlflow.utils.uri import is_local_uri
 
 from dermalyze.config import TrackingConfig
 from dermalyze.credentials import masked
-from dermalyze.tracking.delivery import save_model
-from dermalyze.tracking.outbox import OUTBOX, REFUSED, WORK, Outbox
+from dermalyze.tracking.delivery import deliver, save_model
+from dermalyze.tracking.outbox import OUTBOX, REFUSED, WORK, Outbox, undelivered
 from dermalyze.tracking.store import (
     BoundedClient,
     StoreAwayError,
@@ -194,8 +195,10 @@ def open_undelivered(run_id: str) -> Iterator[TrackedRun | None]:
     Raises:
         TrackingError: there is no such run, or the store is away.
     """
-    if not (WORK / run_id / OUTBOX).exists() or _run(run_id).info.status == "FINISHED":
-        _run(run_id)
+    has_ended_well = _run(run_id).info.status == "FINISHED"
+    if has_ended_well:
+        clear_finished(run_id)
+    if has_ended_well or not (WORK / run_id / OUTBOX).exists():
         yield None
         return
     run = _reopened(run_id)
@@ -257,7 +260,24 @@ def add_below(
 def _clear(folder: Path) -> None:
     """Remove the folder of a run that is delivered, but for what the store has refused."""
     if not (folder / REFUSED).exists():
+        # First: without the note of what is delivered, all of it would seem to be left.
+        (folder / OUTBOX).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_finished(run_id: str) -> None:
+    """Remove what a kill at the very end of a run, which has ended well, has left here of it.
+
+    What another machine did not deliver before the run was finished elsewhere stays.
+
+    Raises:
+        StoreAwayError: the tracking store is away.
+    """
+    left = undelivered(WORK / run_id)
+    if all(entry["kind"] == "complete" or entry.get("status") == "FINISHED" for entry in left):
+        for entry in left:  # the kill may have come before that of the run of `mlflow run`
+            call("cannot deliver status", partial(deliver, entry, WORK))
+        _clear(WORK / run_id)
 
 
 def _leave(run: TrackedRun) -> None:
@@ -431,11 +451,14 @@ def children_of(run_id: str, tag: str) -> dict[str, tuple[str, bool]]:
 def require_unfinished(run_id: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return the parameters and tags of a run that has not ended well.
 
+    Of one that has, what a kill has left here is removed.
+
     Raises:
         TrackingError: there is no such run, or nothing is left to do in it.
     """
     run = _run(run_id)
     if run.info.status == "FINISHED":
+        clear_finished(run_id)
         raise TrackingError(f"run {run_id} has ended well; there is nothing to resume")
     return dict(run.data.params), dict(run.data.tags)
 
@@ -534,10 +557,11 @@ def project_arguments(run_id: str) -> list[str]:
     """Return what `mlflow run` was asked for, of a run in which nothing has begun; else nothing.
 
     Raises:
-        TrackingError: there is no such run, it has ended well, or the tracking store is away.
+        TrackingError: there is no such run, or the tracking store is away.
     """
-    params, tags = require_unfinished(run_id)
-    begun = any(name.startswith("dermalyze.") for name in tags)
+    run = _run(run_id)
+    params, tags = run.data.params, run.data.tags
+    begun = any(name.startswith("dermalyze.") for name in tags) or run.info.status == "FINISHED"
     if begun or tags.get("mlflow.project.entryPoint") != "main":
         return []
     arguments = [(f"--{name.replace('_', '-')}", *shlex.split(params[name])) for name in params]

@@ -17,7 +17,14 @@ from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import SharedPhotograph, Splits, near_duplicate_scan
 from dermalyze.evaluation.compare import Comparison, compare, table
 from dermalyze.evaluation.scored import Scored, read_scored
-from dermalyze.tracking import add_to_run, children_of, fetched, require_run, tags_of
+from dermalyze.tracking import (
+    add_to_run,
+    children_of,
+    clear_finished,
+    fetched,
+    require_run,
+    tags_of,
+)
 from dermalyze.training.began import Began, began_with
 from dermalyze.training.ended import data_of_run
 from dermalyze.training.held import lock, open_held
@@ -172,6 +179,7 @@ def _train_leaky(run_id: str, began: Began, prepared: Prepared, splits: Splits) 
     """Train the second network as far as it is not trained yet; return its run."""
     leaky_run_id, has_ended_well = children_of(run_id, LEAKAGE_TAG).get(run_id, ("", False))
     if has_ended_well:
+        clear_finished(leaky_run_id)
         logger.info(f"run {leaky_run_id}, with siblings, has ended well")
         return leaky_run_id
     began, tags = began.with_data(prepared, splits), {LEAKAGE_TAG: run_id}
