@@ -198,7 +198,8 @@ def taxonomy_of(labels: Iterable[str], not_recorded: tuple[str, ...], where: obj
         key=lambda name: (int(name), name) if name.isdecimal() else (float("inf"), name),
     )
     if len(names) < 2:
-        raise DataError(f"{where} has {len(names)} classes; expected two or more")
+        found = f"one class, {names[0]!r}" if names else "no class"
+        raise DataError(f"{where} has {found}; expected two or more")
     return Taxonomy(names=tuple(names), not_recorded=not_recorded)
 
 
