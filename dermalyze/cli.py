@@ -141,7 +141,7 @@ _OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may
 
 @main.command()
 @auto_option("--size", click.STRING, "EfficientNetV2: small, medium or large.")
-@data_option("auto: data/HAM10000, else demo, which is drawn.", "auto")
+@data_option("Labeled images; auto: data/HAM10000, else demo, which is drawn.", "auto")
 @auto_option("--config", click.STRING, "YAML file; auto: default.yaml or demo.yaml in configs/.")
 @auto_option("--epochs", click.INT, "Passes over the training images.")
 @auto_option("--batch-size", click.INT, "Images an update.")
@@ -252,7 +252,7 @@ def sync(run_id: str) -> None:
 
 
 @main.command("prepare-data")
-@data_option("HAM10000; demo and auto as for train.", "auto")
+@data_option("Folder of labeled images (docs/data.md); demo and auto as for train.", "auto")
 @click.option("--output", type=FOLDER, default=None, help="[default: prepared/ in the data]")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Processes; 0: one a core.")
 @click.option("--image-size", type=click.IntRange(16, 1024), default=224, show_default=True)
@@ -277,9 +277,8 @@ def prepare_data(data_dir: str, output: Path | None, workers: int, **options: An
     from dermalyze.data.prepare import prepare  # once the folder is there: it loads pandas
 
     prepared = prepare(folder, settings, workers=workers)
-    click.echo(prepared.dataset.summary())
-    click.echo(prepared.grouping)
-    click.echo()
+    click.echo(f"data: {prepared.dataset.summary()}")
+    click.echo(f"grouped by {prepared.grouping}\n")
     click.echo(prepared.audit.summary())
     click.echo(f"prepared: {prepared.folder}")
 

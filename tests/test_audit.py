@@ -225,3 +225,51 @@ def test_the_summary_has_some_examples_and_the_json_all(tmp_path):
     (problem,) = values["problems"]
     assert problem["count"] == 13
     assert problem["items"] == [f"I{n:02d}" for n in range(13)]
+
+
+def telling(report: Audit) -> tuple[str, ...]:
+    return found(report).get(("telling_column", "warning"), ())
+
+
+def rows_of(values: list[tuple[str, str]]) -> list[str]:
+    return [f"L{n},I{n},{dx},{dx_type},50,male,back" for n, (dx, dx_type) in enumerate(values)]
+
+
+def test_a_column_filled_after_the_diagnosis_that_tells_the_class_is_a_warning(tmp_path):
+    values = [*[("nv", "follow_up")] * 12, *[("nv", "histo")] * 6, *[("mel", "histo")] * 6]
+    rows = rows_of(values)
+    report, _ = examine(tmp_path, rows, {f"I{n}": encode(scene(n)) for n in range(len(rows))})
+    # 12 of 24 by chance: 0.75 ** 12 = 0.03 is not unlikely enough; 0.5 ** 6 = 0.016 neither.
+    assert telling(report) == ()
+    (tmp_path / "more").mkdir()
+    rows = rows_of([*values, *[("mel", "histo")] * 6, ("nv", "unknown")])
+    report, _ = examine(
+        tmp_path / "more", rows, {f"I{n}": encode(scene(n)) for n in range(len(rows))}
+    )
+    assert telling(report) == (
+        "dx_type: 100% of the 12 images with 'follow_up' are nv, of all images 60%",
+        "dx_type: 100% of the 12 images of mel have 'histo', of all images 60%",
+    )
+    assert report.stop_reason == ""
+
+
+def test_a_column_known_before_the_diagnosis_is_not_named_whatever_it_tells(tmp_path):
+    rows = [f"L{n},I{n},{'nv' if n % 2 else 'mel'},histo,{n % 2},male,back" for n in range(20)]
+    report, _ = examine(tmp_path, rows, {f"I{n}": encode(scene(n)) for n in range(20)})
+    assert telling(report) == ()
+
+
+def test_findings_carry_the_ids_of_their_images(tmp_path):
+    rows = ["L1,I 1,nv", "L2,I (2),nv", "L3,I3,wart", "L4,I4,mel", "L4,I5,nv"]
+    images = {"I 1": encode(scene(1)), "I (2)": encode(scene(1)), "I3": encode(scene(3))}
+    report, _ = examine(tmp_path, rows, {**images, "I5": encode(scene(5))})
+    ids = {p.kind: [finding.image_ids for finding in p.findings] for p in report.problems}
+    assert ids == {
+        "two_diagnoses": [("I4", "I5")],
+        "unknown_label": [("I3",)],
+        "missing_image": [("I4",)],
+        "same_file": [("I (2)", "I 1")],
+    }
+    values = {p["kind"]: p for p in json.loads(report.to_json())["problems"]}
+    assert values["same_file"]["image_ids"] == [["I (2)", "I 1"]]
+    assert values["same_file"]["items"] == ["I (2) (L2, nv), I 1 (L1, nv)"]

@@ -43,7 +43,7 @@ def test_a_folder_that_does_not_exist_is_one_sentence_for_a_run_as_well():
     with pytest.raises(DataError) as caught:
         run_data("nowhere")
     assert str(caught.value) == (
-        "no folder nowhere; --data-dir takes HAM10000's folder, demo or auto"
+        "no folder nowhere; --data-dir takes a folder of images, demo or auto"
     )
 
 

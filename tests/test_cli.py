@@ -63,8 +63,8 @@ LONG = "n" * 300  # more than a file system takes
         (["train", "--seed", "-1"], 1, "training.seed must be from 0 to 2147483647, got -1"),
         (["train", "--image-size", "3"], 1, "data.image_size must be from 16 to 1024, got 3"),
         (["train", "--batch-size", "1"], 1, "training.batch_size must be at least 2, got 1"),
-        (["train", "--data-dir", "nowhere"], 1, "no folder nowhere; --data-dir takes HAM10000's "
-         "folder, demo or auto"),
+        (["train", "--data-dir", "nowhere"], 1, "no folder nowhere; --data-dir takes a folder "
+         "of images, demo or auto"),
         (["train", "--data-dir", LONG], 1, f"cannot read {LONG}: file name too long; name one "
          "that can be read"),
         (["train", "--plugin", f"{LONG}.py"], 1, f"cannot read {LONG}.py: file name too long; name "

@@ -28,7 +28,7 @@ def find_data(data_dir: str, *, make: bool) -> tuple[Path, bool]:
         with reading(folder):
             if not folder.is_dir():
                 raise DataError(
-                    f"no folder {folder}; --data-dir takes HAM10000's folder, demo or auto"
+                    f"no folder {folder}; --data-dir takes a folder of images, demo or auto"
                 )
             return folder, is_demo(folder)
     if data_dir == "auto" and REAL.is_dir():

@@ -153,12 +153,12 @@ def _grouping(manifest: pd.DataFrame, report: Audit, group_by: str) -> str:
     """Say what is not split, and how far that is known."""
     number, num_images = manifest["group"].nunique(), len(manifest)
     if group_by == "none":
-        return f"grouped by none: each of {num_images:,} images may be in any split"
-    sentence = f"grouped by {group_by}: {num_images:,} images in {number:,} groups"
+        return f"none: each of {num_images:,} images may be in any split"
+    sentence = f"{group_by}: {num_images:,} images in {number:,} groups"
     without = report.missing["lesion id"]
     if group_by == "lesion":
         if without == num_images:
-            sentence = "grouped by lesion: no lesion ids, so each image is a group of its own"
+            sentence = "lesion: no lesion ids, so each image is a group of its own"
         elif without:
             sentence += f"; {without:,} images without a lesion id are each a group of their own"
         if "patient_id" in manifest:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermalyze.config import Config, EvaluationConfig, TrainingConfig
+from dermalyze.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from dermalyze.config_file import load_config
 from dermalyze.data.metadata import metadata_of, words_left_out
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.readers.dataset import open_dataset, read_image_bytes
 from dermalyze.data.splits import Splits, read_splits
-from dermalyze.data.tables import FACTS, tidy_facts, with_own_lesions
+from dermalyze.data.tables import FACTS, tidy_facts, with_groups, with_own_lesions
 from dermalyze.evaluation.compare import Comparison, compare
 from dermalyze.evaluation.explanations import EXPLANATIONS, write_explanations
 from dermalyze.evaluation.fit import FitVerdict, judge_fit
@@ -205,12 +205,13 @@ def report_run(run_id: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Judg
                 with whole_file(output / name) as partial:
                     shutil.copyfile(evaluation / name, partial)
         folder = here.data_dir or Path(params.get("data.dir", ""))
+        config = load_config(config_file)
         return write_judged(
             output,
             RunFacts(run_id=run_id, params=params, tags=tags_of(run_id), files=files),
             split="test",
-            settings=load_config(config_file).evaluation,
-            read_image=_reader(folder),
+            settings=config.evaluation,
+            read_image=_reader(folder, config.data),
         )
 
 
@@ -247,10 +248,10 @@ def compare_runs(run_ids: Sequence[str], *, output: Path | None) -> Comparison:
     return comparison
 
 
-def _reader(folder: Path) -> ReadImage | None:
+def _reader(folder: Path, settings: DataConfig) -> ReadImage | None:
     """Return what reads the images of a data folder; None if it cannot be opened."""
     try:
-        files = open_dataset(folder).files
+        files = open_dataset(folder, settings).files
     except DataError:
         return None
     return lambda name: read_image_bytes(files[name])
@@ -281,7 +282,7 @@ def read_labels(path: Path) -> pd.DataFrame:
             )
     if twice := table["image_id"][table["image_id"].duplicated()].tolist():
         raise DataError(f"{path} names the image {twice[0]} twice; expected one row an image")
-    return with_own_lesions(table)
+    return with_groups(with_own_lesions(table), "lesion")
 
 
 def files_of_rows(image_ids: Sequence[str], images: Path, labels: Path) -> dict[str, Path]:

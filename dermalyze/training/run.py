@@ -270,7 +270,7 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
         "resolved.num_parameters": num_parameters,
         "resolved.num_images": len(prepared.manifest),
         "resolved.data": prepared.dataset.summary(),
-        "resolved.groups": prepared.grouping,
+        "resolved.grouped_by": prepared.grouping,
     }
     run.log_params(resolved)
     for name, value in resolved.items():
