@@ -30,7 +30,7 @@ _MAX_BYTES = 2**20  # of a config; all settings take a hundredth of it
 RENAMED: dict[str, tuple[str, dict[object, object]]] = {
     "data.lesion_aware": ("data.group_by", {True: "lesion", False: "none"}),
 }
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def load_config(
@@ -155,7 +155,7 @@ def _renamed(old: str, value: object) -> tuple[str, object]:
     if type(value) is not bool:
         raise ConfigError(f"{old} must be true or false, got {value!r}")
     if meanings[value] != flatten(Config())[new]:
-        _log.warning(f"{old} {str(value).lower()} is deprecated; write {new} {meanings[value]}")
+        logger.warning(f"{old} {str(value).lower()} is deprecated; write {new} {meanings[value]}")
     return new, meanings[value]
 
 

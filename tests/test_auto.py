@@ -48,7 +48,7 @@ def test_a_folder_that_does_not_exist_is_one_sentence_for_a_run_as_well():
 
 
 @pytest.mark.parametrize("word", ["demo", "auto"])
-def test_a_word_beside_a_folder_of_that_name_is_a_warning(word):
+def test_a_word_beside_a_folder_of_that_name_is_a_warning(word, caplog):
     @click.command()
     @data_option("", "auto")
     def command(data_dir):
@@ -57,10 +57,11 @@ def test_a_word_beside_a_folder_of_that_name_is_a_warning(word):
     assert CliRunner().invoke(command, ["--data-dir", word]).output == f"{word}\n"
     Path(word).mkdir()
     meant = {"demo": "the drawn demo data", "auto": "the usual data"}[word]
-    assert CliRunner().invoke(command, ["--data-dir", word]).output == (
-        f"warning: --data-dir {word} means {meant}, not the folder {word} that is here; "
-        f"write ./{word} for the folder\n{word}\n"
-    )
+    assert CliRunner().invoke(command, ["--data-dir", word]).output == f"{word}\n"
+    assert caplog.messages == [
+        f"--data-dir {word} means {meant}, not the folder {word} that is here; write ./{word} for "
+        "the folder"
+    ]
     assert CliRunner().invoke(command, ["--data-dir", f"./{word}"]).output == f"./{word}\n"
     assert CliRunner().invoke(command, []).output == "auto\n"
 

@@ -95,6 +95,18 @@ def test_what_is_grouped_is_said(tmp_path):
     ]
 
 
+def test_lesions_of_several_patients_are_a_contradiction(tmp_path):
+    """As where a table numbers the lesions of each patient from 1."""
+    draw(tmp_path, ["img/i1.png", "img/i2.png", "img/i3.png"])
+    table = "image,label,lesion_id,patient_id\ni1,a,1,P\ni2,a,1,Q\ni3,b,2,Q\n"
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path, SMALL)
+    assert str(caught.value).startswith(f"{tmp_path} has 1 contradictions, listed in ")
+    audit_text = (tmp_path / "prepared" / "audit.txt").read_text()
+    assert "contradiction: lesions are of several patients: 1\n  1: P, Q\n" in audit_text
+
+
 def test_a_run_of_an_older_version_is_known_by_its_fingerprint_unless_the_classes_are_reordered(
     tmp_path,
 ):

@@ -276,6 +276,23 @@ def test_a_lesion_in_two_splits_is_read_where_that_was_asked_for(tmp_path):
     np.testing.assert_array_equal(read.val, [1, 3])
 
 
+def test_classes_of_any_letters_come_back_from_the_files_of_splits(tmp_path):
+    names = [
+        "nevus / atypical",
+        'b\u00f6sartig, "x"',
+        "=1+1",
+        "\u9ed1\u8272\u7d20\u7624",
+        "two\nlines",
+    ]
+    manifest = manifest_of([(name, 2) for name in names for _ in range(3)])
+    splits = split_groups(manifest, val_size=0.3, test_size=0.3, seed=0)
+    save_splits(tmp_path, manifest, splits)
+    read = read_splits(tmp_path, manifest)
+    for part, same in zip(parts_of(splits), parts_of(read), strict=True):
+        np.testing.assert_array_equal(part, same)
+        assert set(manifest["label"].iloc[part]) == set(names)
+
+
 def test_a_digest_depends_on_content_and_not_on_order_or_other_rows():
     digest = split_digest(SIX, np.array([4, 5]))
     assert digest == split_digest(SIX.iloc[::-1].reset_index(drop=True), np.array([0, 1]))

@@ -156,6 +156,8 @@ def examine_table(dataset: Dataset) -> Table:
     )
     class_names = dataset.taxonomy.names
     unknown = rows[~rows["label"].isin(class_names)]
+    owners = rows.reindex(columns=["lesion_id", "patient_id"], fill_value="")
+    two_patients = _several(owners[(owners != "").all(axis=1)], "lesion_id", "patient_id")
     two_diagnoses = _several(rows[rows["lesion_id"] != ""], "lesion_id", "label")
     named = set(rows["image_id"])
     known = named | set(dataset.left_out)
@@ -178,6 +180,12 @@ def examine_table(dataset: Dataset) -> Table:
             CONTRADICTION,
             "lesions have several diagnoses",
             _listed(two_diagnoses, rows, "lesion_id"),
+        ),
+        (
+            "two_patients",
+            CONTRADICTION,
+            "lesions are of several patients",
+            _listed(two_patients, rows, "lesion_id"),
         ),
         (
             "unknown_label",

@@ -96,6 +96,8 @@ def train_folds(config: Config, data_dir: Path, folds: int) -> FoldsResult:
     tags = {FOLDS_TAG: str(folds), "dermalyze.demo_data": str(began.demo_data).lower()}
     tell_project_run({**tags, **began.tags()})
     prepared = prepare_for(config, data_dir)
+    if prepared.dataset.splits:
+        logger.warning("folds deal all images anew; the splits that the data names are not used")
     plan = _plan(began, prepared, folds)
     tags |= dataclasses.replace(began, pixels=prepared.pixels).tags()
     name = f"{folds} folds, {run_name(config)}"

@@ -180,11 +180,7 @@ def _found_in(folder: DataFolder) -> str:
 
 def image_sources(folder: DataFolder) -> list[Path]:
     """Return all that has an image of what is directly in a folder: folders, zips and images."""
-    return [
-        path
-        for path in folder.entries
-        if is_source(path) and any(has_image_suffix(name) for name, _ in files_in(path))
-    ]
+    return [path for path in folder.entries if is_source(path) and has_images(path)]
 
 
 def taxonomy_of(labels: Iterable[str], not_recorded: tuple[str, ...], where: object) -> Taxonomy:
@@ -357,6 +353,16 @@ def is_source(path: Path) -> bool:
     """Say whether images may be in it, or it may be one."""
     named = path.suffix.lower() == ".zip" or has_image_suffix(path.name)
     return path.is_dir() or (named and path.is_file())  # a pipe would be waited for
+
+
+def has_images(source: Path) -> bool:
+    """Say whether a folder, a zip or a single file has an image by its name; stop at the first."""
+    if not source.is_dir():
+        return any(has_image_suffix(name) for name, _ in files_in(source))
+    return any(
+        has_image_suffix(path.name) and not _is_hidden(path.relative_to(source).as_posix())
+        for path in source.rglob("*")
+    )
 
 
 def files_in(source: Path) -> Iterator[tuple[str, ImageFile]]:

@@ -13,6 +13,7 @@ from dermalyze.data.readers.dataset import (
     Fit,
     ImageFile,
     files_in,
+    has_images,
     plain_ids,
     taxonomy_of,
 )
@@ -97,11 +98,7 @@ def _label(path: Path) -> str:
 
 
 def _has_images(path: Path) -> bool:
-    return (
-        path.is_dir()
-        and not path.name.startswith(".")
-        and any(has_image_suffix(name) for name, _ in files_in(path))
-    )
+    return path.is_dir() and not path.name.startswith(".") and has_images(path)
 
 
 def _ids(names: list[str]) -> Mapping[str, str]:
