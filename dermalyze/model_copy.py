@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dermalyze.cli_streams import log_lines
 from serving.errors import ArtifactError, ConfigError
-from serving.isolation import isolated
+from serving.isolation import end_with_parent, isolated
 
 _PREFIX = "dermalyze-serve-"  # of the folder of a copy, in the system's folder for temporary files
 _LOCK = "lock"  # in it: locked as long as its service lives
@@ -87,6 +87,7 @@ def _fetch(model: str, path: Path) -> str:
 
 
 def _follow(model: str, path: Path, version: str, seconds: float) -> None:
+    end_with_parent()
     from dermalyze.registry import follow
 
     with log_lines():  # this process is a new one

@@ -4,7 +4,6 @@ With `tracking.py` the only module of the training half that knows MLflow.
 """
 
 import logging
-import os
 import signal
 import tempfile
 import time
@@ -199,7 +198,7 @@ def version_of(uri: str) -> str:
 
 
 def follow(uri: str, path: Path, version: str, seconds: float) -> None:
-    """Put each new version of `uri` at `path`, until the process that asked for it has ended.
+    """Put each new version of `uri` at `path`, for ever.
 
     Args:
         uri: an address with an alias.
@@ -208,8 +207,7 @@ def follow(uri: str, path: Path, version: str, seconds: float) -> None:
         seconds: between two looks.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which ends this too
-    parent = os.getppid()
-    while os.getppid() == parent:
+    while True:
         time.sleep(seconds)
         try:
             if version_of(uri) != version:

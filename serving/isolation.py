@@ -3,6 +3,7 @@
 import contextlib
 import math
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -61,7 +62,27 @@ def isolated(
     return result
 
 
+def end_with_parent(sign: int | None = None) -> None:
+    """End this process when the one that started it is gone, even if that was killed.
+
+    Args:
+        sign: a signal to send to this process then; None: it ends at once.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:  # a command of the user, who ends it
+        return
+
+    def wait() -> None:
+        parent.join()
+        if sign is None:
+            os._exit(1)
+        os.kill(os.getpid(), sign)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
 def _work(answers: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who wait, who then end us
     found: Any
     try:

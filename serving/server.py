@@ -30,6 +30,7 @@ from serving.bounds import BUSY, error_body
 from serving.disk import writing_temporary_files
 from serving.envelope import NO_MEMORY
 from serving.errors import ConfigError
+from serving.isolation import end_with_parent
 from serving.metrics import MULTIPROCESS
 from serving.settings import PREFIX, ServiceSettings
 
@@ -243,6 +244,11 @@ class BoundedProtocol(H11Protocol):
 
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, which at its end answers whoever has connected before."""
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal; one of several processes also ends when that above them is gone."""
+        end_with_parent(signal.SIGTERM)
+        super().run(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept who has connected, close the socket, answer all, within the grace period."""

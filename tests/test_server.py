@@ -325,6 +325,21 @@ def test_two_processes_answer_count_together_and_end_together(tmp_path):
         time.sleep(0.1)
 
 
+def test_the_processes_of_a_service_that_is_killed_end_and_free_its_port(tmp_path):
+    def can_listen():
+        with socket.socket() as another, contextlib.suppress(OSError):
+            another.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            another.bind(("127.0.0.1", own.port))
+            another.listen()
+            return True
+        return False
+
+    with service(tmp_path, "--workers", 2) as own:
+        assert not can_listen()
+        os.kill(own.pid, signal.SIGKILL)
+        wait_for(can_listen, 30)
+
+
 def children_of(pid):
     done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
     return [int(word) for word in done.stdout.split()]
