@@ -15,8 +15,8 @@ from dermalyze.evaluation.bootstrap import REPLICATES, intervals
 from dermalyze.evaluation.metrics import score
 from dermalyze.evaluation.predictions import predictions_table
 from dermalyze.evaluation.scored import Scored, scored_of
-from dermalyze.evaluation.subgroups import judge_subgroups
-from serving.taxonomy import CLASS_NAMES
+from dermalyze.evaluation.subgroups import evaluate_subgroups
+from serving.taxonomy import HAM10000
 
 NUM_IMAGES, NUM_LESIONS = 1503, 1121
 SHARES = np.array([327, 514, 1099, 115, 1113, 6705, 142]) / 10015  # of HAM10000
@@ -30,7 +30,7 @@ def drawn() -> Scored:
     rows = pd.DataFrame(
         {
             "image_id": [f"ISIC_{i:07d}" for i in range(NUM_IMAGES)],
-            "label": np.asarray(CLASS_NAMES, dtype=object)[targets],
+            "label": np.asarray(HAM10000.names, dtype=object)[targets],
             "lesion_id": [f"HAM_{lesion:07d}" for lesion in lesions],
             "dx_type": rng.choice(["histo", "follow_up"], NUM_IMAGES),
             "age": rng.choice(np.arange(20.0, 85.0, 5.0), NUM_IMAGES),
@@ -39,7 +39,7 @@ def drawn() -> Scored:
         }
     )
     logits = rng.normal(size=(NUM_IMAGES, 7)) + 2 * np.eye(7)[targets]
-    return scored_of(predictions_table(rows, logits, CLASS_NAMES))
+    return scored_of(predictions_table(rows, logits, HAM10000), HAM10000)
 
 
 def by_hand(scored: Scored, replicates: int) -> None:
@@ -63,7 +63,7 @@ def main() -> None:
     by_hand(scored, BY_HAND)
     theirs = (time.perf_counter() - start) / BY_HAND * REPLICATES
     start = time.perf_counter()
-    judge_subgroups(scored)
+    evaluate_subgroups(scored)
     groups = time.perf_counter() - start
     publish(
         "intervals",

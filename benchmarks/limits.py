@@ -9,6 +9,7 @@ test.
 
 import argparse
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,7 @@ from benchmarks.report import Figure, publish
 from benchmarks.trained import parse, trained
 from dermalyze.evaluation.calibrators import fit_calibrator
 from dermalyze.evaluation.conformal import fit_sets
-from dermalyze.evaluation.limits import fit_limits
-from dermalyze.evaluation.limits_judged import judge_limits
+from dermalyze.evaluation.limits import check_limits, fit_limits
 from dermalyze.evaluation.scored import Scored, scored_of
 from serving.prediction import softmax
 
@@ -86,13 +86,14 @@ def main() -> None:
     parser.add_argument("data_dir")
     arguments = parse(parser)
     with trained(arguments.run_id, arguments.data_dir) as run:
-        both = scored_of(pd.concat([run.validation.table, run.test.table], ignore_index=True))
+        tables = [run.validation.table, run.test.table]
+        both = scored_of(pd.concat(tables, ignore_index=True), run.test.taxonomy)
         test, validation = run.test, run.validation
-    temperature = 1 / fit_calibrator("temperature", validation).weight[0, 0]
+    temperature = fit_calibrator("temperature", validation).parameters["temperature"]
     table = resplit(both, softmax(both.logits, float(temperature)))
     means = table.groupby(["level", "class"]).mean(numeric_only=True)
     print(means.round(3).to_string())
-    judged = judge_limits(test, fit_limits(validation), replicates=2000)
+    judged = asdict(check_limits(test, fit_limits(validation), replicates=2000))
     judged["abstention"].pop("curve")
     print(json.dumps(judged, indent=1))
     figures = [

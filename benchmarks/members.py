@@ -98,9 +98,9 @@ def main() -> None:
                 network, first.spec, first.splits.test, ("logits",), name
             )
             table = predictions_table(
-                first.runner.manifest(first.splits.test), outputs["logits"], first.spec.class_names
+                first.runner.manifest(first.splits.test), outputs["logits"], first.spec.taxonomy
             )
-            scored[name] = scored_of(table)
+            scored[name] = scored_of(table, first.spec.taxonomy)
             spec = replace(
                 first.spec, num_views=num_views, member_run_ids=ids if len(some) > 1 else (),
                 scope=None, saliency="",

@@ -33,7 +33,8 @@ def scored_without(run: Trained, columns: list[str]) -> Scored:
     for column, values in kept.items():
         manifest[column] = values
     rows = run.runner.manifest(run.splits.test)
-    return scored_of(predictions_table(rows, outputs["logits"], run.spec.class_names))
+    taxonomy = run.spec.taxonomy
+    return scored_of(predictions_table(rows, outputs["logits"], taxonomy), taxonomy)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import copy
 import statistics
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from benchmarks.trained import Trained, parse, trained
 from dermalyze.config import ModelConfig
 from dermalyze.data.masks import find_masks, read_mask
 from dermalyze.data.readers.dataset import ImageReader
-from dermalyze.evaluation.explanations import judge_maps, measure_maps
+from dermalyze.evaluation.explanations import check_maps, measure_maps
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.shipped import ShippedNetwork
@@ -54,7 +54,8 @@ def on_masks(run: Trained) -> dict[str, dict]:
     for what, classes in (("predicted", outputs["logits"].argmax(axis=1)), ("true", targets)):
         maps = outputs["saliency"][np.arange(len(rows)), classes]
         ids = manifest["image_id"].tolist(), manifest["lesion_id"].tolist()
-        found[what] = judge_maps(measure_maps(*ids, maps, drawn), len(rows), REPLICATES)
+        checked = check_maps(measure_maps(*ids, maps, drawn), run.test, REPLICATES)
+        found[what] = asdict(checked)
     return found
 
 

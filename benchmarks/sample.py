@@ -58,7 +58,7 @@ def take(data_dir: str, config: Config, num_train: int, num_val: int) -> Sample:
     data = LearningData(
         store=prepared.store,
         class_names=names,
-        targets=targets_of(prepared.manifest, names),
+        targets=targets_of(prepared.manifest, prepared.taxonomy),
         train=train,
         val=val,
     )

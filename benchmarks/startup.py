@@ -33,11 +33,18 @@ import sys, time
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from dermalyze.evaluation.folder import write_evaluation
+from dermalyze.config import EvaluationConfig
+from dermalyze.evaluation.evaluate import Predictions, evaluate
+from dermalyze.evaluation.folder import write_folder
+from dermalyze.evaluation.predictions import predictions_table
+from dermalyze.evaluation.scored import scored_of
+from serving.taxonomy import HAM10000
 logits = np.load(sys.argv[1])
 rows = pd.read_csv(sys.argv[2], keep_default_na=False)
 start = time.perf_counter()
-write_evaluation(Path(sys.argv[3]), rows, logits, split="test", context={})
+scored = scored_of(predictions_table(rows, logits, HAM10000), HAM10000)
+predictions = Predictions(scored=scored, split="test")
+write_folder(Path(sys.argv[3]), predictions, evaluate(predictions, EvaluationConfig()))
 print(time.perf_counter() - start)
 """
 NUM_IMAGES = 1503  # in the test split of HAM10000

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits
+from dermalyze.evaluation.folder import PREDICTIONS, VALIDATION
 from dermalyze.evaluation.scored import Scored, read_scored
 from dermalyze.models.checkpoint import load_member
 from dermalyze.models.plugins import load_plugins
@@ -16,7 +17,6 @@ from dermalyze.tracking import fetched, require_run
 from dermalyze.training.device import choose_device, in_full_precision
 from dermalyze.training.ended import data_of_run
 from dermalyze.training.job import BEST, CONFIG, EVALUATION, SPLIT_FILES, Here, stored_config
-from dermalyze.training.judged import PREDICTIONS, VALIDATION
 from dermalyze.training.limits import Runner
 from serving.spec import ModelSpec
 

@@ -47,7 +47,7 @@ def evaluate(
     else:
         output = output or Path(f"evaluation-{run_id[:8]}-{split}")
         found = evaluate_run(run_id, split, output=output, here=here_of(data_dir, device, prepared))
-    click.echo(format_metrics(found.metrics, found.intervals))
+    click.echo(format_metrics(found.logged(), found.intervals))
     click.echo(f"written: {output}")
     click.echo(DISCLAIMER)
 
@@ -78,10 +78,10 @@ def report(
 
     if predictions is not None:
         settings = EvaluationConfig()
-        judgement = report_predictions(predictions, validation, settings=settings, output=output)
+        found = report_predictions(predictions, validation, settings=settings, output=output)
     else:
-        judgement = report_run(str(run_id), output=output, here=here_of(data_dir))
-    for title, cell in headlines(judgement):
+        found = report_run(str(run_id), output=output, here=here_of(data_dir))
+    for title, cell in headlines(found):
         click.echo(f"{title:<44}{cell.value:>8}   {cell.bounds or cell.reason}".rstrip())
     click.echo(f"written: {output / 'report.html'}")
     click.echo(DISCLAIMER)

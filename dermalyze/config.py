@@ -19,7 +19,8 @@ CLASS_WEIGHTINGS = ("none", "balanced")
 SCHEDULES = ("cosine_warm_restarts", "constant")
 AUGMENTATION_LEVELS = ("none", "light", "medium", "heavy", "custom")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-CHAMPION_METRICS = (  # those of which more is better; the last five with a class: recall/mel
+CHAMPION_CLASS_METRICS = ("precision", "recall", "f1", "auc", "average_precision")
+CHAMPION_METRICS = (  # those of which more is better
     "accuracy",
     "balanced_accuracy",
     "macro_precision",
@@ -32,11 +33,7 @@ CHAMPION_METRICS = (  # those of which more is better; the last five with a clas
     "malignant_partial_auc",
     "malignant_sensitivity",
     "malignant_specificity",
-    "precision",
-    "recall",
-    "f1",
-    "auc",
-    "average_precision",
+    *CHAMPION_CLASS_METRICS,  # with a class: recall/mel
 )
 GROUPINGS = ("lesion", "patient", "none")
 CALIBRATORS = ("temperature", "vector", "dirichlet")

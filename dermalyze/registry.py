@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from dermalyze.config import TrackingConfig
 from dermalyze.evaluation.cards import REGISTRY_LIMIT, shortened
+from dermalyze.evaluation.folder import PREDICTIONS
 from dermalyze.evaluation.promotion import Decision, Rule, compare_with_champion
 from dermalyze.evaluation.scored import Scored, read_scored
 from dermalyze.tracking import (
@@ -40,7 +41,7 @@ _DEMO_TAG = "dermalyze.demo_data"
 _PARITY_TAG = "dermalyze.parity"
 _REASON_TAG = "dermalyze.champion_reason"
 _NUMBER_TAGS = "dermalyze.promotion."
-_PREDICTIONS = "evaluation/predictions.csv"
+_EVALUATION = "evaluation"
 _LARGEST_MODEL = 1e9  # bytes, whose transfer is waited for
 _PROMOTION = "\n\nPromotion to champion. "  # begins the last part of a description
 
@@ -262,7 +263,7 @@ def _refusal(reason: str) -> Decision:
 def _predictions(run_id: str) -> Scored:
     """Read the test predictions that a run has logged."""
     with temporary_folder() as folder:
-        return read_scored(fetch(run_id, _PREDICTIONS, folder))
+        return read_scored(fetch(run_id, _EVALUATION, folder) / PREDICTIONS)
 
 
 def _client(name: str) -> BoundedClient:

@@ -5,10 +5,10 @@ import pandas as pd
 
 from dermalyze.evaluation.predictions import predictions_table
 from dermalyze.evaluation.scored import Scored, scored_of
-from serving.taxonomy import CLASS_NAMES
+from serving.taxonomy import HAM10000, Taxonomy
 
 HAM10000_SHARES = dict(
-    zip(CLASS_NAMES, (0.033, 0.051, 0.110, 0.011, 0.111, 0.670, 0.014), strict=True)
+    zip(HAM10000.names, (0.033, 0.051, 0.110, 0.011, 0.111, 0.670, 0.014), strict=True)
 )
 THREE = {"bkl": 0.4, "mel": 0.3, "nv": 0.3}
 
@@ -29,6 +29,8 @@ def simulate(
     """
     rng = np.random.default_rng(seed)
     names = tuple(shares)
+    malignant = tuple(name for name in names if name in HAM10000.malignant)
+    taxonomy = HAM10000 if names == HAM10000.names else Taxonomy(names=names, malignant=malignant)
     chances = np.array(list(shares.values()))
     classes = rng.choice(len(names), num_lesions, p=chances / chances.sum())
     lesions = np.repeat(np.arange(num_lesions), rng.choice(images, num_lesions))
@@ -47,4 +49,4 @@ def simulate(
         }
     )
     logits = signal * np.eye(len(names))[targets] + noise
-    return scored_of(predictions_table(rows, logits, names), names)
+    return scored_of(predictions_table(rows, logits, taxonomy), taxonomy)

@@ -6,6 +6,7 @@ the best possible estimate is known too: the inverse of the Fisher information.
 
 import inspect
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from dermalyze.evaluation.predictions import predictions_table
 from dermalyze.evaluation.scored import Scored, scored_of
 from serving.errors import ConfigError, DataError
 from serving.prediction import softmax
-from serving.taxonomy import CLASS_NAMES
+from serving.taxonomy import CLASS_NAMES, Taxonomy
 
 STANDARD_ERRORS = 4  # a right estimate is further off once in 16,000 draws
 
@@ -44,7 +45,8 @@ def scored(logits, targets, class_names, *, first: int = 0, lesions=None) -> Sco
             **{"dx_type": "histo", "age": 50.0, "sex": "male", "localization": "back"},
         }
     )
-    return scored_of(predictions_table(rows, logits, class_names), class_names)
+    taxonomy = Taxonomy(names=tuple(class_names))
+    return scored_of(predictions_table(rows, logits, taxonomy), taxonomy)
 
 
 def draw(probs, rng):
@@ -74,7 +76,7 @@ def divergence(true_logits, found_logits) -> float:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
 def test_a_planted_temperature_is_found(temperature):
     validation = planted(lambda logits: logits / temperature, 1500, seed=0)
-    found = fit_calibrator("temperature", validation).to_dict()["parameters"]["temperature"]
+    found = fit_calibrator("temperature", validation).parameters["temperature"]
     # The information on 1/T is the sum of the variances of the logits under the true
     # probabilities; an error of 1/T is T times as large, relative to 1/T.
     true = softmax(validation.logits, temperature)
@@ -100,7 +102,7 @@ def test_a_temperature_lowers_the_loss_and_changes_no_predicted_class():
 def test_a_temperature_stays_in_bounds_where_none_is_best(sign, bound):
     targets = np.arange(60) % 7
     validation = scored(sign * np.eye(7)[targets], targets, CLASS_NAMES)  # all right, all wrong
-    found = fit_calibrator("temperature", validation).to_dict()["parameters"]["temperature"]
+    found = fit_calibrator("temperature", validation).parameters["temperature"]
     assert found == pytest.approx(bound, rel=1e-6)
 
 
@@ -108,7 +110,7 @@ def test_a_planted_vector_is_found():
     scale = np.array([0.4, 0.5, 0.6, 0.5, 0.4, 0.7, 0.6])
     bias = np.array([-1.0, -0.5, 0.0, -1.5, 0.5, 2.0, 0.5])
     validation = planted(lambda logits: logits * scale + bias, 20_000, seed=3)
-    parameters = fit_calibrator("vector", validation).to_dict()["parameters"]
+    parameters = fit_calibrator("vector", validation).parameters
     # Fisher information of (scale, bias); only differences of biases change a probability.
     inputs = np.stack([validation.logits, np.ones_like(validation.logits)])
     true = covariances(softmax(validation.logits * scale + bias))
@@ -172,7 +174,7 @@ def test_with_few_images_a_map_hardly_leaves_temperature_scaling():
 def test_a_calibrator_goes_through_json_and_says_what_it_was_fitted_on(kind):
     validation = simulate(200, seed=0, shares=THREE)
     calibrator = fit_calibrator(kind, validation)
-    found = json.loads(json.dumps(calibrator.to_dict()))
+    found = json.loads(json.dumps(asdict(calibrator)))
     num_images = len(validation)
     assert found["kind"] == kind
     assert found["fitted_on"] == {"split": "val", "num_images": num_images, "num_lesions": 200}
@@ -190,19 +192,19 @@ def test_a_calibrator_goes_through_json_and_says_what_it_was_fitted_on(kind):
 def test_fitting_sees_the_validation_split_and_nothing_else(kind):
     assert list(inspect.signature(fit_calibrator).parameters) == ["kind", "validation"]
     validation, test = simulate(300, seed=0, shares=THREE), simulate(300, seed=1, shares=THREE)
-    first = fit_calibrator(kind, validation).to_dict()
+    first = fit_calibrator(kind, validation)
     test.logits[:] = test.logits[::-1] * 5
     test.targets[:] = 0
-    assert fit_calibrator(kind, validation).to_dict() == first
+    assert fit_calibrator(kind, validation) == first
     changed = validation.with_logits(validation.logits * 2)  # the check can fail
-    assert fit_calibrator(kind, changed).to_dict() != first
+    assert fit_calibrator(kind, changed) != first
 
 
 def test_a_class_that_validation_lacks_leaves_the_temperature_alone():
     complete = simulate(300, seed=0, shares=THREE)
-    without = scored_of(complete.table[complete.targets > 0], complete.class_names)
+    without = scored_of(complete.table[complete.targets > 0], complete.taxonomy)
     calibrator = fit_calibrator("temperature", without)
-    assert 0.2 < calibrator.to_dict()["parameters"]["temperature"] < 5
+    assert 0.2 < calibrator.parameters["temperature"] < 5
     for kind in ("vector", "dirichlet"):
         with pytest.raises(DataError) as error:
             fit_calibrator(kind, without)
@@ -229,7 +231,8 @@ def test_a_class_without_a_mistake_keeps_a_finite_scale():
     logits[:, 6] = np.where(targets == 6, 10, -10)
     for kind in ("vector", "dirichlet"):
         calibrator = fit_calibrator(kind, scored(logits, targets, CLASS_NAMES))
-        assert np.abs(calibrator.weight).max() < 5
+        weights = calibrator.parameters["scale" if kind == "vector" else "weight"]
+        assert np.abs(weights).max() < 5
 
 
 def test_what_is_judged_must_not_share_a_lesion_with_what_was_fitted():
@@ -242,9 +245,9 @@ def test_what_is_judged_must_not_share_a_lesion_with_what_was_fitted():
     with pytest.raises(DataError) as error:
         require_disjoint(first, everything.take(everything.lesions >= 48))
     assert str(error.value) == (
-        "lesion 'HAM_0000048' stands in both the predictions that are judged and those that the "
-        "calibrator is fitted on (2 in common); a calibrator must not be fitted on what it is "
-        "judged on, give it the validation split"
+        "lesion 'HAM_0000048' is in both the predictions to evaluate and those that the calibrator "
+        "is fitted on (2 in common); pass the predictions of the validation split, which shares "
+        "nothing with them"
     )
 
 
@@ -253,7 +256,7 @@ def test_images_without_a_lesion_are_compared_by_their_own_id():
         return scored(np.eye(7)[:2], np.arange(2), CLASS_NAMES, first=first, lesions=lesions)
 
     require_disjoint(images(0, ["", None]), images(2, ["", None]))
-    with pytest.raises(DataError, match=r"^image 'ISIC_0000001' stands in both .* \(1 in common\)"):
+    with pytest.raises(DataError, match=r"^image 'ISIC_0000001' is in both .* \(1 in common\)"):
         require_disjoint(images(0, ["", None]), images(1, ["HAM_1", None]))
 
 
@@ -346,7 +349,7 @@ def test_a_class_that_training_never_saw_is_estimated_as_absent():
     ],
 )
 def test_classes_without_a_stated_share_have_what_is_left_in_equal_parts(text, expected):
-    shares = parse_prevalence(text, ("a", "b", "c"))
+    shares = parse_prevalence(text, Taxonomy(names=("a", "b", "c")))
     np.testing.assert_allclose(shares, expected, atol=1e-12)
     assert shares.sum() == pytest.approx(1, abs=1e-12)
 
@@ -370,5 +373,5 @@ def test_classes_without_a_stated_share_have_what_is_left_in_equal_parts(text, e
 )
 def test_a_prevalence_that_is_none_is_explained(text, expected):
     with pytest.raises(ConfigError) as error:
-        parse_prevalence(text, ("a", "b", "c"))
+        parse_prevalence(text, Taxonomy(names=("a", "b", "c")))
     assert str(error.value) == f"evaluation.prevalence must be {expected}, got {text!r}"

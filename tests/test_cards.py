@@ -3,14 +3,14 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jinja2
 import pandas as pd
 import pytest
 from simulated import simulate
-from test_judge import renamed
+from test_judge import predicted, renamed
 
 from dermalyze.config import Config, EvaluationConfig
 from dermalyze.evaluation import words
@@ -21,8 +21,8 @@ from dermalyze.evaluation.cards import (
     model_card,
     shortened,
 )
-from dermalyze.evaluation.judge import judge
-from serving.taxonomy import CLASS_DESCRIPTIONS, CLASS_NAMES, DATA_LICENSE, DISCLAIMER
+from dermalyze.evaluation.evaluate import evaluate
+from serving.taxonomy import CLASS_DESCRIPTIONS, CLASS_NAMES, DATA_LICENSE, DISCLAIMER, HAM10000
 
 TEMPLATES = Path(words.__file__).parent / "templates"
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]\d+)?%?")
@@ -48,9 +48,9 @@ HISTORY = [
 def inputs():
     scored = simulate(500, seed=0)
     validation = renamed(simulate(300, seed=1), "V")
-    found = judge(scored, validation, EvaluationConfig(replicates=100), split="test")
+    found = evaluate(predicted(scored, validation), EvaluationConfig(replicates=100))
     return CardInputs(
-        judgement=json.loads(json.dumps(found.judgement)),
+        evaluation=found,
         config=Config(),
         splits={
             "train": renamed(simulate(700, seed=2), "T").table,
@@ -108,7 +108,7 @@ def own_numbers(template: str) -> set[str]:
 
 def untraced(card: str, template: str, inputs: CardInputs) -> set[str]:
     artifacts = [
-        inputs.judgement,
+        json.loads(inputs.evaluation.to_json()),
         asdict(inputs.config),
         inputs.audit,
         list(inputs.history),
@@ -116,7 +116,7 @@ def untraced(card: str, template: str, inputs: CardInputs) -> set[str]:
         counts(inputs.splits),
         [inputs.best_epoch, len(inputs.history)],
     ]
-    constants = [DISCLAIMER, DATA_LICENSE, words.NO_SKIN_TYPE, list(CLASS_DESCRIPTIONS.values())]
+    constants = [DISCLAIMER, DATA_LICENSE, HAM10000.citation, list(CLASS_DESCRIPTIONS.values())]
     constants += [list(words.TITLES.values()), list(words.AT_POINTS.values())]
     constants += [list(words.PER_CLASS.values()), inputs.config.model.timm_name]
     known = set().union(*(printed(value) for value in values([*artifacts, *constants])))
@@ -182,8 +182,8 @@ def test_drawn_data_is_marked_in_both_cards(inputs):
 
 
 def test_a_card_without_a_calibrator_says_so(inputs):
-    judgement = {k: v for k, v in inputs.judgement.items() if k != "calibration"}
-    card = model_card(CardInputs(**{**vars(inputs), "judgement": judgement}))
+    evaluation = replace(inputs.evaluation, calibration=None)
+    card = model_card(replace(inputs, evaluation=evaluation))
     assert "No calibrator was fitted" in card
 
 

@@ -5,10 +5,10 @@ import pytest
 from simulated import simulate
 from sklearn import metrics as sklearn_metrics
 
-from dermalyze.evaluation.bootstrap import replicated
-from dermalyze.evaluation.clinical import decision_curve, malignant, malignant_roc
+from dermalyze.evaluation.clinical import decision_curve, malignant_roc
+from dermalyze.evaluation.metrics import replicated
 from dermalyze.evaluation.scored import Scored
-from serving.taxonomy import CLASS_NAMES
+from serving.taxonomy import CLASS_NAMES, Taxonomy
 
 EXACT = 1e-12
 C = len(CLASS_NAMES)
@@ -63,7 +63,7 @@ def test_malignant_is_akiec_bcc_and_mel_against_the_rest(scored, metrics):
 
 
 def test_the_partial_area_looks_above_the_stated_sensitivity(scored, metrics):
-    is_malignant, score = malignant(scored)
+    is_malignant, score = scored.is_malignant, scored.malignancy
     standardized = sklearn_metrics.roc_auc_score(~is_malignant, -score, max_fpr=0.3)
     area = 0.3**2 / 2 + (2 * standardized - 1) * (0.3 - 0.3**2 / 2)
     assert metrics["malignant_partial_auc"] == pytest.approx(area / 0.3, abs=1e-9)
@@ -84,7 +84,7 @@ def test_net_benefit_of_five_images_by_hand(scored):
         logits=np.log(np.stack([mel, 1 - mel], axis=1)),
         targets=np.array([0, 0, 1, 0, 1]),
         lesions=np.arange(5),
-        class_names=("mel", "nv"),
+        taxonomy=Taxonomy(names=("mel", "nv"), malignant=("mel",)),
     )
     curve = decision_curve(five)
     at = curve.thresholds.index(0.3)
@@ -94,7 +94,7 @@ def test_net_benefit_of_five_images_by_hand(scored):
 
 
 def test_benign_images_alone_have_no_curve(scored):
-    benign = scored.take(~malignant(scored)[0])
+    benign = scored.take(~scored.is_malignant)
     assert decision_curve(benign) is None
     assert malignant_roc(benign) is None
     assert "malignant_auc" not in {

@@ -7,20 +7,34 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from dermalyze.evaluation.folder import format_metrics, write_evaluation
-from dermalyze.evaluation.predictions import read_predictions
+from dermalyze.config import EvaluationConfig
+from dermalyze.evaluation.evaluate import Predictions, evaluate
+from dermalyze.evaluation.folder import format_metrics, read_folder, write_folder
+from dermalyze.evaluation.predictions import predictions_table, read_predictions
+from dermalyze.evaluation.scored import scored_of
 from serving.errors import DataError
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER
+from serving.taxonomy import CLASS_NAMES, DISCLAIMER, HAM10000
 
 C = len(CLASS_NAMES)
 FILES = [
     "calibration_curve.png",
     "confusion_matrix.png",
     "evaluation_metrics.json",
+    "judgement.json",
     "per_class_metrics.png",
     "predictions.csv",
     "roc_curves.png",
+    "taxonomy.json",
 ]
+
+
+def write_evaluation(folder, rows, logits, *, split, context):
+    """Evaluate logits of manifest rows into a folder."""
+    scored = scored_of(predictions_table(rows, logits, HAM10000), HAM10000)
+    predictions = Predictions(scored=scored, split=split, context=context)
+    evaluation = evaluate(predictions, EvaluationConfig(replicates=100))
+    write_folder(folder, predictions, evaluation)
+    return {f"{split}/{name}": value for name, value in evaluation.metrics.items()}
 
 
 def manifest(labels: list[str], lesions: list[str]) -> pd.DataFrame:
@@ -63,7 +77,10 @@ def test_the_folder_holds_every_file_and_the_numbers_agree(tmp_path):
     }
     assert metrics["test/accuracy"] == pytest.approx(np.mean(logits.argmax(axis=1) == targets))
     assert all(name.startswith("test/") for name in metrics)
-    _, read, read_targets = read_predictions(folder / "predictions.csv")
+    again = read_folder(folder, "test")
+    assert again.context == context
+    assert again.scored.taxonomy == HAM10000
+    _, read, read_targets = read_predictions(folder / "predictions.csv", HAM10000)
     np.testing.assert_array_equal(read, logits)
     np.testing.assert_array_equal(read_targets, targets)
 

@@ -1,17 +1,20 @@
 """Do maps point at the lesion?  Against masks and baselines, by hand where that is possible."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from dermalyze.evaluation.captions import map_sentences
 from dermalyze.evaluation.explanations import (
     MEASURES,
     center_gaussian,
-    judge_maps,
+    check_maps,
     measure_maps,
     read_explanations,
     write_explanations,
 )
-from dermalyze.evaluation.report_limits import map_sentences
+from dermalyze.evaluation.scored import Scored
+from serving.taxonomy import Taxonomy
 
 
 def half(side=8):
@@ -24,6 +27,18 @@ def half(side=8):
 def measured(maps, masks):
     names = [f"i{n}" for n in range(len(maps))]
     return measure_maps(names, names, np.asarray(maps, np.float32), masks)
+
+
+def images(num):
+    """The images that `measured` names, each its own lesion."""
+    names = [f"i{n}" for n in range(num)]
+    return Scored(
+        logits=np.zeros((num, 2)),
+        targets=np.zeros(num, np.int64),
+        taxonomy=Taxonomy(names=("a", "b")),
+        table=pd.DataFrame({"image_id": names, "lesion_id": names}),
+        lesions=np.arange(num),
+    )
 
 
 def test_a_map_as_large_as_the_mask_is_measured_by_hand():
@@ -51,11 +66,8 @@ def test_what_cannot_be_measured_is_left_out_and_counted():
         [one, one, nothing, one], [half(), np.ones((8, 8), bool), half(), np.zeros((8, 8), bool)]
     )
     assert table["image_id"].tolist() == ["i0"]
-    judged = judge_maps(table, 5, 200)
-    assert (judged["num_images"], judged["num_left_out"]) == (1, 4)
-    assert map_sentences(judge_maps(table.iloc[:0], 3, 200)) == [
-        "No map could be measured on a lesion mask: 3 images could not be measured."
-    ]
+    checked = check_maps(table, images(5), 200)
+    assert (checked.num_images, checked.num_left_out) == (1, 4)
 
 
 def study(num, shift, seed=0):
@@ -74,24 +86,22 @@ def study(num, shift, seed=0):
     ("shift", "verdict"), [(0, "it beats the center of the image"), (14, "it is worse than simply")]
 )
 def test_the_report_says_whether_a_map_beats_the_center(shift, verdict):
-    judged = judge_maps(study(200, shift), 200, 500)
-    sentences = map_sentences(judged)
+    checked = check_maps(study(200, shift), images(200), 500)
+    sentences = map_sentences(checked)
     assert all(verdict in sentence for sentence in sentences[: len(MEASURES)])
     for name in MEASURES:
-        part = judged[name]
-        assert part["over_center"]["estimate"] == pytest.approx(
-            part["map"]["estimate"] - part["center"]["estimate"]
-        )
-        assert part["over_center"]["low"] < part["over_center"]["estimate"]
+        part = getattr(checked, name)
+        assert part.over_center.estimate == pytest.approx(part.map.estimate - part.center.estimate)
+        assert part.over_center.low < part.over_center.estimate
 
 
 def test_a_map_that_is_the_center_does_not_beat_it():
     rng = np.random.default_rng(0)
     masks = [study_mask(rng) for _ in range(100)]
     center = center_gaussian((32, 32))
-    judged = judge_maps(measured([center + rng.normal(0, 1e-3, center.shape).clip(0)
-                                  for _ in masks], masks), 100, 500)  # fmt: skip
-    assert "it does not beat simply pointing at the center" in " ".join(map_sentences(judged))
+    maps = [center + rng.normal(0, 1e-3, center.shape).clip(0) for _ in masks]
+    checked = check_maps(measured(maps, masks), images(100), 500)
+    assert "it does not beat simply pointing at the center" in " ".join(map_sentences(checked))
 
 
 def study_mask(rng):

@@ -1,4 +1,4 @@
-"""The judgement as a whole: what it rests on, what it never sees, what it says of missing parts."""
+"""The evaluation as a whole: what it rests on, what it never sees, which parts it leaves out."""
 
 import json
 
@@ -8,12 +8,18 @@ import pytest
 from simulated import HAM10000_SHARES, simulate
 
 from dermalyze.config import CHAMPION_METRICS, EvaluationConfig
-from dermalyze.evaluation.bootstrap import replicated
 from dermalyze.evaluation.clinical import decision_curve
-from dermalyze.evaluation.judge import check_settings, judge, seen_priors, write_judgement
+from dermalyze.evaluation.evaluate import (
+    Evaluation,
+    Predictions,
+    check_settings,
+    evaluate,
+    seen_priors,
+)
+from dermalyze.evaluation.metrics import replicated
 from dermalyze.evaluation.scored import scored_of
-from serving.errors import ConfigError, DataError
-from serving.taxonomy import CLASS_NAMES
+from serving.errors import ArtifactError, ConfigError, DataError
+from serving.taxonomy import CLASS_NAMES, HAM10000
 
 QUICK = EvaluationConfig(replicates=100)
 
@@ -23,7 +29,7 @@ def renamed(scored, prefix):
     table = scored.table.assign(
         image_id=prefix + scored.table["image_id"], lesion_id=prefix + scored.table["lesion_id"]
     )
-    return scored_of(table, scored.class_names)
+    return scored_of(table, scored.taxonomy)
 
 
 @pytest.fixture(scope="module")
@@ -37,41 +43,70 @@ def validation():
 
 
 @pytest.fixture(scope="module")
-def judged(test_images, validation):
-    return judge(test_images, validation, QUICK, split="test")
+def evaluated(test_images, validation):
+    return evaluate(predicted(test_images, validation), QUICK)
 
 
-def test_a_judgement_is_json_and_says_what_it_rests_on(judged, test_images, tmp_path):
-    write_judgement(tmp_path, judged.judgement)
-    read = json.loads((tmp_path / "judgement.json").read_text())
+def predicted(scored, validation=None, split="test"):
+    return Predictions(scored=scored, split=split, validation=validation, context={"run_id": "r"})
+
+
+def test_an_evaluation_is_json_and_says_what_it_rests_on(evaluated, test_images):
+    read = json.loads(evaluated.to_json())
     assert (read["num_images"], read["num_lesions"]) == (len(test_images), 300)
     assert (read["split"], read["level"], read["replicates"]) == ("test", 0.95, 100)
     assert "skin type" in read["subgroups"]["note"]
     assert read["calibration"]["calibrator"]["fitted_on"]["num_lesions"] == 300
+    assert read["class_names"] == list(CLASS_NAMES)
 
 
-def test_the_calibrator_never_sees_what_is_judged(judged, validation):
-    other = judge(simulate(200, seed=9, signal=0.1), validation, QUICK, split="test")
-    ours, theirs = (j.judgement["calibration"] for j in (judged, other))
-    assert ours["calibrator"] == theirs["calibrator"]
-    assert ours["before"] != theirs["before"]
+def test_an_evaluation_reads_back_as_it_was(evaluated, test_images):
+    assert Evaluation.from_json(evaluated.to_json()) == evaluated
+    bare = evaluate(predicted(test_images), QUICK)
+    assert Evaluation.from_json(bare.to_json()) == bare
 
 
-def test_the_decision_curve_is_of_calibrated_probabilities(judged, test_images):
-    curve = judged.judgement["decision_curve"]
-    assert curve == decision_curve(judged.calibrated).to_dict()
-    assert curve != decision_curve(test_images).to_dict()
+def test_an_evaluation_of_an_older_version_is_of_ham10000(evaluated):
+    values = json.loads(evaluated.to_json())
+    for name in ("taxonomy", "group_by", "metrics", "confusion_matrix", "context"):
+        del values[name]
+    old = Evaluation.from_json(json.dumps(values))
+    assert old.taxonomy == HAM10000
+    assert old.group_by == "lesion"
+    assert old.intervals == evaluated.intervals
+    assert old.limits == evaluated.limits
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "nonsense", '{"intervals": 3}'])
+def test_what_is_not_an_evaluation_is_refused(text):
+    with pytest.raises(ArtifactError) as caught:
+        Evaluation.from_json(text)
+    expected = "this is not a judgement.json; expected what `dermalyze evaluate` wrote"
+    assert str(caught.value) == expected
+
+
+def test_the_calibrator_never_sees_what_is_evaluated(evaluated, validation):
+    other = evaluate(predicted(simulate(200, seed=9, signal=0.1), validation), QUICK)
+    ours, theirs = evaluated.calibration, other.calibration
+    assert ours.calibrator == theirs.calibrator
+    assert ours.before != theirs.before
+
+
+def test_the_decision_curve_is_of_calibrated_probabilities(evaluated, test_images):
+    curve = evaluated.decision_curve
+    assert curve == decision_curve(evaluated.calibrated(test_images))
+    assert curve != decision_curve(test_images)
 
 
 def test_a_lesion_in_both_is_refused(test_images):
-    with pytest.raises(DataError, match="stands in both"):
-        judge(test_images, test_images, QUICK, split="test")
+    with pytest.raises(DataError, match="is in both"):
+        evaluate(predicted(test_images, test_images), QUICK)
 
 
 def test_without_validation_there_is_no_calibrator(test_images):
-    judged = judge(test_images, None, QUICK, split="images")
-    assert "calibration" not in judged.judgement
-    assert judged.calibrated is None
+    found = evaluate(predicted(test_images), QUICK)
+    assert found.calibration is found.calibrated(test_images) is None
+    assert "calibration" not in json.loads(found.to_json())
 
 
 def test_correcting_the_prevalence_helps_where_the_classes_are_as_stated():
@@ -84,16 +119,15 @@ def test_correcting_the_prevalence_helps_where_the_classes_are_as_stated():
     for prevalence in (stated, "estimate"):
         settings = EvaluationConfig(replicates=100, prevalence=prevalence)
         priors = np.array(list(equal.values()))
-        found = judge(trained, None, settings, split="test", trained_priors=priors)
-        part = found.judgement["prevalence"]
-        assert part["stated"]["nv"] == pytest.approx(0.67, abs=0.03)
-        assert part["after"]["loss"] < part["before"]["loss"] - 0.1
-        assert part["after"]["accuracy"] > part["before"]["accuracy"] + 0.05
+        part = evaluate(predicted(trained), settings, priors).prevalence
+        assert part.stated["nv"] == pytest.approx(0.67, abs=0.03)
+        assert part.after["loss"] < part.before["loss"] - 0.1
+        assert part.after["accuracy"] > part.before["accuracy"] + 0.05
 
 
 def test_a_prevalence_without_known_training_shares_is_refused(test_images):
     with pytest.raises(ConfigError, match=r"evaluation\.prevalence needs"):
-        judge(test_images, None, EvaluationConfig(replicates=100, prevalence="nv=1"), split="x")
+        evaluate(predicted(test_images), EvaluationConfig(replicates=100, prevalence="nv=1"))
 
 
 def test_a_balanced_loss_sees_all_classes_equally_often():
@@ -104,11 +138,11 @@ def test_a_balanced_loss_sees_all_classes_equally_often():
 
 def test_what_would_fail_after_a_training_fails_before():
     rows = pd.DataFrame({"label": ["nv", "mel"], "lesion_id": ["a", "b"]})
-    check_settings(EvaluationConfig(), rows, CLASS_NAMES)
+    check_settings(EvaluationConfig(), rows, HAM10000)
     with pytest.raises(DataError, match=r"set evaluation\.calibrator to temperature"):
-        check_settings(EvaluationConfig(calibrator="vector"), rows, CLASS_NAMES)
+        check_settings(EvaluationConfig(calibrator="vector"), rows, HAM10000)
     with pytest.raises(ConfigError, match=r"evaluation\.prevalence"):
-        check_settings(EvaluationConfig(prevalence="mole=0.5"), rows, CLASS_NAMES)
+        check_settings(EvaluationConfig(prevalence="mole=0.5"), rows, HAM10000)
 
 
 def test_every_metric_of_a_champion_is_one_that_is_computed(test_images):

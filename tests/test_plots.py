@@ -8,18 +8,18 @@ from matplotlib.text import Text
 from PIL import Image
 from sklearn.metrics import roc_curve
 
-from dermalyze.evaluation import plots
-from dermalyze.evaluation.metrics import softmax
+from dermalyze.evaluation import figures as draw
+from dermalyze.evaluation.metrics import Answers
 from serving.errors import DataError
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER
+from serving.prediction import softmax
+from serving.taxonomy import CLASS_NAMES, DISCLAIMER, HAM10000
 
 C = len(CLASS_NAMES)
-PREDICTIONS = (
-    plots.save_confusion_matrix,
-    plots.save_roc_curves,
-    plots.save_per_class_metrics,
-    lambda path, logits, targets, _: plots.save_calibration_curve(path, logits, targets),
-)
+PREDICTIONS = (draw.confusion, draw.roc, draw.per_class, draw.reliability)
+
+
+def answers(logits, targets, taxonomy=HAM10000):
+    return Answers(np.asarray(logits, float), np.asarray(targets), taxonomy)
 
 
 def epoch(number: int, **changes: float) -> dict[str, float]:
@@ -69,15 +69,15 @@ def texts_of(figures: list[Figure]) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
-@pytest.mark.parametrize("save", PREDICTIONS)
+@pytest.mark.parametrize("make", PREDICTIONS)
 @pytest.mark.parametrize("case", ["ordinary", "one image", "one class", "absent classes"])
-def test_a_plot_of_predictions_is_a_whole_png_with_the_disclaimer(tmp_path, figures, save, case):
+def test_a_plot_of_predictions_is_a_whole_png_with_the_disclaimer(tmp_path, figures, make, case):
     path = tmp_path / "plot.png"
-    save(path, *images(case), CLASS_NAMES)
+    draw.save_png(path, make(answers(*images(case))))
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG"
-        assert 600 <= image.width <= 1000  # fits MLflow's artifact view
+        assert 700 <= image.width <= 1100  # fits MLflow's artifact view
     assert DISCLAIMER in texts_of(figures)
     assert [entry.name for entry in tmp_path.iterdir()] == ["plot.png"]
 
@@ -85,7 +85,7 @@ def test_a_plot_of_predictions_is_a_whole_png_with_the_disclaimer(tmp_path, figu
 def test_the_confusion_matrix_shows_counts_and_shares_of_the_true_class(tmp_path, figures):
     targets = np.array([4] * 300 + [5])
     predicted = np.array([4] * 224 + [2] * 75 + [0] + [5])
-    plots.save_confusion_matrix(tmp_path / "x.png", np.eye(C)[predicted], targets, CLASS_NAMES)
+    draw.save_png(tmp_path / "x.png", draw.confusion(answers(np.eye(C)[predicted], targets)))
     assert {"224\n75%", "75\n25%", "1\n<1%", "1\n100%", "mel\nn = 300", "df\nn = 0"} <= set(
         texts_of(figures)
     )
@@ -95,12 +95,12 @@ def test_the_confusion_matrix_shows_counts_and_shares_of_the_true_class(tmp_path
 
 def test_classes_without_a_roc_curve_are_named_as_such(tmp_path, figures):
     logits = np.eye(C)[[1, 1, 5, 5]]
-    plots.save_roc_curves(tmp_path / "x.png", logits, np.array([1, 1, 5, 5]), CLASS_NAMES)
+    draw.save_png(tmp_path / "x.png", draw.roc(answers(logits, np.array([1, 1, 5, 5]))))
     assert {"mel  no curve: no image", "nv  AUC 1.000  (n = 2)"} <= set(texts_of(figures))
     figures.clear()
-    plots.save_roc_curves(tmp_path / "x.png", logits, np.full(4, 5), CLASS_NAMES)
+    draw.save_png(tmp_path / "x.png", draw.roc(answers(logits, np.full(4, 5))))
     assert {"mel  no curve: no image", "nv  no curve: no other class"} <= set(texts_of(figures))
-    assert "ROC curves, one class against the rest: no AUC to be had" in texts_of(figures)
+    assert "Each class against the rest: no AUC" in texts_of(figures)
 
 
 def test_the_roc_curve_that_is_drawn_is_scikit_learns(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_the_roc_curve_that_is_drawn_is_scikit_learns(tmp_path, monkeypatch):
     monkeypatch.setattr(Axes, "plot", listen)
     logits, targets = images("ordinary")
     logits = np.round(logits)  # ties
-    plots.save_roc_curves(tmp_path / "x.png", logits, targets, CLASS_NAMES)
+    draw.save_png(tmp_path / "x.png", draw.roc(answers(logits, targets)))
     expected = roc_curve(targets == 4, softmax(logits)[:, 4], drop_intermediate=False)
     grid = np.linspace(0, 1, 201)
     np.testing.assert_allclose(
@@ -125,36 +125,38 @@ def test_the_roc_curve_that_is_drawn_is_scikit_learns(tmp_path, monkeypatch):
 def test_per_class_metrics_are_written_above_their_bars(tmp_path, figures):
     targets = np.array([4, 4, 4, 4, 5, 5])
     predicted = np.array([4, 5, 5, 5, 5, 5])
-    plots.save_per_class_metrics(tmp_path / "x.png", np.eye(C)[predicted], targets, CLASS_NAMES)
+    draw.save_png(tmp_path / "x.png", draw.per_class(answers(np.eye(C)[predicted], targets)))
     numbers = [text for text in texts_of(figures) if text[:2] in ("0.", "1.") and len(text) == 4]
     # precision, sensitivity, F1: mel 1/1, 1/4, 2/5; nv 2/5, 2/2, 4/7
     assert sorted(numbers) == sorted(["1.00", "0.25", "0.40", "0.40", "1.00", "0.57"])
     assert texts_of(figures).count("no image") == 5
 
 
-def test_the_calibration_title_holds_the_error(tmp_path, figures):
+def test_the_calibration_curve_says_its_error(tmp_path, figures):
     logits = np.full((10, C), -1000.0)
     logits[:, 5] = 0.0  # always sure of nv
-    plots.save_calibration_curve(tmp_path / "x.png", logits, np.array([5] * 7 + [4] * 3))
-    assert (
-        "Calibration: ECE 0.300 (15 bins, 10 images)\nmean confidence 100.0%, accuracy 70.0%"
-    ) in texts_of(figures)
+    draw.save_png(tmp_path / "x.png", draw.reliability(answers(logits, [5] * 7 + [4] * 3)))
+    assert "as trained: ECE 0.300" in texts_of(figures)
 
 
 @pytest.mark.parametrize("num_epochs", [1, 2, 45])
 def test_training_curves_mark_the_best_epoch(tmp_path, figures, num_epochs):
     path = tmp_path / "training_curves.png"
-    plots.save_training_curves(path, [epoch(i + 1) for i in range(num_epochs)], num_epochs)
+    draw.save_png(
+        path,
+        draw.training_curves([epoch(i + 1) for i in range(num_epochs)], num_epochs),
+        disclaimer=False,
+    )
     with Image.open(path) as image:
         image.load()
-        assert image.size == (1000, 700)
+        assert image.size == (1440, 1056)
     assert texts_of(figures).count(f"best epoch {num_epochs}") == 3
-    assert "learning rate; 100.0 s an epoch" in texts_of(figures)
+    assert "learning rate; 100.0 s per epoch" in texts_of(figures)
     assert [entry.name for entry in tmp_path.iterdir()] == ["training_curves.png"]
 
 
 def test_epochs_are_counted_in_whole_numbers(tmp_path, figures):
-    plots.save_training_curves(tmp_path / "x.png", [epoch(1)], 1)
+    draw.save_png(tmp_path / "x.png", draw.training_curves([epoch(1)], 1), disclaimer=False)
     ticks = [label.get_text() for label in figures[0].axes[2].get_xticklabels()]
     assert ticks == ["0", "1", "2"]  # of which the limits show the middle one
 
@@ -164,15 +166,15 @@ def test_a_metric_that_an_epoch_lacks_is_a_gap(tmp_path, figures):
     del history[1]["val/macro_auc"]
     for entry in history:
         del entry["epoch_seconds"]
-    plots.save_training_curves(tmp_path / "x.png", history, 0)
+    draw.save_png(tmp_path / "x.png", draw.training_curves(history, 0), disclaimer=False)
     assert "learning rate" in texts_of(figures)
-    assert "val/macro_auc" in texts_of(figures)
+    assert "macro AUC" in texts_of(figures)
     assert not [text for text in texts_of(figures) if text.startswith("best epoch")]
 
 
 def test_an_empty_history_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(DataError) as caught:
-        plots.save_training_curves(tmp_path / "x.png", [], 0)
+        draw.save_png(tmp_path / "x.png", draw.training_curves([], 0), disclaimer=False)
     assert str(caught.value) == (
         "the training history is empty; expected at least one finished epoch, train first"
     )

@@ -15,7 +15,7 @@ from dermalyze.evaluation.predictions import (
 )
 from serving.errors import DataError
 from serving.metadata import is_missing
-from serving.taxonomy import CLASS_NAMES
+from serving.taxonomy import CLASS_NAMES, HAM10000
 
 C = len(CLASS_NAMES)
 EVALUATE = "write it with `dermalyze evaluate`"
@@ -41,13 +41,13 @@ def written(tmp_path):
     """A good file of three images: nv, mel and nv, predicted as nv, mel and bkl."""
     logits = 3 * np.eye(C, dtype=np.float32)[[5, 4, 2]]
     path = tmp_path / "predictions.csv"
-    write_predictions(path, predictions_table(manifest(["nv", "mel", "nv"]), logits, CLASS_NAMES))
+    write_predictions(path, predictions_table(manifest(["nv", "mel", "nv"]), logits, HAM10000))
     return path
 
 
 def test_a_row_has_all_that_is_known_of_its_image():
     logits = np.log(np.array([[1, 1, 1, 1, 2, 3, 1]]))
-    table = predictions_table(manifest(["mel"]), logits, CLASS_NAMES)
+    table = predictions_table(manifest(["mel"]), logits, HAM10000)
     assert list(table.columns) == [
         *("image_id", "lesion_id", "label", "predicted", "confidence"),
         *(f"prob_{name}" for name in CLASS_NAMES),
@@ -63,7 +63,7 @@ def test_a_row_has_all_that_is_known_of_its_image():
 
 def test_rows_keep_their_order_whatever_their_index():
     rows = manifest(["nv", "mel", "bkl"]).iloc[[2, 0]]
-    table = predictions_table(rows, np.eye(C)[[2, 5]], CLASS_NAMES)
+    table = predictions_table(rows, np.eye(C)[[2, 5]], HAM10000)
     assert table["image_id"].tolist() == ["ISIC_0000002", "ISIC_0000000"]
     assert table["predicted"].tolist() == ["bkl", "nv"]
     assert table["age"].tolist() == [10.0, 0.0]
@@ -79,16 +79,16 @@ def test_rows_keep_their_order_whatever_their_index():
 )
 def test_logits_read_back_bit_for_bit(tmp_path_factory, logits):
     path = tmp_path_factory.mktemp("bits") / "predictions.csv"
-    table = predictions_table(manifest(["nv", "mel", "nv"]), logits, CLASS_NAMES)
+    table = predictions_table(manifest(["nv", "mel", "nv"]), logits, HAM10000)
     write_predictions(path, table)
-    _, read, targets = read_predictions(path)
+    _, read, targets = read_predictions(path, HAM10000)
     np.testing.assert_array_equal(read.view(np.int32), logits.view(np.int32))
     assert targets.dtype == np.int64
     assert targets.tolist() == [5, 4, 5]
 
 
 def test_texts_and_missing_ages_read_back_as_they_were(written):
-    table, _, _ = read_predictions(written)
+    table, _, _ = read_predictions(written, HAM10000)
     expected = manifest(["nv", "mel", "nv"])
     for name in ("image_id", "label", "lesion_id", "dx_type", "sex", "localization"):
         assert table[name].tolist() == expected[name].tolist()
@@ -103,7 +103,7 @@ def test_nothing_else_is_left_beside_the_file(written):
 
 def test_an_unknown_label_is_named():
     with pytest.raises(DataError) as caught:
-        targets_of(manifest(["nv", "naevus"]), CLASS_NAMES)
+        targets_of(manifest(["nv", "naevus"]), HAM10000)
     assert str(caught.value) == (
         "image 'ISIC_0000001' has the label 'naevus', "
         "expected one of akiec, bcc, bkl, df, mel, nv, vasc"
@@ -112,7 +112,7 @@ def test_an_unknown_label_is_named():
 
 def refusal(path) -> str:
     with pytest.raises(DataError) as caught:
-        read_predictions(path)
+        read_predictions(path, HAM10000)
     return str(caught.value).replace(str(path), "FILE")
 
 
@@ -161,7 +161,7 @@ def test_missing_columns_are_named(written):
         (
             "image_id",
             "ISIC_0000000",
-            "FILE lists image 'ISIC_0000000' twice; expected one row an image",
+            "FILE lists image 'ISIC_0000000' twice; expected one row per image",
         ),
         (
             "predicted",
@@ -189,9 +189,9 @@ def test_what_was_measured_of_an_image_reads_back_bit_for_bit(tmp_path):
     scores = np.random.default_rng(5).gamma(1, 3, 9)
     measured = {"scope_score": scores, "photo_problem": np.arange(9.0) % 2}
     logits = np.random.default_rng(6).normal(size=(9, C))
-    table = predictions_table(manifest(["nv"] * 9), logits, CLASS_NAMES, measured)
+    table = predictions_table(manifest(["nv"] * 9), logits, HAM10000, measured)
     write_predictions(tmp_path / "p.csv", table)
-    again, _, _ = read_predictions(tmp_path / "p.csv")
+    again, _, _ = read_predictions(tmp_path / "p.csv", HAM10000)
     for name in measured:
         np.testing.assert_array_equal(again[name], table[name])
         assert again[name].dtype == table[name].dtype == np.float32
@@ -199,7 +199,7 @@ def test_what_was_measured_of_an_image_reads_back_bit_for_bit(tmp_path):
     again.loc[2, "scope_score"] = "high"
     write_predictions(tmp_path / "p.csv", again)
     with pytest.raises(DataError) as caught:
-        read_predictions(tmp_path / "p.csv")
+        read_predictions(tmp_path / "p.csv", HAM10000)
     assert str(caught.value).endswith(
         "has scope_score 'high' for image 'ISIC_0000002', expected a number"
     )
@@ -227,8 +227,8 @@ def test_any_image_id_reads_back_as_it_was_and_no_cell_is_a_formula(tmp_path_fac
     path = tmp_path_factory.mktemp("ids") / "predictions.csv"
     rows = manifest(["nv"] * len(ids)).assign(image_id=ids, localization=ids)
     logits = np.full((len(ids), C), -1, np.float32)
-    write_predictions(path, predictions_table(rows, logits, CLASS_NAMES))
-    table, read, _ = read_predictions(path)
+    write_predictions(path, predictions_table(rows, logits, HAM10000))
+    table, read, _ = read_predictions(path, HAM10000)
     assert table["image_id"].tolist() == table["localization"].tolist() == ids
     assert read.tolist() == logits.tolist()
     cells = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -240,4 +240,4 @@ def test_any_image_id_reads_back_as_it_was_and_no_cell_is_a_formula(tmp_path_fac
 def test_a_table_written_by_others_may_hold_ids_like_formulas(written):
     text = written.read_text().replace("ISIC_0000000", "=1+1")
     written.write_text(text)
-    assert read_predictions(written)[0]["image_id"][0] == "=1+1"
+    assert read_predictions(written, HAM10000)[0]["image_id"][0] == "=1+1"

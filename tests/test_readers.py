@@ -6,13 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermalyze.data.readers.dataset import open_dataset
-from dermalyze.evaluation.predictions import read_predictions
-from dermalyze.evaluation.scored import lesion_numbers
+from dermalyze.evaluation.predictions import group_numbers, read_predictions
 from dermalyze.training.ended import files_of_rows, read_labels
 from serving.errors import DataError, DermalyzeError
 from serving.files import read_metadata
 from serving.metadata import MISSING
-from serving.taxonomy import CLASS_NAMES
+from serving.taxonomy import CLASS_NAMES, HAM10000
 
 FACTS = ("lesion_id", "dx_type", "age", "sex", "localization")
 IDS = ("X1", "X2")
@@ -21,14 +20,14 @@ IDS = ("X1", "X2")
 def labels(folder, columns):
     table = pd.DataFrame({"image_id": IDS, "label": "nv"}).assign(**columns)
     table.to_csv(folder / "labels.csv", index=False)
-    return read_labels(folder / "labels.csv")
+    return read_labels(folder / "labels.csv", HAM10000)
 
 
 def predictions(folder, columns):
     table = pd.DataFrame({"image_id": IDS, "label": "nv", "predicted": "akiec"}).assign(**columns)
     numbers = {f"{kind}_{name}": 0.0 for kind in ("logit", "prob") for name in CLASS_NAMES}
     table.assign(confidence=0.0, **numbers).to_csv(folder / "predictions.csv", index=False)
-    return read_predictions(folder / "predictions.csv")[0]
+    return read_predictions(folder / "predictions.csv", HAM10000)[0]
 
 
 def dataset(folder, columns):
@@ -62,7 +61,7 @@ def test_any_word_for_what_is_missing_is_missing_for_every_reader(
     }
     for reader in READERS:
         rows = reader(folder, columns)
-        assert len(set(lesion_numbers(rows))) == 2, reader  # never one lesion called `nan`
+        assert len(set(group_numbers(rows))) == 2, reader  # never one lesion called `nan`
         assert rows["age"].isna().all()
         assert set(rows[["dx_type", "sex", "localization"]].to_numpy().flat) == {"unknown"}
     assert facts(folder, columns)[["age", "sex", "localization"]].isna().to_numpy().all()
@@ -108,7 +107,7 @@ def test_words_are_alike_in_any_case_for_every_reader(tmp_path, reader):
     assert rows["sex"].tolist() == ["male", "male"]
     assert rows["dx_type"].tolist() == ["histo", "histo"]
     assert rows["localization"].tolist() == ["back", "back"]
-    assert len(set(lesion_numbers(rows))) == 1
+    assert len(set(group_numbers(rows))) == 1
 
 
 @pytest.mark.parametrize(

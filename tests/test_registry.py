@@ -11,7 +11,7 @@ from dermalyze.evaluation.promotion import Rule, compare_with_champion
 from dermalyze.evaluation.scored import Scored, scored_of
 from dermalyze.registry import Candidate, promote, register
 from serving.errors import TrackingError
-from serving.taxonomy import CLASS_NAMES
+from serving.taxonomy import CLASS_NAMES, HAM10000
 
 RULE = Rule(metric="accuracy", margin=0.02, calibration_margin=0.02, must_be_better=True)
 BY_HAND = Rule(metric="accuracy", margin=0.02, calibration_margin=0.02, must_be_better=False)
@@ -24,7 +24,7 @@ def predictions(quality: float, *, sharpness: float = 1.0) -> Scored:
     """
     images = simulate(600, seed=3, shares=dict.fromkeys(CLASS_NAMES, 1 / 7), signal=0.0)
     logits = (images.logits + quality * np.eye(7)[images.targets]) * quality * sharpness
-    return scored_of(predictions_table(images.table, logits, CLASS_NAMES))
+    return scored_of(predictions_table(images.table, logits, HAM10000), HAM10000)
 
 
 WORSE, SAME, BETTER = (predictions(quality) for quality in (1.6, 2.0, 2.6))

@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from simulated import simulate
-from test_judge import renamed
+from test_judge import predicted, renamed
 
 from dermalyze.config import EvaluationConfig
-from dermalyze.evaluation.judge import judge
+from dermalyze.evaluation.evaluate import evaluate
 from dermalyze.evaluation.report import (
     Mistake,
     ReportInputs,
@@ -64,7 +64,7 @@ class Page(HTMLParser):
 def judged():
     scored = simulate(400, seed=0)
     validation = renamed(simulate(300, seed=1), "V")
-    return scored, judge(scored, validation, EvaluationConfig(replicates=100), split="test")
+    return scored, evaluate(predicted(scored, validation), EvaluationConfig(replicates=100))
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,8 @@ def whole(judged, tmp_path_factory):
     ]
     path = tmp_path_factory.mktemp("report") / "report.html"
     inputs = ReportInputs(
-        judgement=found.judgement,
+        evaluation=found,
         scored=scored,
-        calibrated=found.calibrated,
         history=HISTORY,
         best_epoch=2,
         config_yaml=f"model: {{name: '{HOSTILE}'}}",
@@ -97,9 +96,10 @@ def whole(judged, tmp_path_factory):
 def bare(judged, tmp_path_factory):
     """A report of predictions alone."""
     scored, _ = judged
-    found = judge(scored, None, EvaluationConfig(replicates=100), split="predictions")
+    settings = EvaluationConfig(replicates=100)
+    found = evaluate(predicted(scored, split="predictions"), settings)
     path = tmp_path_factory.mktemp("bare") / "report.html"
-    write_report(path, ReportInputs(judgement=found.judgement, scored=scored))
+    write_report(path, ReportInputs(evaluation=found, scored=scored))
     return path.read_text(encoding="utf-8")
 
 
@@ -140,13 +140,13 @@ def test_what_comes_from_outside_is_shown_and_not_obeyed(whole):
 
 def test_every_headline_stands_with_its_interval(whole, judged):
     text = Page(whole).text
-    known = judged[1].judgement["intervals"]
+    known = judged[1].intervals
     for name in ("balanced_accuracy", "accuracy", "malignant_auc", "mcc", "recall/nv", "auc/mel"):
         found = known[name]
-        assert number(found["estimate"]) in text
-        if found["low"] is not None:
-            assert f"{number(found['low'])} to {number(found['high'])}" in text
-    reason = next(i["reason"] for n, i in known.items() if n == "recall/df")
+        assert number(found.estimate) in text
+        if found.low is not None:
+            assert f"{number(found.low)} to {number(found.high)}" in text
+    reason = next(i.reason for n, i in known.items() if n == "recall/df")
     assert reason.startswith("rests on ")
     assert reason in text
 
@@ -155,7 +155,7 @@ def test_it_says_what_it_is_not(whole, bare):
     for page in (whole, bare):
         text = Page(page).text
         assert text.count(DISCLAIMER) >= 2
-        assert "no skin type" in text
+        assert "does not record skin type" in text
     assert "CC BY-NC 4.0" in Page(whole).text
 
 
@@ -165,14 +165,14 @@ def test_what_is_missing_is_said(bare):
         "There are no predictions of a validation split",
         "There is no training history",
         "There is no configuration",
-        "the images were not at hand",
+        "the images were not available",
     ):
         assert sentence in text
 
 
 def test_drawn_data_is_marked(judged, tmp_path):
     scored, found = judged
-    inputs = ReportInputs(judgement=found.judgement, scored=scored, demo_data=True)
+    inputs = ReportInputs(evaluation=found, scored=scored, demo_data=True)
     write_report(tmp_path / "report.html", inputs)
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     assert "mean nothing" in text

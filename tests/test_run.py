@@ -265,7 +265,7 @@ def test_a_calibrator_is_never_judged_on_what_it_was_fitted_on(place, trained):
         "--validation", logged / "predictions.csv", "--output", "mixed", check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "must not be fitted on what it is judged on" in done.stderr
+    assert "is in both the predictions to evaluate and those that the calibrator" in done.stderr
 
 
 def test_evaluating_other_images_gives_what_predict_answers(place, trained, known):

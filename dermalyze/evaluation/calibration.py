@@ -3,19 +3,20 @@
 N images, C classes, B bins.  Never imports torch.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 from scipy.stats import rankdata
 
 from dermalyze.evaluation.metrics import (
     CALIBRATION_BINS,
     Counts,
     Floats,
-    expected_calibration_error,
+    calibration_error,
+    negative_log_likelihoods,
     reliability_bins,
+    squared_errors,
 )
 from serving.prediction import softmax
 
@@ -36,10 +37,6 @@ class CalibrationErrors:
     adaptive_ece: float
     classwise_ece: float
 
-    def to_dict(self) -> dict[str, float]:
-        """Return it as JSON holds it."""
-        return asdict(self)
-
 
 def calibration_errors(logits: NDArray[np.floating], targets: Counts) -> CalibrationErrors:
     """Judge the probabilities that logits (N, C) stand for against targets (N,); N > 0.
@@ -48,13 +45,11 @@ def calibration_errors(logits: NDArray[np.floating], targets: Counts) -> Calibra
     Expressed in Terms of Probability", 1950), so it is 0 at best and 2 at worst.
     """
     probs = softmax(logits)
-    truth = np.eye(logits.shape[1])[targets]  # (N, C)
-    log_probs = log_softmax(logits.astype(np.float64), axis=1)
     confidence, correct = probs.max(axis=1), logits.argmax(axis=1) == targets
     reliability, resolution, uncertainty = brier_parts(probs, targets)
     return CalibrationErrors(
-        nll=-float(log_probs[np.arange(len(targets)), targets].mean()),
-        brier=float(((probs - truth) ** 2).sum(axis=1).mean()),
+        nll=float(negative_log_likelihoods(logits, targets).mean()),
+        brier=float(squared_errors(probs, targets).mean()),
         reliability=reliability,
         resolution=resolution,
         uncertainty=uncertainty,
@@ -62,6 +57,13 @@ def calibration_errors(logits: NDArray[np.floating], targets: Counts) -> Calibra
         adaptive_ece=adaptive_calibration_error(confidence, correct),
         classwise_ece=classwise_calibration_error(probs, targets),
     )
+
+
+def expected_calibration_error(
+    confidences: Floats, correct: NDArray[np.bool_], bins: int = CALIBRATION_BINS
+) -> float:
+    """Mean distance of confidence and accuracy over bins of equal width; a fraction."""
+    return float(calibration_error(confidences, correct, np.ones((1, len(correct))), bins)[0])
 
 
 def brier_parts(

@@ -4,9 +4,7 @@ A calibrator is fitted on the validation split and sees nothing else.  N images,
 imports torch.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +14,11 @@ from scipy.special import log_softmax
 
 from dermalyze.config import require
 from dermalyze.evaluation.metrics import Counts, Floats
-from dermalyze.evaluation.scored import Scored, lesion_numbers
+from dermalyze.evaluation.predictions import group_numbers
+from dermalyze.evaluation.scored import Scored
 from serving.errors import DataError
 from serving.prediction import softmax
+from serving.taxonomy import Taxonomy
 
 MIN_LESIONS = 5  # of each class in validation; from fewer a map learns little but its priors
 MAX_TEMPERATURE = 20.0  # and its inverse; without one mistake to learn from, 0 would be the best
@@ -30,32 +30,35 @@ _IMPOSSIBLE = 1000.0  # nats below the least likely class: a probability of 0, a
 
 
 @dataclass(frozen=True, kw_only=True)
+class FittedOn:
+    """What a calibrator has seen."""
+
+    num_images: int
+    num_lesions: int
+    split: str = "val"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibrator:
-    """An affine map of logits (of log-probabilities: Dirichlet), fitted on the validation split."""
+    """An affine map of logits (of log-probabilities: Dirichlet), fitted on the validation split.
+
+    Its parameters are `temperature`; or `scale` (C,) and `bias` (C,); or `weight` (C, C), what goes
+    in along columns, and `bias`.  A bias is in nats.
+    """
 
     kind: str  # one of config.CALIBRATORS
-    weight: Floats  # (C, C), what goes in along columns
-    bias: Floats  # (C,), nats
-    num_images: int  # it was fitted on
-    num_lesions: int
+    parameters: dict[str, float | list[float] | list[list[float]]]
+    fitted_on: FittedOn
 
     def apply(self, logits: NDArray[np.floating]) -> Floats:
         """Return calibrated logits: (N, C) -> float64 (N, C)."""
-        return np.asarray(_inputs(self.kind, logits) @ self.weight.T + self.bias)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
-        parameters: dict[str, Any] = {"weight": self.weight.tolist(), "bias": self.bias.tolist()}
+        values = {name: np.asarray(value) for name, value in self.parameters.items()}
+        inputs = _inputs(self.kind, logits)
         if self.kind == "temperature":
-            parameters = {"temperature": float(1 / self.weight[0, 0])}
-        elif self.kind == "vector":
-            parameters = {"scale": self.weight.diagonal().tolist(), "bias": self.bias.tolist()}
-        fitted_on = {
-            "split": "val",
-            "num_images": self.num_images,
-            "num_lesions": self.num_lesions,
-        }
-        return {"kind": self.kind, "parameters": parameters, "fitted_on": fitted_on}
+            return np.asarray(inputs / values["temperature"])
+        if self.kind == "vector":
+            return np.asarray(inputs * values["scale"] + values["bias"])
+        return np.asarray(inputs @ values["weight"].T + values["bias"])
 
 
 def fit_calibrator(kind: str, validation: Scored) -> Calibrator:
@@ -74,16 +77,19 @@ def fit_calibrator(kind: str, validation: Scored) -> Calibrator:
     temperature = _best_temperature(inputs, validation.targets)
     parameters = np.eye(num_classes, num_classes + 1)
     if kind != "temperature":
-        require_lesions(kind, validation.table, validation.class_names)
+        require_lesions(kind, validation.table, validation.taxonomy)
         free = np.full(parameters.shape, kind == "dirichlet") | (parameters > 0)
         free[:, -1] = True
         parameters = _best_map(inputs / temperature, validation.targets, free)
+    weight, bias = parameters[:, :-1] / temperature, parameters[:, -1].tolist()
     return Calibrator(
         kind=kind,
-        weight=parameters[:, :-1] / temperature,
-        bias=parameters[:, -1],
-        num_images=len(validation),
-        num_lesions=validation.num_lesions,
+        parameters={
+            "temperature": {"temperature": temperature},
+            "vector": {"scale": weight.diagonal().tolist(), "bias": bias},
+            "dirichlet": {"weight": weight.tolist(), "bias": bias},
+        }[kind],
+        fitted_on=FittedOn(num_images=len(validation), num_lesions=validation.num_lesions),
     )
 
 
@@ -114,7 +120,7 @@ def map_loss(parameters: Floats, inputs: Floats, targets: Counts) -> tuple[float
     return loss, np.asarray((slope + distance / std) / num_images)
 
 
-def require_lesions(kind: str, rows: pd.DataFrame, class_names: Sequence[str]) -> None:
+def require_lesions(kind: str, rows: pd.DataFrame, taxonomy: Taxonomy) -> None:
     """Refuse validation rows, of a manifest or of predictions, that are too few for a calibrator.
 
     Raises:
@@ -122,8 +128,8 @@ def require_lesions(kind: str, rows: pd.DataFrame, class_names: Sequence[str]) -
     """
     if kind == "temperature":
         return
-    lesions = lesion_numbers(rows)
-    for name in class_names:
+    lesions = group_numbers(rows)
+    for name in taxonomy.names:
         num_lesions = len(np.unique(lesions[(rows["label"] == name).to_numpy()]))
         if num_lesions < MIN_LESIONS:
             raise DataError(
@@ -132,19 +138,19 @@ def require_lesions(kind: str, rows: pd.DataFrame, class_names: Sequence[str]) -
             )
 
 
-def require_disjoint(judged: Scored, fitted: Scored) -> None:
-    """Refuse to judge what a calibrator was fitted on.
+def require_disjoint(evaluated: Scored, fitted: Scored) -> None:
+    """Refuse to evaluate a calibrator on what it was fitted on.
 
     Raises:
-        DataError: a lesion or an image stands in both.
+        DataError: a lesion or an image is in both.
     """
     for column, what in (("lesion_id", "lesion"), ("image_id", "image")):
-        shared = _ids(judged, column) & _ids(fitted, column)
+        shared = _ids(evaluated, column) & _ids(fitted, column)
         if shared:
             raise DataError(
-                f"{what} {min(shared)!r} stands in both the predictions that are judged and those "
-                f"that the calibrator is fitted on ({len(shared):,} in common); a calibrator must "
-                "not be fitted on what it is judged on, give it the validation split"
+                f"{what} {min(shared)!r} is in both the predictions to evaluate and those that the "
+                f"calibrator is fitted on ({len(shared):,} in common); pass the predictions of the "
+                "validation split, which shares nothing with them"
             )
 
 
@@ -193,36 +199,39 @@ def estimate_priors(logits: NDArray[np.floating], trained: Floats) -> Floats:
     return shares
 
 
-def parse_prevalence(text: str, class_names: Sequence[str]) -> Floats:
+def parse_prevalence(text: str, taxonomy: Taxonomy) -> Floats:
     """Read class shares such as `mel=0.02,nv=0.9`: fractions (C,) that sum to 1.
 
-    Classes that are not named share what is left equally.
+    A class is named as it is, or by its key.  Classes that are not named share what is left
+    equally.
 
     Raises:
-        ConfigError: it is no such list.
+        ConfigError: it is not such a list.
     """
 
     def check(ok: bool, expected: str) -> None:
         require(ok, "evaluation.prevalence", expected, text)
 
+    names = dict(zip(taxonomy.keys, taxonomy.names, strict=True)) | {n: n for n in taxonomy.names}
     shares: dict[str, float] = {}
     for part in text.split(","):
-        name, _, number = (piece.strip() for piece in part.partition("="))
-        check(name in class_names, f"CLASS=SHARE,... of the classes {', '.join(class_names)}")
+        key, _, number = (piece.strip() for piece in part.partition("="))
+        check(key in names, f"CLASS=SHARE,... of the classes {', '.join(taxonomy.keys)}")
+        name = names[key]
         check(name not in shares, f"a list that names {name} once")
         try:
             shares[name] = float(number)
         except ValueError:
             check(False, f"a list with a number for {name}")
         check(0 <= shares[name] <= 1, f"a list with a share from 0 to 1 for {name}")
-    left, unnamed = 1 - sum(shares.values()), len(class_names) - len(shares)
+    left, unnamed = 1 - sum(shares.values()), len(taxonomy) - len(shares)
     rounding = 1e-6  # shares are written by hand
     if unnamed:
         check(left >= -rounding, "shares that sum to at most 1")
     else:
         check(abs(left) <= rounding, "shares that sum to 1")
     others = max(left, 0.0) / max(unnamed, 1)
-    values = np.array([shares.get(name, others) for name in class_names])
+    values = np.array([shares.get(name, others) for name in taxonomy.names])
     return np.asarray(values / values.sum())
 
 

@@ -1,6 +1,6 @@
 """The model card and the data card of a run, in Markdown, written from its own artifacts alone.
 
-Every number in them is read from `judgement.json`, `config.yaml`, the split files, `audit.json`,
+Every number in them comes from the evaluation, `config.yaml`, the split files, `audit.json`,
 `training_history.json` or the facts of the run.  The model card has the sections of Mitchell et
 al., "Model Cards for Model Reporting" (2019).  Never imports torch.
 """
@@ -13,36 +13,29 @@ from typing import Any
 import pandas as pd
 
 from dermalyze.config import Config
+from dermalyze.data.tables import UNKNOWN
+from dermalyze.evaluation.evaluate import Evaluation
 from dermalyze.evaluation.words import (
     AT_POINTS,
     CALIBRATION,
-    NO_SKIN_TYPE,
     PER_CLASS,
-    Judgement,
     gap_sentences,
     group_columns,
     headlines,
     markdown,
+    not_recorded,
     title_of,
 )
-from serving.taxonomy import CLASS_DESCRIPTIONS, CLASS_NAMES, DATA_LICENSE, DISCLAIMER, MALIGNANT
+from serving.taxonomy import DISCLAIMER
 
 REGISTRY_LIMIT = 5000  # characters of a description in MLflow's database
-_WORDS = {
-    "disclaimer": DISCLAIMER,
-    "license": DATA_LICENSE,
-    "no_skin_type": NO_SKIN_TYPE,
-    "class_names": CLASS_NAMES,
-    "descriptions": CLASS_DESCRIPTIONS,
-    "malignant": MALIGNANT,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardInputs:
     """The artifacts of a run, as they are stored."""
 
-    judgement: Judgement  # judgement.json
+    evaluation: Evaluation
     config: Config  # config.yaml
     splits: Mapping[str, pd.DataFrame]  # train, val, test -> the split file: image_id, label, ...
     audit: Mapping[str, Any]  # audit.json
@@ -54,24 +47,31 @@ class CardInputs:
 
 def model_card(inputs: CardInputs) -> str:
     """Write what the model is, what it is for and not for, and how it was judged."""
-    judgement = inputs.judgement
+    evaluation = inputs.evaluation
+    taxonomy = evaluation.taxonomy
     return _rendered(
         "model_card.md",
         inputs,
-        judgement=judgement,
+        evaluation=evaluation,
         best=_best_epoch(inputs),
-        headlines=headlines(judgement),
-        per_class={name: title for name, title in PER_CLASS.items() if _known(judgement, name)},
-        at_points={name: title for name, title in AT_POINTS.items() if _known(judgement, name)},
+        classes=list(zip(taxonomy.keys, taxonomy.names, strict=True)),
+        attributes=list(dict.fromkeys(group.attribute for group in evaluation.subgroups.groups)),
+        headlines=headlines(evaluation),
+        per_class={name: title for name, title in PER_CLASS.items() if _known(evaluation, name)},
+        at_points={name: title for name, title in AT_POINTS.items() if _known(evaluation, name)},
         calibration_titles=CALIBRATION,
-        group_columns={name: title_of(name) for name in group_columns(judgement)},
-        gaps=gap_sentences(judgement),
+        group_columns={name: title_of(name) for name in group_columns(evaluation)},
+        gaps=gap_sentences(evaluation),
     )
 
 
 def data_card(inputs: CardInputs) -> str:
     """Write where the images come from, what was found in them and how they are split."""
-    return _rendered("data_card.md", inputs, audit=inputs.audit)
+    confirmed = any(
+        group.attribute == "dx_type" and group.group != UNKNOWN
+        for group in inputs.evaluation.subgroups.groups
+    )
+    return _rendered("data_card.md", inputs, audit=inputs.audit, confirmed=confirmed)
 
 
 def shortened(card: str, limit: int = REGISTRY_LIMIT) -> str:
@@ -101,18 +101,27 @@ def shortened(card: str, limit: int = REGISTRY_LIMIT) -> str:
 
 
 def _rendered(template: str, inputs: CardInputs, **values: object) -> str:
-    sizes = {name: _sizes(rows) for name, rows in inputs.splits.items()}
-    context = {"inputs": inputs, "config": inputs.config, "sizes": sizes, **_WORDS, **values}
+    taxonomy = inputs.evaluation.taxonomy
+    sizes = {name: _sizes(rows, taxonomy.names) for name, rows in inputs.splits.items()}
+    context = {
+        "inputs": inputs,
+        "config": inputs.config,
+        "taxonomy": taxonomy,
+        "sizes": sizes,
+        "disclaimer": DISCLAIMER,
+        "not_recorded": not_recorded(taxonomy),
+        **values,
+    }
     return markdown(template, context)
 
 
-def _sizes(rows: pd.DataFrame) -> dict[str, Any]:
+def _sizes(rows: pd.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
     """Count the images and lesions of a split, and its images of each class."""
     labels = rows["label"].value_counts()
     return {
         "num_images": len(rows),
         "num_lesions": int(rows["lesion_id"].nunique()),
-        "images": {name: int(labels.get(name, 0)) for name in CLASS_NAMES},
+        "images": {name: int(labels.get(name, 0)) for name in class_names},
     }
 
 
@@ -121,5 +130,5 @@ def _best_epoch(inputs: CardInputs) -> Mapping[str, float]:
     return next(entry for entry in inputs.history if entry["epoch"] == inputs.best_epoch)
 
 
-def _known(judgement: Judgement, metric: str) -> bool:
-    return any(name.startswith(f"{metric}/") for name in judgement["intervals"])
+def _known(evaluation: Evaluation, metric: str) -> bool:
+    return any(name.startswith(f"{metric}/") for name in evaluation.intervals)

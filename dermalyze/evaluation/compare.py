@@ -1,6 +1,6 @@
 """Two or more models on the same test images: paired differences, intervals and tests.
 
-N images, R replicates.  Both models are judged on the same drawn lesions, so what makes a lesion
+N images, R replicates.  Both models are scored on the same drawn lesions, so what makes a lesion
 hard for both drops out of the difference.  Never imports torch.
 """
 
@@ -16,37 +16,28 @@ from dermalyze.evaluation.bootstrap import (
     REPLICATES,
     interval_of,
     lesion_weights,
-    needs_curves,
-    replicated,
     rests_on,
 )
-from dermalyze.evaluation.metrics import Floats
+from dermalyze.evaluation.metrics import (
+    Floats,
+    commonest_malignant,
+    needs_curves,
+    plain,
+    replicated,
+)
 from dermalyze.evaluation.multiplicity import holm
 from dermalyze.evaluation.paired import McNemar, mcnemar, paired
 from dermalyze.evaluation.scored import Scored
 from dermalyze.evaluation.words import count, number, p_value, percent, things, title_of
 from serving.errors import DataError
 
-COMPARED = (
-    "balanced_accuracy",
-    "accuracy",
-    "macro_f1",
-    "macro_auc",
-    "mcc",
-    "recall/mel",
-    "malignant_auc",
-    "malignant_sensitivity",
-    "malignant_specificity",
-    "loss",
-    "brier",
-)  # without ece, which resampling raises: its interval would miss the truth
 LOWER_IS_BETTER = ("loss", "brier", "ece")
 SIGNIFICANCE = 0.05  # a finding has a smaller corrected p-value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How much higher a metric of b is than that of a; None where it cannot be had."""
+    """How much higher a metric of b is than that of a; None where it is not defined."""
 
     metric: str
     estimate_a: float | None
@@ -75,10 +66,12 @@ class Comparison:
     num_lesions: int
     replicates: int
     versus: tuple[Versus, ...]
+    level: float = LEVEL
+    group_by: str = "lesion"  # or patient, or image: what the intervals draw
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON holds it."""
-        return {**asdict(self), "level": LEVEL}
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +100,9 @@ def compare(
     *,
     replicates: int = REPLICATES,
     seed: int = 0,
-    metrics: Sequence[str] = COMPARED,
+    metrics: Sequence[str] = (),
 ) -> Comparison:
-    """Compare models with the first of them.
+    """Compare models with the first of them, by `compared` or by other metrics.
 
     Raises:
         DataError: there is one alone, they are not for the same images, or a metric is not known.
@@ -117,6 +110,7 @@ def compare(
     if len(scoreds) < 2:
         raise DataError(f"there is nothing to compare {', '.join(names)} with; expected two runs")
     reference = scoreds[0]
+    metrics = metrics or compared(reference)
     values = _values(reference, metrics, replicates, seed)
     found = []
     for name, scored in zip(names[1:], scoreds[1:], strict=True):
@@ -133,6 +127,7 @@ def compare(
         num_images=len(reference),
         num_lesions=reference.num_lesions,
         replicates=replicates,
+        group_by=reference.group_by,
         versus=tuple(
             replace(
                 versus,
@@ -145,34 +140,45 @@ def compare(
     )
 
 
+def compared(scored: Scored) -> list[str]:
+    """Return what models are compared by: with malignant classes also by these.
+
+    One of them, the most common, has its sensitivity among them.  Without ece, which resampling
+    raises: its interval would miss the truth.
+    """
+    metrics = ["balanced_accuracy", "accuracy", "macro_f1", "macro_auc", "mcc"]
+    if (key := commonest_malignant(scored)) is not None:
+        metrics += [f"recall/{key}", "malignant_auc"]
+        metrics += ["malignant_sensitivity", "malignant_specificity"]
+    return [*metrics, "loss", "brier"]
+
+
 def noninferior(
     candidate: Scored,
     reference: Scored,
     metric: str,
     *,
     margin: float,
-    higher_is_better: bool,
     replicates: int = REPLICATES,
-    seed: int = 0,
-    level: float = LEVEL,
 ) -> Noninferior:
     """Say whether a candidate is no worse than a reference by as much as `margin`.
 
-    It holds if the one-sided `level` bound of candidate - reference rules that out: if its lower
+    It holds if the one-sided 95 % bound of candidate - reference rules that out: if its lower
     bound is above -margin where higher is better, its upper bound below margin where lower is.
     What rests on too few lesions does not hold, nor what shows no spread, unless both give the
-    same logits.  The bound of ece is no honest one, since resampling raises the smaller error more
-    than the larger; brier and loss have one.  Piaggio et al., "Reporting of noninferiority and
+    same logits.  The bound of ece is not an honest one, since resampling raises the smaller error
+    more than the larger; brier and loss have one.  Piaggio et al., "Reporting of noninferiority and
     equivalence randomized trials", JAMA 308 (2012).
 
     Raises:
-        DataError: they are not for the same images, or the metric is not known or cannot be had.
+        DataError: they are not for the same images, or the metric is not known or not defined.
     """
     reference, candidate = paired(reference, candidate)
     ours, theirs = (
-        _values(scored, [metric], replicates, seed) for scored in (reference, candidate)
+        _values(scored, [metric], replicates, seed=0) for scored in (reference, candidate)
     )
-    found = _difference(reference, metric, ours, theirs, level=2 * level - 1)
+    found = _difference(reference, metric, ours, theirs, level=2 * LEVEL - 1)
+    higher_is_better = metric not in LOWER_IS_BETTER
     if found.difference is None:
         raise DataError(f"{metric} {found.reason}; choose another metric")
     bound, reason = found.low if higher_is_better else found.high, found.reason
@@ -180,7 +186,7 @@ def noninferior(
     if enough and np.array_equal(reference.logits, candidate.logits):
         bound = 0.0
     side = "lower" if higher_is_better else "upper"
-    limit = f"{side} {percent(level)} bound"
+    limit = f"{side} {percent(LEVEL)} bound"
     if bound is None:
         bound, limit = -np.inf if higher_is_better else np.inf, f"no {limit}: {reason}"
     else:
@@ -203,8 +209,8 @@ def table(comparison: Comparison) -> str:
     """Lay a comparison out for a terminal."""
     lines = [
         f"reference {comparison.reference}; {things(comparison.num_images, 'image')} of "
-        f"{things(comparison.num_lesions, 'lesion')}; {percent(LEVEL)} intervals from "
-        f"{count(comparison.replicates)} draws of lesions"
+        f"{things(comparison.num_lesions, comparison.group_by)}; {percent(LEVEL)} intervals from "
+        f"{count(comparison.replicates)} draws of {comparison.group_by}s"
     ]
     for versus in comparison.versus:
         titles = [title_of(found.metric) for found in versus.differences]
@@ -221,11 +227,14 @@ def table(comparison: Comparison) -> str:
         lines += [
             f"right where the other is wrong: the run on {things(test.only_other, 'image')}, the "
             f"reference on {things(test.only_reference, 'image')}",
-            f"McNemar {p_value(test.p_value)} if images were independent; by lesion "
+            f"McNemar {p_value(test.p_value)} if images were independent; by {comparison.group_by} "
             f"{p_value(test.lesion_p_value)}{corrected}: "
-            + ("a finding" if test.finding else "no finding"),
+            + ("significant" if test.finding else "not significant"),
         ]
-    lines += ["", "each interval stands for itself: of many, some leave out 0 by chance alone"]
+    lines += [
+        "",
+        "intervals are not corrected for their number: some exclude 0 by chance alone",
+    ]
     return "\n".join(lines)
 
 
@@ -239,11 +248,10 @@ def _row(found: Difference) -> str:
 
 
 def _values(scored: Scored, metrics: Sequence[str], replicates: int, seed: int) -> _Values:
-    once = replicated(scored, np.ones((1, len(scored))))
     weights = lesion_weights(scored.lesions, replicates, seed)
     with_curves = any(needs_curves(metric) for metric in metrics)
     return _Values(
-        once={name: float(value[0]) for name, value in once.items()},
+        once=plain(scored),
         drawn=replicated(scored, weights, with_curves=with_curves),
     )
 
@@ -266,7 +274,7 @@ def _difference(
             difference=None,
             low=None,
             high=None,
-            reason=f"cannot be had: {basis.in_words()}",
+            reason=f"not defined: {basis.in_words()}",
         )
     difference, drawn = estimates[1] - estimates[0], b.drawn[metric] - a.drawn[metric]
     interval = interval_of(difference, drawn, basis, level)

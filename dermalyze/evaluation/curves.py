@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dermalyze.evaluation.metrics import Floats
+Floats = NDArray[np.float64]
 
 _ROUNDING = 1e-9  # of a count of images, which comes from sums and products of floats
 
@@ -35,20 +35,32 @@ class Curves:
         return self.false_alarms[:, -1]
 
 
-def curves_of(scores: Floats, is_class: Floats, weights: Floats) -> Curves:
-    """Rank images by score: (N,), 0 or 1 (N,), weights (R, N) -> curves of R rows."""
+def curves_of(scores: Floats, is_class: NDArray[np.bool_], weights: Floats) -> Curves:
+    """Rank images by score: (N,), booleans (N,), weights (R, N) -> curves of R rows."""
     order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
-    drawn, positive = weights[:, order], is_class[order]
-    of_class = drawn * positive
-    return Curves(hits=_passed(of_class, starts), false_alarms=_passed(drawn - of_class, starts))
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # the last of each tie
+    drawn = weights[:, order]
+    hits = np.cumsum(drawn * is_class[order], axis=1)
+    false_alarms = np.cumsum(drawn, axis=1) - hits
+    if len(ends) < len(scores):
+        hits, false_alarms = hits[:, ends], false_alarms[:, ends]
+    return Curves(hits=_from_zero(hits), false_alarms=_from_zero(false_alarms))
 
 
-def area(curves: Curves) -> Floats:
-    """Area under the ROC curve, (R,): ties count a half.  Hanley and McNeil (1982)."""
-    steps = np.diff(curves.false_alarms, axis=1)
-    below = (steps * (curves.hits[:, 1:] + curves.hits[:, :-1])).sum(axis=1) / 2
-    return divided(below, curves.positives * curves.negatives)
+def area(scores: Floats, is_class: NDArray[np.bool_], weights: Floats) -> Floats:
+    """Area under the ROC curve: (N,), booleans (N,), weights (R, N) -> (R,).
+
+    It is the chance that an image of the class has a higher score than another image, ties
+    counting a half (Hanley and McNeil, 1982).
+    """
+    own, others = scores[is_class], scores[~is_class]
+    order = np.argsort(others, kind="stable")
+    positive, negative = weights[:, is_class], weights[:, ~is_class][:, order]
+    below = _from_zero(np.cumsum(negative, axis=1))  # (R, others + 1)
+    left, right = (np.searchsorted(others[order], own, side) for side in ("left", "right"))
+    doubled = below[:, left] + (below[:, right] if (left != right).any() else below[:, left])
+    won = (doubled * positive).sum(axis=1) / 2
+    return divided(won, positive.sum(axis=1) * below[:, -1])
 
 
 def partial_area(curves: Curves, min_sensitivity: float) -> Floats:
@@ -78,14 +90,16 @@ def average_precision(curves: Curves) -> Floats:
 def sensitivity_at(curves: Curves, specificity: float) -> Floats:
     """Highest sensitivity of a threshold with at least this specificity: (R,), fractions."""
     allowed = (1 - specificity) * curves.negatives[:, None] + _ROUNDING
-    reached = np.where(curves.false_alarms <= allowed, curves.hits, 0.0).max(axis=1)
+    last = (curves.false_alarms <= allowed).sum(axis=1) - 1  # both ascend
+    reached = np.take_along_axis(curves.hits, last[:, None], axis=1)[:, 0]
     return np.where(curves.negatives > 0, divided(reached, curves.positives), np.nan)
 
 
 def specificity_at(curves: Curves, sensitivity: float) -> Floats:
     """Highest specificity of a threshold with at least this sensitivity: (R,), fractions."""
     needed = sensitivity * curves.positives[:, None] - _ROUNDING
-    alarms = np.where(curves.hits >= needed, curves.false_alarms, np.inf).min(axis=1)
+    first = np.minimum((curves.hits < needed).sum(axis=1), curves.hits.shape[1] - 1)
+    alarms = np.take_along_axis(curves.false_alarms, first[:, None], axis=1)[:, 0]
     reached = divided(curves.negatives - alarms, curves.negatives)
     return np.where(curves.positives > 0, reached, np.nan)
 
@@ -97,7 +111,6 @@ def divided(numerator: Floats, denominator: Floats, empty: float = np.nan) -> Fl
     return np.asarray(np.divide(numerator, denominator, out=out, where=denominator > 0))
 
 
-def _passed(weights: Floats, starts: NDArray[np.intp]) -> Floats:
-    """Sum sorted weights (R, N) up to the end of each group of ties: (R, T + 1)."""
-    sums = np.cumsum(np.add.reduceat(weights, starts, axis=1), axis=1)
-    return np.concatenate([np.zeros((len(weights), 1)), sums], axis=1)
+def _from_zero(sums: Floats) -> Floats:
+    """Put a column of 0 in front: (R, T) -> (R, T + 1)."""
+    return np.concatenate([np.zeros((len(sums), 1)), sums], axis=1)

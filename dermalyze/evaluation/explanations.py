@@ -3,9 +3,8 @@
 N images, H x W pixels of a mask, h x w places of a map, R replicates.  Never imports torch.
 """
 
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,15 +15,36 @@ from dermalyze.evaluation.bootstrap import Basis, Interval, interval_of, lesion_
 from dermalyze.evaluation.metrics import Floats
 from dermalyze.evaluation.predictions import for_spreadsheet, from_spreadsheet
 from dermalyze.evaluation.scope import lesion_shares
-from dermalyze.evaluation.scored import lesion_numbers
+from dermalyze.evaluation.scored import Scored
 from serving.errors import DataError
 from serving.whole import whole_file
 
 EXPLANATIONS = "explanations.csv"
 CENTER_SIGMA = 0.25  # of the baseline "center Gaussian", a share of each side
 MEASURES = ("mass", "pointing")
-BASELINES = ("uniform", "center")
 _NUMBERS = [f"{name}{end}" for name in MEASURES for end in ("", "_uniform", "_center")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapMeasure:
+    """A measure of maps, of the two baselines, and the paired differences to these."""
+
+    map: Interval
+    uniform: Interval
+    over_uniform: Interval
+    center: Interval
+    over_center: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapsCheck:
+    """Whether maps of evidence point at lesions."""
+
+    num_images: int
+    num_left_out: int
+    mass: MapMeasure
+    pointing: MapMeasure
+    center_sigma: float = CENTER_SIGMA
 
 
 def measure_maps(
@@ -68,41 +88,42 @@ def measure_maps(
     return pd.DataFrame(rows, columns=["image_id", "lesion_id", *_NUMBERS])
 
 
-def judge_maps(table: pd.DataFrame, num_images: int, replicates: int) -> dict[str, Any]:
-    """Summarize what `measure_maps` gave, each lesion once: the form of judgement.json.
-
-    `over_center` is the paired difference to that baseline.
-    """
-    judged: dict[str, Any] = {
-        "num_images": len(table),
-        "num_left_out": num_images - len(table),
-        "center_sigma": CENTER_SIGMA,
-    }
-    if table.empty:
-        return judged
-    lesions = lesion_numbers(table)
+def check_maps(table: pd.DataFrame, scored: Scored, replicates: int) -> MapsCheck:
+    """Summarize what `measure_maps` gave for one or more of the images, each lesion once."""
+    rows = pd.Index(scored.table["image_id"]).get_indexer(pd.Index(table["image_id"]))
+    _, lesions = np.unique(scored.lesions[rows], return_inverse=True)
     shares = lesion_shares(lesions)
     drawn = lesion_weights(lesions, replicates, 0) * shares
-    basis = Basis(num_lesions=int(lesions.max()) + 1)
+    basis = Basis(num_lesions=int(lesions.max()) + 1, unit=scored.group_by)
 
-    def mean(values: Floats) -> dict[str, Any]:
+    def mean(values: Floats) -> Interval:
         means = drawn @ values / drawn.sum(axis=1)
-        interval: Interval = interval_of(float(shares @ values), means, basis)
-        return asdict(interval)
+        return interval_of(float(shares @ values), means, basis)
 
-    for name in MEASURES:
-        values = table[name].to_numpy(np.float64)
-        judged[name] = {"map": mean(values)}
-        for baseline in BASELINES:
-            theirs = table[f"{name}_{baseline}"].to_numpy(np.float64)
-            judged[name] |= {baseline: mean(theirs), f"over_{baseline}": mean(values - theirs)}
-    return judged
+    def measure(name: str) -> MapMeasure:
+        ours, uniform, center = (
+            table[f"{name}{end}"].to_numpy(np.float64) for end in ("", "_uniform", "_center")
+        )
+        return MapMeasure(
+            map=mean(ours),
+            uniform=mean(uniform),
+            over_uniform=mean(ours - uniform),
+            center=mean(center),
+            over_center=mean(ours - center),
+        )
+
+    return MapsCheck(
+        num_images=len(table),
+        num_left_out=len(scored) - len(table),
+        mass=measure("mass"),
+        pointing=measure("pointing"),
+    )
 
 
-def write_explanations(folder: Path, table: pd.DataFrame) -> None:
+def write_explanations(folder: Path, table: pd.DataFrame | None) -> None:
     """Write what `measure_maps` gave into an evaluation folder, or remove it if it is empty."""
     path = folder / EXPLANATIONS
-    if table.empty:
+    if table is None or table.empty:
         path.unlink(missing_ok=True)
         return
     with whole_file(path) as partial:

@@ -1,116 +1,116 @@
 """The folder `evaluation/` of a run, and the same numbers as text for a terminal.
 
-N images, C classes.  Never imports torch.
+Never imports torch.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
-from dermalyze.evaluation import plots
-from dermalyze.evaluation.metrics import confusion_matrix, normalized_confusion_matrix, score
-from dermalyze.evaluation.predictions import (
-    logits_of,
-    predictions_table,
-    targets_of,
-    write_predictions,
-)
-from dermalyze.evaluation.scored import lesion_numbers
+from dermalyze.evaluation import figures
+from dermalyze.evaluation.bootstrap import Interval
+from dermalyze.evaluation.evaluate import JUDGEMENT, Evaluation, Predictions
+from dermalyze.evaluation.explanations import read_explanations, write_explanations
+from dermalyze.evaluation.metrics import normalized_confusion_matrix
+from dermalyze.evaluation.predictions import write_predictions, write_taxonomy
+from dermalyze.evaluation.scored import read_scored
+from dermalyze.evaluation.words import TITLES
 from serving.disk import make_folder
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER
+from serving.taxonomy import DISCLAIMER
 from serving.whole import write_text
 
-HEADLINES = (
-    ("loss", "loss (nats)"),
-    ("accuracy", "accuracy"),
-    ("balanced_accuracy", "balanced accuracy"),
-    ("macro_auc", "macro AUC"),
-    ("ece", "calibration error (ECE)"),
-)
+PREDICTIONS = "predictions.csv"
+VALIDATION = "val_predictions.csv"  # what the calibrator is fitted on
+SUMMARY = "evaluation_metrics.json"
+HEADLINES = ("loss", "accuracy", "balanced_accuracy", "macro_auc", "ece")
 COLUMNS = (("precision", "precision"), ("recall", "sensitivity"), ("f1", "F1"), ("auc", "AUC"))
 WIDTH = 12  # characters of a column of numbers
 
 
-def write_evaluation(
-    folder: Path,
-    manifest_rows: pd.DataFrame,
-    logits: NDArray[np.floating],
-    *,
-    split: str,
-    context: Mapping[str, object],
-    measured: Mapping[str, NDArray[np.floating]] = MappingProxyType({}),
-) -> dict[str, float]:
-    """Judge logits (N, C) of N manifest rows; write tables and plots; return the metrics.
-
-    The metrics carry the split in front (`test/accuracy`).  `context` is what a reader needs to
-    place the numbers, such as the run id; it goes into `evaluation_metrics.json` as it stands,
-    which is written last, so that a folder that has it is complete.  `measured` is as
-    `predictions_table` takes it.
+def read_folder(folder: Path, split: str) -> Predictions:
+    """Read the predictions that `write_folder` has written.
 
     Raises:
-        DataError: there is no image, a label is no class, or a logit is not a finite number.
+        DataError: a table is missing or damaged.
     """
-    table = predictions_table(manifest_rows, logits, CLASS_NAMES, measured)
-    logits = logits_of(table, CLASS_NAMES)  # as the file has them
-    targets = targets_of(table, CLASS_NAMES)  # (N,)
-    metrics = {
-        f"{split}/{name}": value for name, value in score(logits, targets, CLASS_NAMES).items()
-    }
-    confusion = confusion_matrix(targets, logits.argmax(axis=1), len(CLASS_NAMES))
+    fitted_on, summary = folder / VALIDATION, folder / SUMMARY
+    context = json.loads(summary.read_text(encoding="utf-8"))["context"] if summary.exists() else {}
+    return Predictions(
+        scored=read_scored(folder / PREDICTIONS),
+        split=split,
+        validation=read_scored(fitted_on) if fitted_on.exists() else None,
+        explanations=read_explanations(folder),
+        context=context,
+    )
+
+
+def write_folder(folder: Path, predictions: Predictions, evaluation: Evaluation) -> None:
+    """Write predictions and their evaluation as tables, plots and JSON.
+
+    `evaluation_metrics.json` is written last, so that a folder that has it is complete.
+    """
+    make_folder(folder)
+    scored = predictions.scored
+    write_taxonomy(folder, scored.taxonomy)
+    write_predictions(folder / PREDICTIONS, scored.table)
+    if predictions.validation is None:
+        (folder / VALIDATION).unlink(missing_ok=True)
+    else:
+        write_predictions(folder / VALIDATION, predictions.validation.table)
+    write_explanations(folder, predictions.explanations)
+    for name, figure in (
+        ("confusion_matrix.png", figures.confusion(scored)),
+        ("roc_curves.png", figures.roc(scored)),
+        ("per_class_metrics.png", figures.per_class(scored)),
+        ("calibration_curve.png", figures.reliability(scored)),
+    ):
+        figures.save_png(folder / name, figure)
+    write_text(folder / JUDGEMENT, evaluation.to_json())
+    shares = normalized_confusion_matrix(np.array(evaluation.confusion_matrix))
     summary = {
-        "split": split,
-        "num_images": len(table),
-        "num_lesions": int(lesion_numbers(table).max()) + 1,
-        "class_names": list(CLASS_NAMES),
-        "metrics": metrics,
-        "confusion_matrix": confusion.tolist(),  # true classes in rows, predicted in columns
-        "normalized_confusion_matrix": normalized_confusion_matrix(confusion).tolist(),
-        "context": dict(context),
+        "split": evaluation.split,
+        "num_images": evaluation.num_images,
+        "num_lesions": evaluation.num_lesions,
+        "class_names": list(evaluation.taxonomy.names),
+        "metrics": {f"{evaluation.split}/{k}": v for k, v in evaluation.metrics.items()},
+        "confusion_matrix": evaluation.confusion_matrix,  # true classes in rows
+        "normalized_confusion_matrix": shares.tolist(),
+        "context": evaluation.context,
         "disclaimer": DISCLAIMER,
     }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    make_folder(folder)
-    write_predictions(folder / "predictions.csv", table)
-    plots.save_confusion_matrix(folder / "confusion_matrix.png", logits, targets, CLASS_NAMES)
-    plots.save_roc_curves(folder / "roc_curves.png", logits, targets, CLASS_NAMES)
-    plots.save_per_class_metrics(folder / "per_class_metrics.png", logits, targets, CLASS_NAMES)
-    plots.save_calibration_curve(folder / "calibration_curve.png", logits, targets)
-    write_text(folder / "evaluation_metrics.json", text)
-    return metrics
+    write_text(folder / SUMMARY, text)
 
 
 def format_metrics(
-    metrics: Mapping[str, float], intervals: Mapping[str, Mapping[str, Any]] | None = None
+    metrics: Mapping[str, float], intervals: Mapping[str, Interval] | None = None
 ) -> str:
-    """Lay out what `score` or `write_evaluation` returned: headlines, then a line a class.
+    """Lay out what `score` or `Evaluation.logged` returned: headlines, then a line per class.
 
-    A number that cannot be had is shown as `-`.  `intervals`, as in judgement.json, put their
-    bounds beside the headlines, or say why there are none.
+    A number that is not defined is shown as `-`.  `intervals` put their bounds beside the
+    headlines, or say why there are none.
     """
     split = next(key for key in metrics if key.endswith("balanced_accuracy"))
     split = split.removesuffix("balanced_accuracy")  # "test/", or nothing
     plain = {key.removeprefix(split): value for key, value in metrics.items()}
-    class_names = [key.removeprefix("support/") for key in plain if key.startswith("support/")]
-    num_images = sum(int(plain[f"support/{name}"]) for name in class_names)
+    classes = [key.removeprefix("support/") for key in plain if key.startswith("support/")]
+    num_images = sum(int(plain[f"support/{name}"]) for name in classes)
     lines = [f"{'images':<{2 * WIDTH}}{num_images:>{WIDTH},}"]
     lines += [
-        f"{title:<{2 * WIDTH}}{_cell(plain, key)}{_bounds((intervals or {}).get(key))}"
-        for key, title in HEADLINES
+        f"{TITLES[key]:<{2 * WIDTH}}{_cell(plain, key)}{_bounds((intervals or {}).get(key))}"
+        for key in HEADLINES
     ]
+    width = max((WIDTH, *map(len, classes))) + 2
     titles = (*(title for _, title in COLUMNS), "images")
-    lines += ["", " " * (WIDTH + 2) + "".join(f"{title:>{WIDTH}}" for title in titles)]
-    for name in class_names:
+    lines += ["", " " * width + "".join(f"{title:>{WIDTH}}" for title in titles)]
+    for name in classes:
         cells = "".join(_cell(plain, f"{column}/{name}") for column, _ in COLUMNS)
-        lines.append(f"{name:<{WIDTH + 2}}{cells}{int(plain[f'support/{name}']):>{WIDTH},}")
+        lines.append(f"{name:<{width}}{cells}{int(plain[f'support/{name}']):>{WIDTH},}")
     for kind in ("macro", "weighted"):
         cells = "".join(_cell(plain, f"{kind}_{column}") for column, _ in COLUMNS)
-        lines.append(f"{kind + ' mean':<{WIDTH + 2}}{cells}{num_images:>{WIDTH},}")
+        lines.append(f"{kind + ' mean':<{width}}{cells}{num_images:>{WIDTH},}")
     return "\n".join(lines)
 
 
@@ -118,9 +118,9 @@ def _cell(metrics: Mapping[str, float], key: str) -> str:
     return f"{metrics[key]:>{WIDTH}.4f}" if key in metrics else f"{'-':>{WIDTH}}"
 
 
-def _bounds(interval: Mapping[str, Any] | None) -> str:
+def _bounds(interval: Interval | None) -> str:
     if interval is None:
         return ""
-    if interval["low"] is None:
-        return f"   no interval: {interval['reason']}"
-    return f"   {interval['low']:.4f} to {interval['high']:.4f}"
+    if interval.low is None:
+        return f"   no interval: {interval.reason}"
+    return f"   {interval.low:.4f} to {interval.high:.4f}"

@@ -19,8 +19,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermalyze.evaluation.bootstrap import MIN_LESIONS, Basis, interval_of
-from dermalyze.evaluation.curves import divided
-from dermalyze.evaluation.metrics import Counts, Floats
+from dermalyze.evaluation.curves import Floats, divided
+from dermalyze.evaluation.metrics import Counts
 from dermalyze.evaluation.scored import Scored
 
 _ROUNDING = 1e-12  # of sums of the same fractions in another order
@@ -28,7 +28,7 @@ _ROUNDING = 1e-12  # of sums of the same fractions in another order
 
 @dataclass(frozen=True, kw_only=True)
 class Grouping:
-    """Which image belongs to which group of an attribute; lesions are never shared."""
+    """Which image belongs to which group of an attribute; a lesion's images share one."""
 
     attribute: str
     labels: NDArray[np.object_]  # (N,)
@@ -51,7 +51,6 @@ class Gap:
     attribute: str
     highest: str
     lowest: str
-    classes: tuple[str, ...]  # by which the two are compared
     highest_value: float  # mean sensitivity over these classes, fraction
     lowest_value: float
     difference: float
@@ -60,6 +59,7 @@ class Gap:
     p_value: float
     p_adjusted: float = 1.0  # for the number of attributes
     finding: bool = False
+    classes: tuple[str, ...] = ()  # by which the two are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +84,13 @@ class _Pairs:
 
     def differences(self, recall: Floats) -> Floats:
         """Compare sensitivities (R, G, C), left - right: (R, Q)."""
+        used = self.shares.any(axis=0)
+        recall, shares = recall[:, :, used], self.shares[:, used]
         by_class = recall[:, self.left] - recall[:, self.right]
-        return np.asarray((np.where(self.shares > 0, by_class, 0.0) * self.shares).sum(axis=2))
+        return np.asarray((np.where(shares > 0, by_class, 0.0) * shares).sum(axis=2))
 
 
-def largest_gap(
-    scored: Scored, grouping: Grouping, counted: NDArray[np.bool_], draws: Draws
-) -> Gap | None:
+def largest_gap(scored: Scored, grouping: Grouping, draws: Draws) -> Gap | None:
     """Find the two groups furthest apart; None if no two have a class with enough lesions.
 
     The interval is the bootstrap's for these two groups.  The p-value is of the largest gap of any
@@ -101,12 +101,11 @@ def largest_gap(
     Args:
         scored: the images.
         grouping: their groups.
-        counted: booleans (C,), the classes that groups may be compared by.
         draws: replicates and permutations.
     """
     num_groups = len(grouping.claimed)
     units = _units_of(scored, grouping)
-    pairs = _pairs_of(units, num_groups, counted)
+    pairs = _pairs_of(units, num_groups)
     if pairs is None:
         return None
     recall = _recall(units, num_groups, np.ones((1, len(units.first))))  # (1, G, C)
@@ -119,7 +118,9 @@ def largest_gap(
     drawn = pairs.differences(_recall(units, num_groups, draws.weights[:, units.first]))
     lesions = np.isin(units.groups, ends) & shared[units.targets]
     interval = interval_of(
-        highest - lowest, sign * drawn[:, furthest], Basis(num_lesions=int(lesions.sum()))
+        highest - lowest,
+        sign * drawn[:, furthest],
+        Basis(num_lesions=int(lesions.sum()), unit=scored.group_by),
     )
     shuffled = _shuffled_gaps(units, num_groups, pairs, draws)
     as_large = int((shuffled >= abs(differences[furthest]) - _ROUNDING).sum())
@@ -138,14 +139,16 @@ def largest_gap(
 
 
 def _units_of(scored: Scored, grouping: Grouping) -> _Units:
-    num_classes = len(scored.class_names)
+    num_classes, num_groups = len(scored.class_names), len(grouping.claimed)
+    groups = pd.Index(grouping.claimed).get_indexer(pd.Index(grouping.labels))  # -1: of none
+    # Of a patient, whose lesions may be of several groups, each group's part is a unit.
+    own = scored.lesions * (num_groups + 1) + groups + 1
     keys, first, unit = np.unique(
-        scored.lesions * num_classes + scored.targets, return_index=True, return_inverse=True
+        own * num_classes + scored.targets, return_index=True, return_inverse=True
     )
     hits = (scored.predicted == scored.targets).astype(np.float64)
-    groups = pd.Index(grouping.claimed).get_indexer(pd.Index(grouping.labels[first]))
     return _Units(
-        groups=groups.astype(np.int64),
+        groups=groups[first].astype(np.int64),
         targets=keys % num_classes,
         images=np.bincount(unit).astype(np.float64),
         hits=np.bincount(unit, weights=hits).astype(np.float64),
@@ -154,12 +157,12 @@ def _units_of(scored: Scored, grouping: Grouping) -> _Units:
     )
 
 
-def _pairs_of(units: _Units, num_groups: int, counted: NDArray[np.bool_]) -> _Pairs | None:
+def _pairs_of(units: _Units, num_groups: int) -> _Pairs | None:
     """Pair the groups that share a class with enough lesions in both; None if none do."""
-    num_lesions = np.zeros((num_groups, len(counted)), np.int64)
+    num_lesions = np.zeros((num_groups, units.num_classes), np.int64)
     known = units.groups >= 0
     np.add.at(num_lesions, (units.groups[known], units.targets[known]), 1)
-    enough = (num_lesions >= MIN_LESIONS) & counted  # (G, C)
+    enough = num_lesions >= MIN_LESIONS  # (G, C)
     left, right = np.triu_indices(num_groups, k=1)
     shared = enough[left] & enough[right]  # (Q, C)
     some = shared.any(axis=1)

@@ -3,7 +3,7 @@
 N images, L lesions.  Never imports torch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binomtest
@@ -66,7 +66,7 @@ def paired(a: Scored, b: Scored) -> tuple[Scored, Scored]:
                 f"such as {ids_a.iloc[row]!r} with {ours[row]!r} and {theirs[row]!r}; compare runs "
                 "on the same data"
             )
-    return a, Scored(table, b.logits[rows], a.targets, a.lesions, a.class_names)
+    return a, replace(a, table=table, logits=b.logits[rows])
 
 
 def mcnemar(reference: Scored, other: Scored) -> McNemar:

@@ -5,11 +5,13 @@ Never imports torch.
 
 from dataclasses import dataclass
 
+from dermalyze.config import CHAMPION_CLASS_METRICS, require
 from dermalyze.evaluation.compare import noninferior
 from dermalyze.evaluation.scored import Scored
 from serving.errors import DataError
+from serving.taxonomy import Taxonomy
 
-CALIBRATION = "brier"  # a proper score; resampling raises ece, so its bound would be no honest one
+CALIBRATION = "brier"  # a proper score; resampling raises ece, so its bound would not be honest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,25 @@ class Decision:
     numbers: dict[str, float]
 
 
+def require_metric(metric: str, taxonomy: Taxonomy) -> None:
+    """Refuse a `tracking.champion_metric` that no model with these classes has.
+
+    Raises:
+        ConfigError: it needs a class and names none, names another one, or is about malignancy
+            where no class is known to be malignant.
+    """
+    stem, _, key = metric.removeprefix("test/").partition("/")
+    of_class = stem in CHAMPION_CLASS_METRICS
+    ok = key in taxonomy.keys if of_class else not key
+    expected = f"test/{stem}"
+    if of_class:
+        expected += f"/ and one of {', '.join(taxonomy.keys)}"
+    elif stem.startswith("malignant_") and not taxonomy.malignant:
+        ok, expected = False, "test/balanced_accuracy or another metric without malignant_"
+        expected += ", since none of these classes is known to be malignant"
+    require(ok, "tracking.champion_metric", expected, metric)
+
+
 def compare_with_champion(
     candidate: Scored, champion: Scored, rule: Rule, incumbent: str
 ) -> Decision:
@@ -47,16 +68,8 @@ def compare_with_champion(
         incumbent: what the champion is called in the reason.
     """
     try:
-        metric = noninferior(
-            candidate, champion, rule.metric, margin=rule.margin, higher_is_better=True
-        )
-        calibration = noninferior(
-            candidate,
-            champion,
-            CALIBRATION,
-            margin=rule.calibration_margin,
-            higher_is_better=False,
-        )
+        metric = noninferior(candidate, champion, rule.metric, margin=rule.margin)
+        calibration = noninferior(candidate, champion, CALIBRATION, margin=rule.calibration_margin)
     except DataError as error:
         return Decision(promoted=False, reason=f"not compared: {error}", numbers={})
     better = metric.difference > 0

@@ -11,33 +11,36 @@ from typing import Any
 
 import numpy as np
 
-from dermalyze.evaluation import report_pictures as pictures
-from dermalyze.evaluation.metrics import Counts, confusion_matrix, normalized_confusion_matrix
-from dermalyze.evaluation.plots import BLUE
-from dermalyze.evaluation.report_figures import data_address
-from dermalyze.evaluation.report_limits import known_limits, known_maps
+from dermalyze.evaluation import captions
+from dermalyze.evaluation.evaluate import Evaluation
+from dermalyze.evaluation.figures import BLUE, data_address
+from dermalyze.evaluation.metrics import (
+    Counts,
+    commonest_malignant,
+    confusion_matrix,
+    normalized_confusion_matrix,
+)
 from dermalyze.evaluation.scored import Scored
 from dermalyze.evaluation.words import (
     AT_POINTS,
     CALIBRATION,
-    NO_SKIN_TYPE,
     PER_CLASS,
-    Judgement,
     cell,
     gap_sentences,
     group_columns,
     headlines,
     html,
+    not_recorded,
     number,
     reasons,
     things,
     title_of,
 )
-from serving.taxonomy import CLASS_DESCRIPTIONS, DATA_LICENSE, DISCLAIMER, MALIGNANT
+from serving.taxonomy import DISCLAIMER, Taxonomy
 from serving.whole import write_text
 
 NUM_MISTAKES = 12
-_TILES = ("balanced_accuracy", "recall/mel", "malignant_auc", "ece")
+MAX_MATRIX = 30  # classes; a table with more cells is not read, and slow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +58,8 @@ class Mistake:
 class ReportInputs:
     """All that a report is made of; an empty part leaves its section with one sentence."""
 
-    judgement: Judgement  # as judgement.json holds it
+    evaluation: Evaluation
     scored: Scored
-    calibrated: Scored | None = None  # the same images with calibrated logits
     history: Sequence[Mapping[str, float]] = ()  # one mapping an epoch
     best_epoch: int = 0  # 0: not known
     config_yaml: str = ""
@@ -95,53 +97,65 @@ def shade(share: float) -> str:
 
 def _page(inputs: ReportInputs) -> dict[str, Any]:
     """Collect what the template prints."""
-    judgement, scored = inputs.judgement, inputs.scored
-    known = judgement["intervals"]
+    evaluation, scored = inputs.evaluation, inputs.scored
+    taxonomy, known = evaluation.taxonomy, evaluation.intervals
+    tiles = ["balanced_accuracy", "malignant_auc", "ece"]
+    if (key := commonest_malignant(scored)) is not None:
+        tiles.insert(1, f"recall/{key}")
+    unit = evaluation.group_by
+    basis = things(evaluation.num_images, "image")
+    if unit != "image":
+        basis += f" of {things(evaluation.num_lesions, unit)}"
     return {
         "inputs": inputs,
-        "judgement": judgement,
+        "evaluation": evaluation,
+        "taxonomy": taxonomy,
+        "unit": unit,
         "disclaimer": DISCLAIMER,
-        "license": DATA_LICENSE,
-        "no_skin_type": NO_SKIN_TYPE,
-        "basis": f"{things(judgement['num_images'], 'image')} of "
-        f"{things(judgement['num_lesions'], 'lesion')}",
-        "tiles": [(title_of(name), cell(known[name])) for name in _TILES if name in known],
-        "headlines": headlines(judgement),
+        "not_recorded": not_recorded(taxonomy),
+        "basis": basis,
+        "tiles": [(title_of(name), cell(known[name])) for name in tiles if name in known],
+        "headlines": headlines(evaluation),
         "per_class": _class_table(inputs, PER_CLASS),
         "at_points": _class_table(inputs, AT_POINTS),
-        "confusion": _confusion(scored),
-        "curves": pictures.roc(judgement, scored),
-        "precision_recall": pictures.precision_recall(judgement, scored),
-        "calibration": _calibration(judgement),
-        "calibration_figure": pictures.reliability(judgement, scored, inputs.calibrated),
-        "decision": pictures.decision(judgement),
-        "known": known_limits(judgement),
-        "maps": known_maps(judgement),
-        "groups": _groups(judgement),
-        "group_columns": [title_of(name) for name in group_columns(judgement)],
-        "gaps": gap_sentences(judgement),
-        "mistakes": [_shown(mistake) for mistake in inputs.mistakes],
+        "confusion": _confusion(scored) if len(taxonomy) <= MAX_MATRIX else _confused(scored),
+        "has_matrix": len(taxonomy) <= MAX_MATRIX,
+        "curves": captions.roc(evaluation, scored),
+        "precision_recall": captions.precision_recall(evaluation, scored),
+        "calibration": _calibration(evaluation),
+        "calibration_figure": captions.reliability(evaluation, scored),
+        "decision": captions.decision(evaluation),
+        "limits": _limits(evaluation),
+        "maps": _maps(evaluation),
+        "groups": _groups(evaluation),
+        "group_columns": [title_of(name) for name in group_columns(evaluation)],
+        "gaps": gap_sentences(evaluation),
+        "mistakes": [_shown(mistake, taxonomy) for mistake in inputs.mistakes],
         "num_wrong": int((scored.predicted != scored.targets).sum()),
-        "training": pictures.training(inputs.history, inputs.best_epoch),
+        "training": captions.training(inputs.history, inputs.best_epoch),
         "histopathology": int((scored.table["dx_type"] == "histo").sum()),
+        "confirmed": bool((scored.table["dx_type"] != "unknown").any()),
+        "largest_share": float(np.bincount(scored.targets).max() / len(scored)),
+        "largest": scored.class_names[int(np.bincount(scored.targets).argmax())],
     }
 
 
 def _class_table(inputs: ReportInputs, columns: Mapping[str, str]) -> dict[str, Any]:
     """Return a row of intervals for each class, and why some are missing."""
-    scored, known = inputs.scored, inputs.judgement["intervals"]
+    scored, known = inputs.scored, inputs.evaluation.intervals
+    taxonomy = scored.taxonomy
     present = [name for name in columns if any(key.startswith(f"{name}/") for key in known)]
     rows: list[dict[str, Any]] = []
-    for index, name in enumerate(scored.class_names):
+    for index, (name, key) in enumerate(zip(taxonomy.names, taxonomy.keys, strict=True)):
         of_class = scored.targets == index
         rows.append(
             {
                 "name": name,
-                "description": CLASS_DESCRIPTIONS.get(name, ""),
-                "malignant": name in MALIGNANT,
+                "description": taxonomy.descriptions[index],
+                "malignant": name in taxonomy.malignant,
                 "num_images": int(of_class.sum()),
                 "num_lesions": len(np.unique(scored.lesions[of_class])),
-                "cells": [cell(known.get(f"{column}/{name}")) for column in present],
+                "cells": [cell(known.get(f"{column}/{key}")) for column in present],
             }
         )
     return {
@@ -168,39 +182,86 @@ def _confusion(scored: Scored) -> list[dict[str, Any]]:
     ]
 
 
-def _calibration(judgement: Judgement) -> dict[str, Any] | None:
-    part = judgement.get("calibration")
+def _confused(scored: Scored) -> list[dict[str, Any]]:
+    """Return the classes that are confused most often: for more classes than a matrix can show."""
+    num_classes = len(scored.taxonomy)
+    counts = confusion_matrix(scored.targets, scored.predicted, num_classes)
+    wrong = counts * ~np.eye(num_classes, dtype=bool)
+    most = np.argsort(-wrong, axis=None, kind="stable")[:MAX_MATRIX]
+    return [
+        {
+            "true": scored.class_names[row],
+            "predicted": scored.class_names[column],
+            "count": int(wrong[row, column]),
+            "share": float(wrong[row, column] / counts[row].sum()),
+        }
+        for row, column in zip(*np.unravel_index(most, wrong.shape), strict=True)
+        if wrong[row, column]
+    ]
+
+
+def _calibration(evaluation: Evaluation) -> dict[str, Any] | None:
+    part = evaluation.calibration
     if part is None:
         return None
     return {
         "rows": [
-            (title, number(part["before"][name]), number(part["after"][name]))
+            (title, number(getattr(part.before, name)), number(getattr(part.after, name)))
             for name, title in CALIBRATION.items()
-            if name in part["before"]
         ],
-        "kind": part["calibrator"]["kind"],
+        "kind": part.calibrator.kind,
         "numbers": [  # a temperature; not the many of a matrix
             f"{name} {value:.3f}"
-            for name, value in part["calibrator"]["parameters"].items()
+            for name, value in part.calibrator.parameters.items()
             if isinstance(value, int | float)
         ],
-        "fitted_on": part["calibrator"]["fitted_on"],
+        "fitted_on": part.calibrator.fitted_on,
     }
 
 
-def _groups(judgement: Judgement) -> dict[str, list[dict[str, Any]]]:
+def _limits(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Return what the section on sets, decisions and scope prints; None: nothing was fitted."""
+    limits = evaluation.limits
+    if limits is None:
+        return None
+    return {
+        "sets": limits.prediction_sets,
+        "classes": [
+            (name, found, cell(found.coverage))
+            for name, found in limits.prediction_sets.classes.items()
+        ],
+        "curve": captions.risk_coverage(limits.abstention),
+        "sentences": captions.limits_sentences(limits, evaluation.group_by),
+    }
+
+
+def _maps(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Return what the section on maps prints; None where there are no masks."""
+    maps = evaluation.explanations
+    if maps is None:
+        return None
+    rows = []
+    for name, title in captions.MAP_MEASURES.items():
+        measure = getattr(maps, name)
+        shown = (measure.map, measure.center, measure.uniform, measure.over_center)
+        rows.append((title, [cell(interval) for interval in shown]))
+    return {"check": maps, "sentences": captions.map_sentences(maps), "rows": rows}
+
+
+def _groups(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
     """Sort the subgroups by attribute, each with its cells."""
-    columns = group_columns(judgement)
+    columns = group_columns(evaluation)
     sorted_groups: dict[str, list[dict[str, Any]]] = {}
-    for group in judgement["subgroups"]["groups"]:
-        cells = [cell(group["intervals"].get(name)) for name in columns]
-        sorted_groups.setdefault(group["attribute"], []).append({**group, "cells": cells})
+    for group in evaluation.subgroups.groups:
+        cells = [cell(group.intervals.get(name)) for name in columns]
+        sorted_groups.setdefault(group.attribute, []).append({"group": group, "cells": cells})
     return sorted_groups
 
 
-def _shown(mistake: Mistake) -> dict[str, Any]:
+def _shown(mistake: Mistake, taxonomy: Taxonomy) -> dict[str, Any]:
+    true, predicted = (n in taxonomy.malignant for n in (mistake.true_label, mistake.predicted))
     return {
         "mistake": mistake,
         "address": data_address(mistake.picture, "image/jpeg") if mistake.picture else "",
-        "missed": mistake.true_label in MALIGNANT and mistake.predicted not in MALIGNANT,
+        "missed": true and not predicted,
     }

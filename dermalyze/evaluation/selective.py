@@ -53,8 +53,8 @@ class _Step:
 class RiskCoverage:
     """Risk among the most confident answers, for each share of them."""
 
-    coverage: Floats  # (N,), ascending to 1
-    risk: Floats  # (N,)
+    coverage: list[float]  # (N,), ascending to 1
+    risk: list[float]  # (N,)
 
 
 def fit_abstention(
@@ -101,7 +101,7 @@ def risk_coverage(probs: Floats, targets: Counts, lesions: Counts) -> RiskCovera
     order, wrong = _ordered(probs, targets)
     weights = (1 / np.bincount(lesions)[lesions])[order]
     total = np.cumsum(weights)
-    return RiskCoverage(total / total[-1], np.cumsum(weights * wrong) / total)
+    return RiskCoverage((total / total[-1]).tolist(), (np.cumsum(weights * wrong) / total).tolist())
 
 
 def area_under(probs: Floats, targets: Counts, weights: Floats) -> Floats:

@@ -1,18 +1,21 @@
 """Numbers in words, for the report and the cards alike: titles, intervals, gaps, templates.
 
-All of it reads plain dicts, as `judgement.json` holds them.  Never imports torch.
+Never imports torch.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-Judgement = Mapping[str, Any]
+from serving.taxonomy import Taxonomy
+
+if TYPE_CHECKING:  # what these words are about
+    from dermalyze.evaluation.bootstrap import Interval
+    from dermalyze.evaluation.evaluate import Evaluation
 
 TITLES = {  # in the order in which they are shown
     "balanced_accuracy": "balanced accuracy",
@@ -58,10 +61,7 @@ CALIBRATION = {
     "adaptive_ece": "adaptive ECE",
     "classwise_ece": "class-wise ECE",
 }
-NO_SKIN_TYPE = (
-    "HAM10000 records no skin type, so nothing is known of how the model does on different skin "
-    "types, and nothing can be claimed of it"
-)
+MAX_LISTED = 10  # names in a sentence; the rest is counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,20 +91,35 @@ def things(value: float, name: str) -> str:
     return f"{count(value)} {name}" + ("" if value == 1 else "s")
 
 
-def cell(interval: Mapping[str, Any] | None) -> Cell:
-    """Print an interval of the judgement; None where it has none of that name."""
+def listed(names: Sequence[str]) -> str:
+    """Name a few things, and count the rest."""
+    if len(names) <= MAX_LISTED:
+        return ", ".join(names)
+    return f"{', '.join(names[: MAX_LISTED - 1])} and {len(names) - MAX_LISTED + 1} more"
+
+
+def not_recorded(taxonomy: Taxonomy) -> str:
+    """Say what the data does not record; empty: nothing is known to be missing."""
+    if not taxonomy.not_recorded:
+        return ""
+    missing = listed(taxonomy.not_recorded)
+    return (
+        f"{taxonomy.title or 'The data set'} does not record {missing}, so nothing is known about "
+        "how the model performs across it"
+    )
+
+
+def cell(interval: "Interval | None") -> Cell:
+    """Print an interval; None where there is none."""
     if interval is None:
         return MISSING
-    estimate, low, high = (interval.get(key) for key in ("estimate", "low", "high"))
-    reason = str(interval.get("reason") or "")
-    if estimate is None or not math.isfinite(estimate):
-        return Cell(value="-", bounds="", reason=reason)
-    if low is None or high is None:
-        return Cell(value=number(estimate), bounds="", reason=reason)
-    return Cell(value=number(estimate), bounds=f"{number(low)} to {number(high)}", reason="")
+    value = number(interval.estimate)
+    if interval.low is None or interval.high is None:
+        return Cell(value=value, bounds="", reason=interval.reason)
+    return Cell(value=value, bounds=f"{number(interval.low)} to {number(interval.high)}", reason="")
 
 
-def in_words(interval: Mapping[str, Any] | None) -> str:
+def in_words(interval: "Interval | None") -> str:
     """Print an interval as one phrase: 0.700 (0.651 to 0.743)."""
     printed = cell(interval)
     if printed.bounds:
@@ -112,9 +127,9 @@ def in_words(interval: Mapping[str, Any] | None) -> str:
     return f"{printed.value} (no interval: {printed.reason})" if printed.reason else printed.value
 
 
-def headlines(judgement: Judgement) -> list[tuple[str, Cell]]:
+def headlines(evaluation: "Evaluation") -> list[tuple[str, Cell]]:
     """Return the metrics of all classes together: title and number, those that there are."""
-    known = judgement["intervals"]
+    known = evaluation.intervals
     return [(title, cell(known[name])) for name, title in TITLES.items() if name in known]
 
 
@@ -141,40 +156,39 @@ def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def gap_sentences(judgement: Judgement) -> list[str]:
-    """Say of each attribute which groups lie furthest apart and whether that is a finding."""
-    subgroups = judgement["subgroups"]
-    metric, level = title_of(subgroups["metric"]), percent(judgement["level"])
-    sentences, told = [], set()
-    for gap in subgroups["gaps"]:
-        told.add(gap["attribute"])
+def gap_sentences(evaluation: "Evaluation") -> list[str]:
+    """Say of each attribute which groups are furthest apart and whether that is a finding."""
+    subgroups = evaluation.subgroups
+    metric, level = title_of(subgroups.metric), percent(evaluation.level)
+    sentences = []
+    for gap in subgroups.gaps:
         verdict = (
-            "This is a finding: chance alone would seldom make a difference this large."
-            if gap["finding"]
-            else "This is no finding: chance alone may well make a difference this large."
+            "Statistically significant: chance alone would seldom produce a difference this large."
+            if gap.finding
+            else "Not statistically significant."
         )
         bounds = ""
-        if gap["low"] is not None and gap["high"] is not None:
-            bounds = f"{level} interval {number(gap['low'])} to {number(gap['high'])}; "
-        classes = f" over {', '.join(gap['classes'])}" if "classes" in gap else ""
+        if gap.low is not None and gap.high is not None:
+            bounds = f"{level} interval {number(gap.low)} to {number(gap.high)}; "
+        classes = f" over {listed(gap.classes)}" if gap.classes else ""
         sentences.append(
-            f"{gap['attribute']}: {metric}{classes} is {number(gap['difference'])} higher for "
-            f"{gap['highest']} than for {gap['lowest']} ({bounds}{p_value(gap['p_adjusted'])} "
+            f"{gap.attribute}: {metric}{classes} is {number(gap.difference)} higher for "
+            f"{gap.highest} than for {gap.lowest} ({bounds}{p_value(gap.p_adjusted)} "
             f"after correction for several tests). {verdict}"
         )
-    for attribute in dict.fromkeys(group["attribute"] for group in subgroups["groups"]):
-        if attribute not in told:
-            sentences.append(
-                f"{attribute}: no gap is stated, since fewer than two groups are large enough."
-            )
-    return sentences
+    told = {gap.attribute for gap in subgroups.gaps}
+    return sentences + [
+        f"{attribute}: no gap is stated, since fewer than two groups are large enough."
+        for attribute in dict.fromkeys(group.attribute for group in subgroups.groups)
+        if attribute not in told
+    ]
 
 
-def group_columns(judgement: Judgement) -> list[str]:
+def group_columns(evaluation: "Evaluation") -> list[str]:
     """Return the names of the metrics that subgroups have, the one of the gaps first."""
-    subgroups = judgement["subgroups"]
-    names = {subgroups["metric"]: None}
-    names |= {name: None for group in subgroups["groups"] for name in group["intervals"]}
+    subgroups = evaluation.subgroups
+    names = {subgroups.metric: None}
+    names |= {name: None for group in subgroups.groups for name in group.intervals}
     return list(names)
 
 

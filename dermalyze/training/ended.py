@@ -1,13 +1,10 @@
-"""What can be done with a run that has ended: judge it again, export it, read its history."""
+"""What can be done with a run that has ended: evaluate it again, compare it, read its history."""
 
 import contextlib
 import json
 import logging
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,17 +17,12 @@ from dermalyze.data.readers.dataset import open_dataset, read_image_bytes
 from dermalyze.data.splits import Splits, read_splits
 from dermalyze.data.tables import FACTS, tidy_facts, with_groups, with_own_lesions
 from dermalyze.evaluation.compare import Comparison, compare
-from dermalyze.evaluation.explanations import EXPLANATIONS, write_explanations
+from dermalyze.evaluation.evaluate import Evaluation, Predictions
+from dermalyze.evaluation.figures import forest, save_png, training_curves
 from dermalyze.evaluation.fit import FitVerdict, judge_fit
-from dermalyze.evaluation.folder import write_evaluation
-from dermalyze.evaluation.forest import save_forest
-from dermalyze.evaluation.plots import save_training_curves
-from dermalyze.evaluation.predictions import (
-    read_predictions,
-    write_predictions,
-)
-from dermalyze.evaluation.scored import read_scored
-from dermalyze.evaluation.words import Judgement
+from dermalyze.evaluation.folder import PREDICTIONS, read_folder
+from dermalyze.evaluation.predictions import predictions_table
+from dermalyze.evaluation.scored import read_scored, scored_of
 from dermalyze.models.checkpoint import load_member
 from dermalyze.models.predictor import SkinLesionPredictor
 from dermalyze.models.shipped import ShippedNetwork
@@ -49,42 +41,33 @@ from dermalyze.training.job import (
     stored_config,
 )
 from dermalyze.training.judged import (
-    PREDICTIONS,
-    VALIDATION,
     ReadImage,
     RunFacts,
     best_epoch,
-    interval_metrics,
     read_history,
-    write_judged,
+    write_evaluation,
 )
-from dermalyze.training.limits import Runner, measured_on, with_limits
+from dermalyze.training.limits import Runner, with_limits
 from serving.disk import make_folder
 from serving.errors import DataError, ImageError, TrackingError
 from serving.files import find_images, left_out, some
 from serving.matching import match_files
 from serving.preprocess import read_bytes
 from serving.tables import read_table, table_bytes
-from serving.taxonomy import CLASS_NAMES
-from serving.whole import whole_file, write_text
+from serving.taxonomy import Taxonomy
+from serving.whole import write_text
 
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """What a model is worth on some images."""
+def evaluate_run(
+    run_id: str, split: str, *, output: Path, here: Here = AS_IN_THE_RUN
+) -> Evaluation:
+    """Evaluate a run's best epoch on one of its splits; write it to `output` and into the run.
 
-    metrics: Metrics
-    intervals: Mapping[str, Any]  # as judgement.json holds them
-
-
-def evaluate_run(run_id: str, split: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Evaluated:
-    """Judge a run's best epoch on one of its splits; write it to `output` and into the run.
-
-    On the test split a calibrator, fitted on the validation split, is judged as well.
+    On the test split a calibrator, fitted on the validation split, is evaluated as well.
 
     Raises:
         DataError: the data is not what the run was trained on.
@@ -101,38 +84,21 @@ def evaluate_run(run_id: str, split: str, *, output: Path, here: Here = AS_IN_TH
             device=in_full_precision(choose_device(config.training)),
             batch_size=config.training.batch_size,
         )
-        rows = getattr(splits, split)
         limited = with_limits(ShippedNetwork([member]), spec, runner, splits.val)
-        outputs = runner.outputs(
-            limited.network, limited.spec, rows, ("logits", "scope_score"), split
-        )
-        metrics = write_evaluation(
-            output,
-            runner.manifest(rows),
-            outputs["logits"],
-            split=split,
-            context={"run_id": run_id, "data_fingerprint": prepared.fingerprint},
-            measured=measured_on(limited, runner, rows, outputs),
-        )
-        write_explanations(output, runner.explanations(limited.network, limited.spec, rows))
-        (output / VALIDATION).unlink(missing_ok=True)
-        if split == "test":
-            write_predictions(output / VALIDATION, limited.validation)
+        context = {"run_id": run_id, "data_fingerprint": prepared.fingerprint}
+        predictions = runner.predictions(limited, getattr(splits, split), split, context)
         write_text(files / AUDIT, prepared.audit.to_json())
-        judgement = write_judged(
-            output,
-            RunFacts(run_id=run_id, params=params, tags=tags_of(run_id), files=files),
-            split=split,
-            settings=config.evaluation,
-            read_image=prepared.read_image_bytes,
+        facts = RunFacts(run_id=run_id, params=params, tags=tags_of(run_id), files=files)
+        evaluation = write_evaluation(
+            output, predictions, facts, config.evaluation, prepared.read_image_bytes
         )
-    metrics |= interval_metrics(judgement, metrics)
-    add_to_run(run_id, output, EVALUATION if split == "test" else f"{EVALUATION}_{split}", metrics)
-    return Evaluated(metrics=metrics, intervals=judgement["intervals"])
+    place = EVALUATION if split == "test" else f"{EVALUATION}_{split}"
+    add_to_run(run_id, output, place, evaluation.logged())
+    return evaluation
 
 
-def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) -> Evaluated:
-    """Judge a run's best epoch on other images; the run itself is not changed.
+def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) -> Evaluation:
+    """Evaluate a run's best epoch on other images; the run itself is not changed.
 
     Args:
         run_id: the run.
@@ -143,7 +109,10 @@ def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) ->
     Raises:
         DataError: the CSV or an image cannot be used.
     """
-    manifest = read_labels(labels)
+    with fetched(run_id, (BEST,)) as (checkpoint,):
+        predictor = SkinLesionPredictor(checkpoint)
+    taxonomy = predictor.spec.taxonomy
+    manifest = read_labels(labels, taxonomy)
     files = files_of_rows(manifest["image_id"].tolist(), images, labels)
     used = set(files.values())
     if unused := [path.name for path in find_images([images]) if path not in used]:
@@ -152,8 +121,6 @@ def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) ->
         )
     if others := left_out([images]):
         logger.info(others)
-    with fetched(run_id, (BEST,)) as (checkpoint,):
-        predictor = SkinLesionPredictor(checkpoint)
     fields = predictor.spec.metadata
     metadata = None if fields is None else metadata_of(manifest, fields)
     for sentence in words_left_out(manifest, fields) if fields else ():
@@ -166,28 +133,19 @@ def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) ->
             raise DataError(f"{files[name]}: {error}") from error
         known = None if metadata is None else metadata[i : i + 1]
         parts.append(predictor.run(pixels[None], ["logits"], known)["logits"])
-    metrics = write_evaluation(
-        output,
-        manifest,
-        np.concatenate(parts),
+    table = predictions_table(manifest, np.concatenate(parts), taxonomy)
+    predictions = Predictions(
+        scored=scored_of(table, taxonomy),
         split="images",
         context={"run_id": run_id, "labels": labels.name},
     )
-    for name in (VALIDATION, EXPLANATIONS):
-        (output / name).unlink(missing_ok=True)
     facts = RunFacts(run_id=run_id, params=require_run(run_id), tags=tags_of(run_id))
-    judgement = write_judged(
-        output,
-        facts,
-        split="images",
-        settings=EvaluationConfig(),
-        read_image=lambda name: read_bytes(files[name]),
+    return write_evaluation(
+        output, predictions, facts, EvaluationConfig(), lambda name: read_bytes(files[name])
     )
-    metrics |= interval_metrics(judgement, metrics)
-    return Evaluated(metrics=metrics, intervals=judgement["intervals"])
 
 
-def report_run(run_id: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Judgement:
+def report_run(run_id: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Evaluation:
     """Make a run's report and cards again from the files that it keeps; the run is not changed.
 
     Without its images, which are looked for where the run found them, pictures are missing.
@@ -199,35 +157,27 @@ def report_run(run_id: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Judg
         for name in (HISTORY, AUDIT, *SPLIT_FILES):
             with contextlib.suppress(TrackingError):  # folds have none, old runs not all
                 fetch(run_id, name, files)
-        for name in (PREDICTIONS, VALIDATION, EXPLANATIONS):
-            (output / name).unlink(missing_ok=True)
-            if (evaluation / name).exists():
-                with whole_file(output / name) as partial:
-                    shutil.copyfile(evaluation / name, partial)
         folder = here.data_dir or Path(params.get("data.dir", ""))
         config = load_config(config_file)
-        return write_judged(
+        return write_evaluation(
             output,
+            read_folder(evaluation, "test"),
             RunFacts(run_id=run_id, params=params, tags=tags_of(run_id), files=files),
-            split="test",
-            settings=config.evaluation,
-            read_image=_reader(folder, config.data),
+            config.evaluation,
+            _reader(folder, config.data),
         )
 
 
 def report_predictions(
     predictions: Path, validation: Path | None, *, settings: EvaluationConfig, output: Path
-) -> Judgement:
+) -> Evaluation:
     """Make a report of anybody's predictions in the form of `predictions.csv`."""
-    make_folder(output)
-    (output / EXPLANATIONS).unlink(missing_ok=True)
-    for name, path in ((PREDICTIONS, predictions), (VALIDATION, validation)):
-        target = output / name
-        if path is None:
-            target.unlink(missing_ok=True)
-        elif path.resolve() != target.resolve():
-            write_predictions(target, read_predictions(path)[0])
-    return write_judged(output, RunFacts(), split="predictions", settings=settings, read_image=None)
+    evaluated = Predictions(
+        scored=read_scored(predictions),
+        split="predictions",
+        validation=None if validation is None else read_scored(validation),
+    )
+    return write_evaluation(output, evaluated, RunFacts(), settings, None)
 
 
 def compare_runs(run_ids: Sequence[str], *, output: Path | None) -> Comparison:
@@ -238,13 +188,13 @@ def compare_runs(run_ids: Sequence[str], *, output: Path | None) -> Comparison:
     """
     models = []
     for run_id in run_ids:
-        with fetched(run_id, (f"{EVALUATION}/{PREDICTIONS}",)) as (path,):
-            models.append(read_scored(path))
+        with fetched(run_id, (EVALUATION,)) as (folder,):
+            models.append(read_scored(folder / PREDICTIONS))
     comparison = compare(run_ids, models)
     if output is not None:
         make_folder(output)
         write_text(output / "comparison.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
-        save_forest(output / "forest.png", comparison)
+        save_png(output / "forest.png", forest(comparison))
     return comparison
 
 
@@ -257,11 +207,13 @@ def _reader(folder: Path, settings: DataConfig) -> ReadImage | None:
     return lambda name: read_image_bytes(files[name])
 
 
-def read_labels(path: Path) -> pd.DataFrame:
+def read_labels(path: Path, taxonomy: Taxonomy) -> pd.DataFrame:
     """Read a CSV of labels into a manifest; what it lacks is unknown, each image its own lesion.
 
+    A class is named as it is, or in other letter case.
+
     Raises:
-        DataError: it cannot be read, a label is no class, or an image has two rows.
+        DataError: it cannot be read, a label is not a class, or an image has two rows.
     """
     required = ("image_id", "label")
     try:
@@ -271,15 +223,16 @@ def read_labels(path: Path) -> pd.DataFrame:
     if absent := [name for name in required if name not in table.columns]:
         raise DataError(f"{path} has no column {absent[0]}; expected image_id and label")
     if table.empty:
-        raise DataError(f"{path} has no row; expected one an image")
+        raise DataError(f"{path} has no row; expected one per image")
     table = tidy_facts(table, path)
-    table["label"] = table["label"].str.lower()
+    names = {name.casefold(): name for name in taxonomy.names} | {n: n for n in taxonomy.names}
     for image_id, label in zip(table["image_id"], table["label"], strict=True):
-        if label not in CLASS_NAMES:
+        if label not in names and label.casefold() not in names:
             raise DataError(
                 f"{path} has the label {label!r} for {image_id}; expected one of "
-                f"{', '.join(CLASS_NAMES)}"
+                f"{', '.join(taxonomy.names)}"
             )
+    table["label"] = [names.get(label) or names[label.casefold()] for label in table["label"]]
     if twice := table["image_id"][table["image_id"].duplicated()].tolist():
         raise DataError(f"{path} names the image {twice[0]} twice; expected one row an image")
     return with_groups(with_own_lesions(table), "lesion")
@@ -317,7 +270,8 @@ def fit_of_run(run_id: str) -> FitVerdict:
 def plot_run(run_id: str, output: Path) -> None:
     """Draw a run's training curves into a PNG file."""
     history, training = _history(run_id)
-    save_training_curves(output, history, best_epoch=best_epoch(history, training))
+    figure = training_curves(history, best_epoch(history, training))
+    save_png(output, figure, disclaimer=False)
 
 
 def _history(run_id: str) -> tuple[list[Metrics], TrainingConfig]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -18,8 +17,10 @@ from dermalyze.config import Config, require
 from dermalyze.config_file import flatten, to_yaml
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits, fold_splits
-from dermalyze.evaluation.folder import write_evaluation
-from dermalyze.evaluation.predictions import MEASURED, logits_of, read_predictions
+from dermalyze.evaluation.bootstrap import Interval
+from dermalyze.evaluation.evaluate import Evaluation, Predictions
+from dermalyze.evaluation.predictions import read_predictions
+from dermalyze.evaluation.scored import scored_of
 from dermalyze.tracking import (
     WORK,
     TrackedRun,
@@ -42,13 +43,12 @@ from dermalyze.training.job import (
     prepare_for,
     run_name,
 )
-from dermalyze.training.judged import RunFacts, interval_metrics, write_judged
+from dermalyze.training.judged import RunFacts, write_evaluation
 from dermalyze.training.kept import mend_checkpoints, reopen
 from dermalyze.training.run import TrainingInterruptedError, resolve, train_in, warn_of_place
 from dermalyze.training.ship import conclude
 from serving.disk import make_folder
 from serving.errors import TrackingError, TrainingError
-from serving.taxonomy import CLASS_NAMES
 from serving.whole import copy_whole, write_text
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class FoldsResult:
     run_id: str
     fold_run_ids: tuple[str, ...]  # in the order of the folds
     metrics: dict[str, float]  # test/..., of all images together, each judged out of fold
-    intervals: Mapping[str, Any]  # as judgement.json holds them
+    intervals: Mapping[str, Interval]
     caveat: str  # what the metrics do not say
 
 
@@ -173,15 +173,15 @@ def _finish(run: TrackedRun, plan: _Plan) -> FoldsResult:
         f"`dermalyze train --resume {run.run_id}` goes on"
     )
     run_ids = _train_folds(run, plan)
-    metrics, intervals = _judge(run, plan, run_ids)
+    evaluation = _evaluate(run, plan, run_ids)
     caveat = _caveat(folds)
     logger.warning(caveat)
     conclude(run)
     return FoldsResult(
         run_id=run.run_id,
         fold_run_ids=run_ids,
-        metrics=metrics,
-        intervals=intervals,
+        metrics=evaluation.logged(),
+        intervals=evaluation.intervals,
         caveat=caveat,
     )
 
@@ -240,19 +240,15 @@ def _predictions_of(run: TrackedRun, number: int) -> Path:
     return run.folder / f"fold_{number}_predictions.csv"
 
 
-def _judge(
-    run: TrackedRun, plan: _Plan, run_ids: Sequence[str]
-) -> tuple[dict[str, float], Mapping[str, Any]]:
-    """Judge the answers of all folds together, and log it; return metrics and intervals."""
-    folder = run.folder / EVALUATION
-    numbers = range(1, len(run_ids) + 1)
-    tables = [read_predictions(_predictions_of(run, number))[0] for number in numbers]
-    manifest = plan.prepared.manifest
-    table = out_of_fold(manifest, tables)
-    metrics = write_evaluation(
-        folder,
-        manifest,
-        logits_of(table, CLASS_NAMES),
+def _evaluate(run: TrackedRun, plan: _Plan, run_ids: Sequence[str]) -> Evaluation:
+    """Evaluate the answers of all folds together, and log it."""
+    folder, taxonomy = run.folder / EVALUATION, plan.prepared.taxonomy
+    tables = [
+        read_predictions(_predictions_of(run, number), taxonomy)[0]
+        for number in range(1, len(run_ids) + 1)
+    ]
+    predictions = Predictions(
+        scored=scored_of(out_of_fold(plan.prepared.manifest, tables), taxonomy),
         split="test",
         context={
             "run_id": run.run_id,
@@ -261,32 +257,23 @@ def _judge(
             "fold_run_ids": list(run_ids),
             "caveat": _caveat(len(run_ids)),
         },
-        measured={name: table[name].to_numpy() for name in MEASURED if name in table},
     )
-    judgement = write_judged(
-        folder,
-        RunFacts(
-            run_id=run.run_id,
-            params=run.params,
-            tags=run.tags,
-            files=folder.parent,
-        ),
-        split="test",
-        settings=plan.config.evaluation,
-        read_image=plan.prepared.read_image_bytes,
+    facts = RunFacts(run_id=run.run_id, params=run.params, tags=run.tags, files=folder.parent)
+    evaluation = write_evaluation(
+        folder, predictions, facts, plan.config.evaluation, plan.prepared.read_image_bytes
     )
-    metrics |= interval_metrics(judgement, metrics)
     run.log_file(folder, EVALUATION)
-    run.log_metrics(metrics)
-    return metrics, judgement["intervals"]
+    run.log_metrics(evaluation.logged())
+    return evaluation
 
 
 def _caveat(folds: int) -> str:
     """Say what numbers out of fold are of (Forman and Scholz, SIGKDD Explorations 12, 2010)."""
     return (
-        f"out of fold: {folds} models, not one; each image was judged by the model that had not "
-        "seen its lesion, so the numbers speak of the recipe, AUC ranks answers of different "
-        "models, and intervals leave out that training again would give other models"
+        f"out of fold: {folds} models, not one; each image was evaluated by the model that had not "
+        "seen its lesion, so these metrics describe the training procedure, not one model; AUC "
+        "ranks answers of different models, and intervals leave out that training again would "
+        "give other models"
     )
 
 

@@ -1,4 +1,4 @@
-"""All that is said of predictions: the judgement, the report and the cards.
+"""All that is said of predictions: their evaluation, the report and the cards.
 
 Everything is made from files that a run keeps, so that it can be made again without a network and
 without the images, whose pictures are then missing from the report.
@@ -7,7 +7,7 @@ without the images, whose pictures are then missing from the report.
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from dermalyze.config import Config, EvaluationConfig, TrainingConfig
 from dermalyze.config_file import load_config
 from dermalyze.data.splits import read_split
 from dermalyze.evaluation.cards import CardInputs, data_card, model_card
-from dermalyze.evaluation.explanations import read_explanations
-from dermalyze.evaluation.judge import judge, seen_priors, write_judgement
+from dermalyze.evaluation.evaluate import Evaluation, Predictions, evaluate, seen_priors
+from dermalyze.evaluation.folder import write_folder
 from dermalyze.evaluation.predictions import targets_of
 from dermalyze.evaluation.report import (
     Mistake,
@@ -27,15 +27,12 @@ from dermalyze.evaluation.report import (
     most_confident_mistakes,
     write_report,
 )
-from dermalyze.evaluation.scored import Scored, read_scored
-from dermalyze.evaluation.words import TITLES, Judgement
+from dermalyze.evaluation.scored import Scored
 from dermalyze.training.job import AUDIT, CONFIG, HISTORY, SPLIT_FILES
 from serving.errors import ArtifactError, DermalyzeError
 from serving.preprocess import decode_image, upright_rgb
 from serving.whole import write_text
 
-PREDICTIONS = "predictions.csv"
-VALIDATION = "val_predictions.csv"  # what the calibrator is fitted on
 REPORT = "report.html"
 MODEL_CARD, DATA_CARD = "model_card.md", "data_card.md"
 _DAMAGED = "expected what the training wrote; restore it from a copy or train again"
@@ -111,58 +108,45 @@ def read_history(path: Path) -> list[dict[str, float]]:
     return history
 
 
-def write_judged(
+def write_evaluation(
     folder: Path,
+    predictions: Predictions,
     facts: RunFacts,
-    *,
-    split: str,
     settings: EvaluationConfig,
     read_image: ReadImage | None,
-) -> Judgement:
-    """Judge `predictions.csv` in `folder`; write judgement.json, report.html and the cards there.
+) -> Evaluation:
+    """Evaluate predictions; write tables, plots, judgement.json, report.html and the cards.
 
-    Beside it `val_predictions.csv`, where there is one, is what calibrator and limits are fitted
-    on, and `explanations.csv` says how maps of evidence did on lesion masks.  The cards are written
-    if the run's files are all there.
+    The cards are written if the run's files are all there.
 
     Args:
-        folder: holds the predictions and gets what is written.
+        folder: gets what is written.
+        predictions: what is evaluated.
         facts: what is known of the run.
-        split: what the predictions are of.
-        settings: how to judge.
+        settings: how to evaluate.
         read_image: returns an image's file by its id, for the pictures of mistakes.
 
     Raises:
-        DataError: the predictions cannot be read, or the calibrator would be judged on what it
-            was fitted on.
+        DataError: the calibrator would be evaluated on what it was fitted on.
         ConfigError: the prevalence is not one.
     """
-    scored = read_scored(folder / PREDICTIONS)
     config = load_config(facts.files / CONFIG) if facts.files and facts.text(CONFIG) else None
-    apart = (
-        config is None or config.data.group_by != "none"
-    )  # else lesions are in val and test alike
-    fitted_on = folder / VALIDATION
-    validation = read_scored(fitted_on) if fitted_on.exists() and apart else None
-    splits = _splits(facts)
-    judged = judge(
-        scored,
-        validation,
+    splits, scored = _splits(facts), predictions.scored
+    apart = config is None or config.data.group_by != "none"  # else lesions may be in both
+    evaluation = evaluate(
+        predictions if apart else replace(predictions, validation=None),
         settings,
-        split=split,
-        trained_priors=None if config is None else _priors(config, splits, scored),
-        explanations=read_explanations(folder),
+        None if config is None else _priors(config, splits, scored),
     )
-    write_judgement(folder, judged.judgement)
+    write_folder(folder, predictions, evaluation)
     history = read_history(facts.files / HISTORY) if facts.files and facts.text(HISTORY) else []
     best = best_epoch(history, config.training) if history and config is not None else 0
     warnings = facts.tags.get("dermalyze.warnings", "")
     write_report(
         folder / REPORT,
         ReportInputs(
-            judgement=judged.judgement,
+            evaluation=evaluation,
             scored=scored,
-            calibrated=judged.calibrated,
             history=history,
             best_epoch=best,
             config_yaml=facts.text(CONFIG),
@@ -174,7 +158,7 @@ def write_judged(
     )
     if config is not None and facts.files and facts.text(AUDIT) and splits and history:
         cards = CardInputs(
-            judgement=judged.judgement,
+            evaluation=evaluation,
             config=config,
             splits=splits,
             audit=read_json(facts.files / AUDIT, dict),
@@ -185,7 +169,7 @@ def write_judged(
         )
         write_text(folder / MODEL_CARD, model_card(cards))
         write_text(folder / DATA_CARD, data_card(cards))
-    return judged.judgement
+    return evaluation
 
 
 def best_epoch(history: Sequence[Mapping[str, float]], training: TrainingConfig) -> int:
@@ -193,21 +177,6 @@ def best_epoch(history: Sequence[Mapping[str, float]], training: TrainingConfig)
     sign = 1 if training.higher_is_better else -1
     best = max(history, key=lambda entry: (sign * entry[training.monitor], -entry["epoch"]))
     return int(best["epoch"])
-
-
-def interval_metrics(judgement: Judgement, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return what to log beside `metrics`: headlines that they lack, and the bounds of all.
-
-    The bounds of `test/accuracy` are `test/accuracy_low` and `test/accuracy_high`.
-    """
-    found = {}
-    for name in TITLES:
-        if (interval := judgement["intervals"].get(name)) is not None:
-            key = f"{judgement['split']}/{name}"
-            found[key] = interval["estimate"]
-            if interval["low"] is not None:
-                found |= {f"{key}_low": interval["low"], f"{key}_high": interval["high"]}
-    return {key: value for key, value in found.items() if key not in metrics}
 
 
 def _splits(facts: RunFacts) -> dict[str, pd.DataFrame]:
@@ -221,8 +190,8 @@ def _priors(config: Config, splits: Mapping[str, pd.DataFrame], scored: Scored) 
     """Return the class shares that training made the network see; folds learn from all images."""
     rows = splits.get("train", scored.table)
     return seen_priors(
-        targets_of(rows, scored.class_names),
-        len(scored.class_names),
+        targets_of(rows, scored.taxonomy),
+        len(scored.taxonomy),
         balanced=config.loss.class_weights == "balanced" or config.training.use_weighted_sampling,
     )
 

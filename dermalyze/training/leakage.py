@@ -16,6 +16,7 @@ import pandas as pd
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import SharedPhotograph, Splits, near_duplicate_scan
 from dermalyze.evaluation.compare import Comparison, compare, table
+from dermalyze.evaluation.folder import PREDICTIONS
 from dermalyze.evaluation.scored import Scored, read_scored
 from dermalyze.tracking import (
     add_to_run,
@@ -47,7 +48,6 @@ logger = logging.getLogger(__name__)
 
 LEAKAGE = "leakage.json"
 LEAKAGE_TAG = "dermalyze.leakage_of"  # of the second run: the id of the first
-PREDICTIONS = f"{EVALUATION}/predictions.csv"
 METRICS = ("balanced_accuracy", "accuracy", "macro_auc")
 NAMES = ("as it is", "with siblings")
 CONDITIONS = (
@@ -114,14 +114,14 @@ def leakage_of(run_id: str, here: Here = AS_IN_THE_RUN) -> Leakage:
     params, tags = require_run(run_id), tags_of(run_id)
     if FOLDS_TAG in tags:
         raise DataError(f"run {run_id} stands for several folds; pass the run id of one of them")
-    with fetched(run_id, (CONFIG, PREDICTIONS, *SPLIT_FILES)) as (config_file, own, split_file, *_):
+    with fetched(run_id, (CONFIG, EVALUATION, *SPLIT_FILES)) as (config_file, own, split_file, *_):
         config = stored_config(config_file, here)
         if config.data.group_by == "none":
             raise DataError(
                 f"run {run_id} was trained with siblings of its test images already; pass one with "
                 "data.group_by lesion"
             )
-        clean = read_scored(own)
+        clean = read_scored(own / PREDICTIONS)
         prepared, splits = data_of_run(run_id, params, config, here, split_file.parent)
     manifest = prepared.manifest
     leaky_splits = with_siblings(manifest, splits)
@@ -137,8 +137,8 @@ def leakage_of(run_id: str, here: Here = AS_IN_THE_RUN) -> Leakage:
     )
     with lock(f"{run_id}.leakage", f"the leakage of run {run_id}"):
         leaky_run_id = _train_leaky(run_id, began, prepared, leaky_splits)
-    with fetched(leaky_run_id, (PREDICTIONS,)) as (path,):
-        leaky = read_scored(path)
+    with fetched(leaky_run_id, (EVALUATION,)) as (folder,):
+        leaky = read_scored(folder / PREDICTIONS)
     siblings = np.setdiff1d(leaky_splits.train, splits.train)
     kept = manifest.iloc[leaky_splits.test]
     leaked = kept[kept["group"].isin(manifest["group"].iloc[siblings])]

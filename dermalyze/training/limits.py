@@ -3,7 +3,7 @@
 N images of H x W pixels, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,11 +17,13 @@ from dermalyze.data.masks import find_masks, read_mask
 from dermalyze.data.metadata import metadata_of
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.readers.dataset import ImageFile, ImageReader
+from dermalyze.evaluation.evaluate import Predictions
 from dermalyze.evaluation.explanations import measure_maps
 from dermalyze.evaluation.limits import fit_limits
-from dermalyze.evaluation.predictions import predictions_table
+from dermalyze.evaluation.predictions import group_numbers, predictions_table
 from dermalyze.evaluation.scope import cross_fitted, fit_quality, fit_scope, problems_of
-from dermalyze.evaluation.scored import lesion_numbers, scored_of
+from dermalyze.evaluation.scored import Scored, scored_of
+from dermalyze.evaluation.words import things
 from dermalyze.models.scope import ScopeScore
 from dermalyze.models.shipped import Member, ShippedNetwork
 from dermalyze.training.device import Device, enough_memory
@@ -78,6 +80,27 @@ class Runner:
                 np.concatenate([getattr(part, name) for part in parts])
                 for name in ("sharpness", "brightness", "color")
             )
+        )
+
+    def predictions(
+        self, limited: "Limited", rows: Rows, split: str, context: Mapping[str, object]
+    ) -> Predictions:
+        """Run a network that knows its limits over a split: what `evaluate` takes.
+
+        What its limits were fitted on goes along for the test split alone.
+        """
+        network, spec, taxonomy = limited.network, limited.spec, self.prepared.taxonomy
+        assert spec.quality is not None
+        outputs = self.outputs(network, spec, rows, ("logits", "scope_score"), split)
+        problems = problems_of(self.measures(rows), spec.quality).astype(np.float32)
+        measured = {"scope_score": outputs["scope_score"], "photo_problem": problems}
+        table = predictions_table(self.manifest(rows), outputs["logits"], taxonomy, measured)
+        return Predictions(
+            scored=scored_of(table, taxonomy),
+            split=split,
+            validation=scored_of(limited.validation, taxonomy) if split == "test" else None,
+            explanations=self.explanations(network, spec, rows),
+            context=context,
         )
 
     def explanations(self, network: ShippedNetwork, spec: ModelSpec, rows: Rows) -> pd.DataFrame:
@@ -140,45 +163,37 @@ def with_limits(network: ShippedNetwork, spec: ModelSpec, runner: Runner, rows: 
     classifier = network.only.classifier
     outputs = runner.outputs(network, spec, rows, ("logits", "early"), "val")
     manifest = runner.manifest(rows)
-    lesions = lesion_numbers(manifest)
+    lesions = group_numbers(manifest)
     measures = runner.measures(rows)
     quality = fit_quality(measures, lesions, min(spec.input_size))
     fit = fit_scope(outputs["early"], lesions)
     table = predictions_table(
         manifest,
         outputs["logits"],
-        spec.class_names,
+        runner.prepared.taxonomy,
         {
             "scope_score": cross_fitted(outputs["early"], lesions),
             "photo_problem": problems_of(measures, quality).astype(np.float32),
         },
     )
+    scored = scored_of(table, runner.prepared.taxonomy)
     scope = ScopeScore(torch.from_numpy(fit.mean), torch.from_numpy(fit.projection))
     return Limited(
         network=ShippedNetwork([Member(classifier, scope)]).eval(),
-        spec=replace(limits_in(spec, table, "the validation split"), quality=quality),
+        spec=replace(limits_in(spec, scored, "the validation split"), quality=quality),
         validation=table,
     )
 
 
-def limits_in(spec: ModelSpec, validation: pd.DataFrame, source: str) -> ModelSpec:
-    """Fit what follows from a table of predictions, and put it into the spec."""
-    scored = scored_of(validation, spec.class_names)
+def limits_in(spec: ModelSpec, scored: Scored, source: str) -> ModelSpec:
+    """Fit what follows from validation predictions, and put it into the spec."""
     limits = fit_limits(scored)
+    units = things(scored.num_lesions, scored.group_by)
     return replace(
         spec,
         temperature=limits.temperature,
         prediction_sets=limits.prediction_sets,
         abstention=limits.abstention,
         scope=limits.scope,
-        calibrated_on=f"{source}: {len(scored):,} images of {scored.num_lesions:,} lesions",
+        calibrated_on=f"{source}: {len(scored):,} images of {units}",
     )
-
-
-def measured_on(
-    limited: Limited, runner: Runner, rows: Rows, outputs: Outputs
-) -> dict[str, NDArray[np.float32]]:
-    """Return what `predictions_table` takes beside the logits of images."""
-    assert limited.spec.quality is not None
-    problems = problems_of(runner.measures(rows), limited.spec.quality)
-    return {"scope_score": outputs["scope_score"], "photo_problem": problems.astype(np.float32)}

@@ -24,8 +24,9 @@ from dermalyze.data.splits import (
     split_digest,
     split_groups,
 )
-from dermalyze.evaluation.judge import check_settings
+from dermalyze.evaluation.evaluate import check_settings
 from dermalyze.evaluation.predictions import targets_of
+from dermalyze.evaluation.promotion import require_metric
 from dermalyze.models.backbone import Weights, resize_filter_of
 from dermalyze.models.classifier import build_classifier
 from dermalyze.tracking import (
@@ -98,7 +99,8 @@ def train_in(run: TrackedRun, began: Began, prepared: Prepared, splits: Splits) 
         splits: which of them to learn from, to choose the best epoch by, and to test on.
     """
     config = began.config
-    check_settings(config.evaluation, prepared.manifest.iloc[splits.val], prepared.taxonomy.names)
+    require_metric(config.tracking.champion_metric, prepared.taxonomy)
+    check_settings(config.evaluation, prepared.manifest.iloc[splits.val], prepared.taxonomy)
     job = Job(
         began=began,
         prepared=prepared,
@@ -111,7 +113,7 @@ def train_in(run: TrackedRun, began: Began, prepared: Prepared, splits: Splits) 
     data = LearningData(
         store=prepared.store,
         class_names=prepared.taxonomy.names,
-        targets=targets_of(prepared.manifest, prepared.taxonomy.names),
+        targets=targets_of(prepared.manifest, prepared.taxonomy),
         train=splits.train,
         val=splits.val,
         metadata=None

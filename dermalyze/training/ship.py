@@ -4,16 +4,14 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from dermalyze.data.splits import split_digest
-from dermalyze.evaluation.explanations import write_explanations
-from dermalyze.evaluation.folder import write_evaluation
-from dermalyze.evaluation.plots import save_training_curves
-from dermalyze.evaluation.predictions import write_predictions
+from dermalyze.evaluation.bootstrap import Interval
+from dermalyze.evaluation.evaluate import Evaluation, Predictions
+from dermalyze.evaluation.figures import save_png, training_curves
+from dermalyze.evaluation.folder import PREDICTIONS
 from dermalyze.evaluation.promotion import Rule
 from dermalyze.evaluation.scored import read_scored
-from dermalyze.evaluation.words import Judgement
 from dermalyze.export.onnx import export_onnx
 from dermalyze.export.pyfunc_arguments import pyfunc_arguments
 from dermalyze.models.checkpoint import load_member
@@ -31,15 +29,8 @@ from dermalyze.training.job import (
     Job,
     save_limits,
 )
-from dermalyze.training.judged import (
-    MODEL_CARD,
-    PREDICTIONS,
-    VALIDATION,
-    RunFacts,
-    interval_metrics,
-    write_judged,
-)
-from dermalyze.training.limits import Runner, measured_on, with_limits
+from dermalyze.training.judged import MODEL_CARD, RunFacts, write_evaluation
+from dermalyze.training.limits import Runner, with_limits
 from dermalyze.training.state import TrainingState
 from serving.whole import write_text
 
@@ -55,7 +46,7 @@ class RunResult:
 
     run_id: str
     metrics: dict[str, float]  # test/...
-    intervals: Mapping[str, Any]  # as judgement.json holds them
+    intervals: Mapping[str, Interval]
     parity: str  # how far ONNX and PyTorch are apart, in words
     registered: Registered | None
     sample: bytes  # one test image, JPEG or PNG
@@ -63,13 +54,13 @@ class RunResult:
 
 
 def ship(job: Job, state: TrainingState) -> RunResult:
-    """Judge, export, log and register the best epoch."""
+    """Evaluate, export, log and register the best epoch."""
     config, run = job.config, job.run
-    metrics = _score(job, state)
+    predictions = _predict(job, state)
     parity, sample_id, sample = _export(job)
-    judgement = _judge(job)
-    metrics |= interval_metrics(judgement, metrics)
-    run.log_metrics(metrics)
+    evaluation = _evaluate(job, predictions)
+    metrics = evaluation.logged()
+    run.log_metrics({**metrics, "best_epoch": state.best_epoch})
     if not run.tag(MODEL_URI_TAG):
         run.log_model(pyfunc_arguments(job.folder / MODEL), metrics)
     if config.tracking.register:
@@ -84,7 +75,7 @@ def ship(job: Job, state: TrainingState) -> RunResult:
     return RunResult(
         run_id=run.run_id,
         metrics=metrics,
-        intervals=judgement["intervals"],
+        intervals=evaluation.intervals,
         parity=parity,
         registered=conclude(run),
         sample=sample,
@@ -148,8 +139,8 @@ def sync(run_id: str) -> str:
     )
 
 
-def _score(job: Job, state: TrainingState) -> dict[str, float]:
-    """Fit the best epoch's limits on val, score it on the test split; log metrics."""
+def _predict(job: Job, state: TrainingState) -> Predictions:
+    """Fit the best epoch's limits on val, and run it on the test split."""
     member, spec = load_member(job.folder / BEST)
     runner = Runner(
         prepared=job.prepared,
@@ -158,33 +149,19 @@ def _score(job: Job, state: TrainingState) -> dict[str, float]:
     )
     limited = with_limits(ShippedNetwork([member]), spec, runner, job.splits.val)
     save_limits(job, limited.network.only, limited.spec)
-    outputs = runner.outputs(
-        limited.network, limited.spec, job.splits.test, ("logits", "scope_score"), "test"
+    save_png(
+        job.folder / CURVES, training_curves(state.history, state.best_epoch), disclaimer=False
     )
-    folder = job.folder / EVALUATION
-    metrics = write_evaluation(
-        folder,
-        runner.manifest(job.splits.test),
-        outputs["logits"],
-        split="test",
-        context={
-            "run_id": job.run.run_id,
-            "data_fingerprint": job.prepared.fingerprint,
-            "best_epoch": state.best_epoch,
-        },
-        measured=measured_on(limited, runner, job.splits.test, outputs),
-    )
-    write_predictions(folder / VALIDATION, limited.validation)
-    maps = runner.explanations(limited.network, limited.spec, job.splits.test)
-    write_explanations(folder, maps)
-    job.run.log_metrics({**metrics, "best_epoch": state.best_epoch})
-    save_training_curves(job.folder / CURVES, state.history, best_epoch=state.best_epoch)
     job.run.log_file(job.folder / CURVES)
-    return metrics
+    return runner.predictions(limited, job.splits.test, "test", {
+        "run_id": job.run.run_id,
+        "data_fingerprint": job.prepared.fingerprint,
+        "best_epoch": state.best_epoch,
+    })  # fmt: skip
 
 
-def _judge(job: Job) -> Judgement:
-    """Judge the test split with intervals; log the folder, the report and the cards."""
+def _evaluate(job: Job, predictions: Predictions) -> Evaluation:
+    """Evaluate the test split with intervals; log the folder, the report and the cards."""
     folder, run = job.folder / EVALUATION, job.run
     write_text(job.folder / AUDIT, job.prepared.audit.to_json())
     run.log_file(job.folder / AUDIT)
@@ -194,16 +171,12 @@ def _judge(job: Job) -> Judgement:
         tags=run.tags,
         files=job.folder,
     )
-    logger.info("judging: intervals, subgroups, report")
-    judgement = write_judged(
-        folder,
-        facts,
-        split="test",
-        settings=job.config.evaluation,
-        read_image=job.prepared.read_image_bytes,
+    logger.info("evaluating: intervals, subgroups, report")
+    evaluation = write_evaluation(
+        folder, predictions, facts, job.config.evaluation, job.prepared.read_image_bytes
     )
     run.log_file(folder, EVALUATION)
-    return judgement
+    return evaluation
 
 
 def _export(job: Job) -> tuple[str, str, bytes]:

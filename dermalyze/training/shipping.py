@@ -19,7 +19,14 @@ from dermalyze.data.loader import Rows
 from dermalyze.data.metadata import metadata_of
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits
-from dermalyze.evaluation.predictions import MEASURED, predictions_table, read_predictions
+from dermalyze.evaluation.folder import PREDICTIONS, VALIDATION
+from dermalyze.evaluation.predictions import (
+    MEASURED,
+    predictions_table,
+    read_predictions,
+    taxonomy_beside,
+)
+from dermalyze.evaluation.scored import scored_of
 from dermalyze.export.float16 import export_float16
 from dermalyze.export.int8 import LabelledImages, describe, export_int8
 from dermalyze.export.onnx import export_onnx
@@ -40,10 +47,10 @@ from dermalyze.training.job import (
     Here,
     stored_config,
 )
-from dermalyze.training.judged import PREDICTIONS, VALIDATION
 from dermalyze.training.limits import Runner, limits_in, with_limits
 from serving.errors import ArtifactError, DataError
 from serving.spec import ModelSpec
+from serving.taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +67,7 @@ class _Trained:
     files: Path
     validation: pd.DataFrame | None  # its predictions on val, and on test; None: not kept
     test: pd.DataFrame | None
+    taxonomy: Taxonomy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +195,9 @@ def _trained(run_id: str, here: Here, stack: ExitStack) -> _Trained:
     names = (BEST, CONFIG, *SPLIT_FILES, EVALUATION)
     checkpoint, config_file, *_, evaluation = stack.enter_context(fetched(run_id, names))
     member, spec = load_member(checkpoint)
+    taxonomy = taxonomy_beside(evaluation / PREDICTIONS)
     tables = [
-        read_predictions(evaluation / name)[0] if (evaluation / name).exists() else None
+        read_predictions(evaluation / name, taxonomy)[0] if (evaluation / name).exists() else None
         for name in (VALIDATION, PREDICTIONS)
     ]
     return _Trained(
@@ -200,6 +209,7 @@ def _trained(run_id: str, here: Here, stack: ExitStack) -> _Trained:
         files=config_file.parent,
         validation=tables[0],
         test=tables[1],
+        taxonomy=taxonomy,
     )
 
 
@@ -251,7 +261,8 @@ def _images_of(runs: Sequence[_Trained], here: Here) -> _Images:
 def _limits_of_folds(runs: Sequence[_Trained], spec: ModelSpec) -> ModelSpec:
     """Fit the limits on what each fold's network said of the images that it had not seen."""
     tables = [run.test for run in runs if run.test is not None]
-    return limits_in(spec, pd.concat(tables, ignore_index=True), "out of fold, one network each")
+    scored = scored_of(pd.concat(tables, ignore_index=True), runs[0].taxonomy)
+    return limits_in(spec, scored, "out of fold, one network each")
 
 
 def _limits_together(
@@ -286,8 +297,9 @@ def _limits_of(
             name: np.mean([table[name].to_numpy(np.float64) for table in found], axis=0)
             for name in MEASURED
         }
-    table = predictions_table(manifest, logits, spec.class_names, measured)
-    return limits_in(spec, table, "the validation split")
+    taxonomy = images.prepared.taxonomy
+    table = predictions_table(manifest, logits, taxonomy, measured)
+    return limits_in(spec, scored_of(table, taxonomy), "the validation split")
 
 
 def _what(spec: ModelSpec) -> str:

@@ -1,0 +1,283 @@
+"""Everything that is computed from a set of predictions, as one typed result.
+
+It follows from tables of predictions, so it can be computed again without a network, for anybody's
+predictions in that form.  `judgement.json` is the result, written down.  C classes.  Never imports
+torch.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import TypeAdapter
+
+from dermalyze.config import EvaluationConfig
+from dermalyze.evaluation.bootstrap import LEVEL, Interval, intervals
+from dermalyze.evaluation.calibration import CalibrationErrors, calibration_errors
+from dermalyze.evaluation.calibrators import (
+    Calibrator,
+    correct_priors,
+    estimate_priors,
+    fit_calibrator,
+    parse_prevalence,
+    require_disjoint,
+    require_lesions,
+)
+from dermalyze.evaluation.clinical import DecisionCurve, RocCurve, decision_curve, malignant_roc
+from dermalyze.evaluation.explanations import MapsCheck, check_maps
+from dermalyze.evaluation.limits import LimitsCheck, check_limits, fit_limits
+from dermalyze.evaluation.metrics import Counts, Floats, confusion_matrix, replicated, score
+from dermalyze.evaluation.scored import Scored
+from dermalyze.evaluation.subgroups import Subgroups, evaluate_subgroups
+from dermalyze.evaluation.words import TITLES
+from serving.errors import ArtifactError, ConfigError
+from serving.taxonomy import HAM10000, Taxonomy
+
+JUDGEMENT = "judgement.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What is evaluated, and what goes with it."""
+
+    scored: Scored
+    split: str  # what these images are called
+    validation: Scored | None = None  # what calibrator and limits are fitted on
+    explanations: pd.DataFrame | None = None  # maps against lesion masks, as `measure_maps` has it
+    context: Mapping[str, object] = field(default_factory=dict)  # where they come from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A calibrator, and the errors of the probabilities before and after it."""
+
+    calibrator: Calibrator
+    before: CalibrationErrors
+    after: CalibrationErrors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prevalence:
+    """The answers where classes are as common as stated, with and without the correction."""
+
+    trained: dict[str, float]  # share of each class, by name
+    stated: dict[str, float]
+    before: dict[str, float]  # loss, accuracy, ece
+    after: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What predictions are worth; a part that is None has nothing it could be computed from.
+
+    Metrics of a class end in its key: `recall/mel`.
+    """
+
+    split: str
+    taxonomy: Taxonomy
+    num_images: int
+    num_lesions: int  # of what `group_by` names
+    level: float  # of the intervals
+    replicates: int
+    intervals: dict[str, Interval]
+    subgroups: Subgroups
+    group_by: str = "lesion"  # lesion, patient or image: what the intervals draw
+    min_sensitivity: float = 0.8  # above which the partial AUC looks
+    metrics: dict[str, float] = field(default_factory=dict)  # as `score` gives them
+    confusion_matrix: list[list[int]] = field(default_factory=list)  # true classes in rows
+    context: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    limits: LimitsCheck | None = None
+    explanations: MapsCheck | None = None
+    malignant_roc: RocCurve | None = None
+    decision_curve: DecisionCurve | None = None
+    prevalence: Prevalence | None = None
+
+    def logged(self) -> dict[str, float]:
+        """Return what a run logs: metrics, further headlines, and bounds as `test/loss_low`."""
+        found = {f"{self.split}/{name}": value for name, value in self.metrics.items()}
+        for name in TITLES:
+            if (interval := self.intervals.get(name)) is not None:
+                key = f"{self.split}/{name}"
+                found.setdefault(key, interval.estimate)
+                if interval.low is not None and interval.high is not None:
+                    found |= {f"{key}_low": interval.low, f"{key}_high": interval.high}
+        return found
+
+    def calibrated(self, scored: Scored) -> Scored | None:
+        """Return images with calibrated logits; None without a calibrator."""
+        if self.calibration is None:
+            return None
+        return scored.with_logits(self.calibration.calibrator.apply(scored.logits))
+
+    def to_json(self) -> str:
+        """Return what `judgement.json` holds; parts that are None are left out."""
+        values = {**_plain(self), "class_names": list(self.taxonomy.names)}
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Evaluation":
+        """Read what `to_json` wrote, also by older versions: those were of HAM10000.
+
+        Raises:
+            ArtifactError: it is something else.
+        """
+        try:
+            values = json.loads(text)
+            names = tuple(values.pop("class_names", HAM10000.names))
+            known = HAM10000 if names == HAM10000.names else Taxonomy(names=names)
+            values.setdefault("taxonomy", known.to_dict())
+            return TypeAdapter(cls).validate_python(values)
+        except (ValueError, TypeError, AttributeError) as error:  # pydantic's is a ValueError
+            raise ArtifactError(
+                f"this is not a {JUDGEMENT}; expected what `dermalyze evaluate` wrote"
+            ) from error
+
+
+def evaluate(
+    predictions: Predictions, settings: EvaluationConfig, trained_priors: Floats | None = None
+) -> Evaluation:
+    """Evaluate predictions; every number with what it rests on.
+
+    Args:
+        predictions: what is evaluated.
+        settings: replicates, calibrator, stated prevalence.
+        trained_priors: fractions (C,) of the classes that training made the network see.
+
+    Raises:
+        DataError: a lesion is in what is evaluated and in what the calibrator is fitted on.
+        ConfigError: the prevalence is not one.
+    """
+    scored, validation = predictions.scored, predictions.validation
+    metrics = score(scored.logits, scored.targets, scored.class_names)
+    calibrated, calibration, limits = scored, None, None
+    if validation is not None:
+        require_disjoint(scored, validation)
+        calibrator = fit_calibrator(settings.calibrator, validation)
+        calibrated = scored.with_logits(calibrator.apply(scored.logits))
+        calibration = Calibration(
+            calibrator=calibrator,
+            before=calibration_errors(scored.logits, scored.targets),
+            after=calibration_errors(calibrated.logits, calibrated.targets),
+        )
+        if settings.calibrator != "temperature":  # it has moved the priors to those of validation
+            trained_priors = seen_priors(validation.targets, len(scored.taxonomy), balanced=False)
+        limits = check_limits(scored, fit_limits(validation), replicates=settings.replicates)
+    maps = None
+    if predictions.explanations is not None and len(predictions.explanations):
+        maps = check_maps(predictions.explanations, scored, settings.replicates)
+    return Evaluation(
+        split=predictions.split,
+        taxonomy=scored.taxonomy,
+        num_images=len(scored),
+        num_lesions=scored.num_lesions,
+        group_by=scored.group_by,
+        level=LEVEL,
+        replicates=settings.replicates,
+        min_sensitivity=settings.min_sensitivity,
+        metrics=metrics,
+        confusion_matrix=confusion_matrix(
+            scored.targets, scored.predicted, len(scored.taxonomy)
+        ).tolist(),
+        context=dict(predictions.context),
+        intervals=intervals(
+            scored, replicates=settings.replicates, min_sensitivity=settings.min_sensitivity
+        ),
+        subgroups=evaluate_subgroups(scored, replicates=settings.replicates),
+        calibration=calibration,
+        limits=limits,
+        explanations=maps,
+        malignant_roc=malignant_roc(scored),
+        decision_curve=decision_curve(calibrated),
+        prevalence=_prevalence(calibrated, settings.prevalence, trained_priors),
+    )
+
+
+def check_settings(
+    settings: EvaluationConfig, validation_rows: pd.DataFrame, taxonomy: Taxonomy
+) -> None:
+    """Refuse before a training what `evaluate` would refuse after it.
+
+    Raises:
+        DataError: there are too few validation lesions for the calibrator.
+        ConfigError: the prevalence is not one.
+    """
+    require_lesions(settings.calibrator, validation_rows, taxonomy)
+    if settings.prevalence not in ("none", "estimate"):
+        parse_prevalence(settings.prevalence, taxonomy)
+
+
+def seen_priors(targets: Counts, num_classes: int, *, balanced: bool) -> Floats:
+    """Return the class fractions (C,) that a network learns from targets (N,).
+
+    Class weights and weighted sampling make all classes that occur equally common.
+    """
+    counts = np.bincount(targets, minlength=num_classes)
+    seen = (counts > 0 if balanced else counts).astype(np.float64)
+    return np.asarray(seen / seen.sum())
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read the evaluation of a folder.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    path = folder / JUDGEMENT
+    try:
+        return Evaluation.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ArtifactError) as error:
+        raise ArtifactError(
+            f"{path} is not an evaluation; write it again with `dermalyze evaluate`"
+        ) from error
+
+
+def _prevalence(calibrated: Scored, text: str, trained_priors: Floats | None) -> Prevalence | None:
+    """Evaluate answers where classes are as common as stated: images get weights to that end."""
+    if text == "none":
+        return None
+    if trained_priors is None:
+        raise ConfigError(
+            "evaluation.prevalence needs the shares that training made the network see, which "
+            "are not known of these predictions; set it to none"
+        )
+    if text == "estimate":
+        stated = estimate_priors(calibrated.logits, trained_priors)
+    else:
+        stated = parse_prevalence(text, calibrated.taxonomy)
+    corrected = calibrated.with_logits(correct_priors(calibrated.logits, trained_priors, stated))
+    counts = np.bincount(calibrated.targets, minlength=len(stated))
+    share = np.divide(stated, counts, out=np.zeros(len(stated)), where=counts > 0)
+    weights = share[calibrated.targets][None, :] * len(calibrated)  # (1, N)
+    before, after = (
+        {name: float(values[name][0]) for name in ("loss", "accuracy", "ece")}
+        for values in (
+            replicated(answers, weights, with_curves=False) for answers in (calibrated, corrected)
+        )
+    )
+    names = calibrated.class_names
+    return Prevalence(
+        trained=dict(zip(names, trained_priors.tolist(), strict=True)),
+        stated=dict(zip(names, stated.tolist(), strict=True)),
+        before=before,
+        after=after,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON takes it, without the parts that are None and may be left out."""
+    if is_dataclass(value):
+        return {
+            item.name: _plain(getattr(value, item.name))
+            for item in fields(value)
+            if item.default is not None or getattr(value, item.name) is not None
+        }
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
