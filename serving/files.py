@@ -176,7 +176,8 @@ def find_metadata(
                     "keep one"
                 )
             try:
-                encode([facts], fields or MetadataFields())
+                if fields is not None:
+                    encode([facts], fields)
             except MetadataError as error:
                 raise MetadataError(f"{table}, image {ids[number]}: {error}") from error
     if not found:

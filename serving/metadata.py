@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from serving.errors import MetadataError
 from serving.limits import SpecPart, is_number, require_part
 
-COLUMNS = ("age", "sex", "localization")  # HAM10000's names
-MAX_AGE = 120  # years; HAM10000's oldest patient is 85, and more than 120 is a slip of the pen
+# All that a model may know beside the image.  What is not known before the diagnosis, such as how
+# it was confirmed or whether it was biopsied, is never among them: it would give the label away.
+COLUMNS = ("age", "sex", "localization")
+MAX_AGE = 120  # years; nobody is older
 # What people, spreadsheets (a formula that failed), pandas, R and databases write for a value that
 # is not known, in small letters.
 MISSING = frozenset(
@@ -60,41 +62,34 @@ _NUMBER = re.compile(r"[+-]?+(\d++\.?+\d*+|\.\d++)(e[+-]?+\d++)?+", re.ASCII | r
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataFields(SpecPart):
-    """How metadata becomes numbers: scaled age and whether it is known, then one column a word."""
+    """How metadata becomes numbers: scaled age and whether it is known, then one column per word.
 
-    age_mean: float = 52.0  # years; of HAM10000
-    age_std: float = 17.0
-    sexes: tuple[str, ...] = ("female", "male")
-    localizations: tuple[str, ...] = (
-        "abdomen",
-        "acral",
-        "back",
-        "chest",
-        "ear",
-        "face",
-        "foot",
-        "genital",
-        "hand",
-        "lower extremity",
-        "neck",
-        "scalp",
-        "trunk",
-        "upper extremity",
-    )
+    What the training images did not record, the model does not take.
+    """
+
+    age_mean: float | None  # years, of the training images; None: none of them had an age
+    age_std: float  # years
+    sexes: tuple[str, ...]  # in small letters
+    localizations: tuple[str, ...]
 
     def __post_init__(self) -> None:
         """Refuse what no predictor could use."""
-        for name in ("age_mean", "age_std"):
-            value = getattr(self, name)
-            require_part(
-                is_number(value) and value > 0, f"metadata.{name}", "a number above 0", value
-            )
+        require_part(
+            self.age_mean is None or (is_number(self.age_mean) and self.age_mean >= 0),
+            "metadata.age_mean",
+            "a number from 0 on, or null",
+            self.age_mean,
+        )
+        require_part(
+            is_number(self.age_std) and self.age_std > 0,
+            "metadata.age_std",
+            "a number above 0",
+            self.age_std,
+        )
         for name in ("sexes", "localizations"):
             words = getattr(self, name)
             require_part(
-                len(words) > 0
-                and all(_is_word(word) for word in words)
-                and len(set(words)) == len(words),
+                all(_is_word(word) for word in words) and len(set(words)) == len(words),
                 f"metadata.{name}",
                 "different words in small letters",
                 words,
@@ -106,10 +101,20 @@ class MetadataFields(SpecPart):
         return 2 + len(self.sexes) + len(self.localizations)
 
     @property
-    def parts(self) -> tuple[slice, slice, slice]:
+    def parts(self) -> tuple[slice, ...]:
         """The columns of age, sex and localization."""
         middle = 2 + len(self.sexes)
         return slice(0, 2), slice(2, middle), slice(middle, self.width)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of `COLUMNS` that the model takes."""
+        takes = {
+            "age": self.age_mean is not None,
+            "sex": bool(self.sexes),
+            "localization": bool(self.localizations),
+        }
+        return tuple(name for name in COLUMNS if takes[name])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +137,7 @@ class Metadata:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Metadata":
-        """Take facts under HAM10000's column names, as JSON, CSV or a data frame hold them.
+        """Take facts under the names of `COLUMNS`, as JSON, CSV or a data frame hold them.
 
         Raises:
             MetadataError: as the constructor.
@@ -140,9 +145,9 @@ class Metadata:
         return cls(**{name: values.get(name) for name in COLUMNS})
 
     def known_to(self, fields: MetadataFields) -> "Metadata":
-        """Return the same without the words that `fields` has no column for."""
+        """Return the same without what `fields` has no column for."""
         return Metadata(
-            age=self.age,
+            age=None if fields.age_mean is None else self.age,
             sex=self.sex if self.sex in fields.sexes else None,
             localization=self.localization if self.localization in fields.localizations else None,
         )
@@ -158,7 +163,10 @@ def encode(items: Sequence[Metadata | None], fields: MetadataFields) -> NDArray[
     for row, item in zip(encoded, items, strict=True):
         if item is None:
             continue
-        if item.age is not None:
+        for name in COLUMNS:
+            if getattr(item, name) is not None and name not in fields.columns:
+                raise MetadataError(f"this model does not take the {name}; leave it out")
+        if item.age is not None and fields.age_mean is not None:
             row[:2] = (item.age - fields.age_mean) / fields.age_std, 1
         start = 2
         for name, words in (("sex", fields.sexes), ("localization", fields.localizations)):

@@ -11,7 +11,9 @@ from serving.metadata import MetadataFields
 from serving.quality import QualityLimits
 from serving.spec import SPEC_KEY
 
-FIELDS = MetadataFields(sexes=("female", "male"), localizations=("back", "face"))
+FIELDS = MetadataFields(
+    age_mean=52.0, age_std=17.0, sexes=("female", "male"), localizations=("back", "face")
+)
 RICH = replace(
     SPEC,
     run_id="0123456789abcdef",

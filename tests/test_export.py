@@ -27,6 +27,10 @@ from serving.metadata import MetadataFields
 from serving.spec import SPEC_KEY, ModelSpec
 from serving.taxonomy import HAM10000
 
+FIELDS = MetadataFields(
+    age_mean=52.0, age_std=17.0, sexes=("female", "male"), localizations=("back", "face", "foot")
+)
+
 pytestmark = pytest.mark.slow  # an export takes seconds
 
 
@@ -180,7 +184,7 @@ def member_with_scope(seed, head_type, num_metadata):
 def test_all_that_a_network_answers_is_in_the_file_and_as_pytorch_has_it(
     tmp_path, head_type, num_networks, num_views, with_metadata
 ):
-    fields = MetadataFields() if with_metadata else None
+    fields = FIELDS if with_metadata else None
     width = fields.width if fields else 0
     members = [member_with_scope(seed, head_type, width) for seed in range(num_networks)]
     network = ShippedNetwork(members, num_views=num_views)

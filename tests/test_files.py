@@ -34,7 +34,9 @@ from serving.metadata import Metadata, MetadataFields
 from serving.rendering import render
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
 
-FIELDS = MetadataFields()
+FIELDS = MetadataFields(
+    age_mean=52.0, age_std=17.0, sexes=("female", "male"), localizations=("back", "face", "foot")
+)
 
 
 def draw(path, seed=0):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
@@ -12,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermalyze.data.metadata import metadata_of, words_left_out
+from dermalyze.data.metadata import fields_of, metadata_of, words_left_out
 from dermalyze.models.heads import build_head
 from dermalyze.training.loop import without_some
-from serving.errors import ArtifactError, MetadataError
+from serving.errors import ArtifactError, ConfigError, MetadataError
 from serving.metadata import MISSING, Metadata, MetadataFields, encode
 
 FIELDS = MetadataFields(
@@ -145,7 +146,7 @@ def test_facts_made_by_hand_are_held_to_the_same(value):
 @pytest.mark.parametrize("sexes", [("female", "female"), ("Female", "male"), ("female", "")])
 def test_fields_that_no_predictor_could_use_are_refused(sexes):
     with pytest.raises(ArtifactError) as caught:
-        MetadataFields(sexes=sexes)
+        replace(FIELDS, sexes=sexes)
     assert str(caught.value) == (
         f"the model's spec has metadata.sexes {sexes}, expected different words in small "
         "letters; export the model again"
@@ -176,18 +177,19 @@ def test_a_head_without_metadata_has_the_weights_that_it_always_had(kind):
 
 
 def test_left_out_metadata_is_left_out_field_by_field_and_altogether():
-    fields = MetadataFields()
-    metadata = torch.ones(4000, fields.width)
-    found = without_some(metadata, 0.3, torch.Generator().manual_seed(0))
-    kept = torch.stack([found[:, part].mean(1) for part in fields.parts], 1)  # 0 or 1 each
+    metadata = torch.ones(4000, FIELDS.width)
+    found = without_some(metadata, FIELDS.parts, 0.3, torch.Generator().manual_seed(0))
+    kept = torch.stack([found[:, part].mean(1) for part in FIELDS.parts], 1)  # 0 or 1 each
     assert set(kept.unique().tolist()) == {0.0, 1.0}
     # Kept if neither the field (0.7) nor all of them (0.7) are left out.
     np.testing.assert_allclose(kept.mean(0), [0.49] * 3, atol=0.03)
     # Nothing is left with 0.3 + 0.7 * 0.3 ** 3.
     assert float((kept.sum(1) == 0).float().mean()) == pytest.approx(0.3189, abs=0.03)
-    again = without_some(metadata, 0.3, torch.Generator().manual_seed(0))
+    again = without_some(metadata, FIELDS.parts, 0.3, torch.Generator().manual_seed(0))
     assert torch.equal(found, again)
-    assert torch.equal(without_some(metadata, 0.0, torch.Generator().manual_seed(0)), metadata)
+    assert torch.equal(
+        without_some(metadata, FIELDS.parts, 0.0, torch.Generator().manual_seed(0)), metadata
+    )
 
 
 def test_metadata_reaches_the_logits_by_itself():
@@ -199,3 +201,54 @@ def test_metadata_reaches_the_logits_by_itself():
         head.direct.weight.copy_(torch.randn(7, 4))
     added = metadata @ head.direct.weight.T
     torch.testing.assert_close(head(features, metadata), before + added)
+
+
+def manifest_of(ages, sexes, sites, **more):
+    return pd.DataFrame({"age": ages, "sex": sexes, "localization": sites, **more})
+
+
+def test_the_fields_are_what_the_training_images_share():
+    rows = manifest_of(
+        ["30", "50", "70", "unknown", "50"],
+        ["Female"] * 4 + ["male"],
+        ["oral", "back "] * 2 + ["back"],
+    )
+    # ages: mean 50, variance (20 ** 2 + 0 + 20 ** 2 + 0) / 4; two images show no mouth
+    assert fields_of(rows) == MetadataFields(
+        age_mean=50.0, age_std=14.14, sexes=("female",), localizations=("back",)
+    )
+    more = pd.concat([rows, rows]).sample(frac=1, random_state=0)
+    assert fields_of(more).localizations == ("back", "oral")
+
+
+def test_what_no_training_image_records_the_model_does_not_take():
+    fields = fields_of(manifest_of([None] * 3, ["unknown"] * 3, ["face"] * 3))
+    assert (fields.columns, fields.width) == (("localization",), 3)
+    assert encode([Metadata(localization="face")], fields).tolist() == [[0, 0, 1]]
+    for facts, name in ((Metadata(age=50.0), "age"), (Metadata(sex="male"), "sex")):
+        with pytest.raises(MetadataError) as caught:
+            encode([facts], fields)
+        assert str(caught.value) == f"this model does not take the {name}; leave it out"
+        assert facts.known_to(fields) == Metadata()
+
+
+def test_one_age_alone_has_a_scale():
+    fields = fields_of(manifest_of(["40"] * 3, [""] * 3, [""] * 3))
+    assert encode([Metadata(age=41.0)], fields).tolist() == [[1, 1]]
+
+
+def test_images_of_which_nothing_is_known_are_refused():
+    with pytest.raises(ConfigError) as caught:
+        fields_of(manifest_of(["", None], ["unknown", ""], ["", "nan"]))
+    assert str(caught.value) == (
+        "model.use_metadata needs images with a known age, sex or localization, and no training "
+        "image has one; set model.use_metadata=false"
+    )
+
+
+def test_what_is_known_only_after_the_diagnosis_is_never_an_input():
+    known = (["50"] * 4, ["male"] * 4, ["back"] * 4)
+    after = {"dx_type": ["histo"] * 4, "biopsied": [True] * 4, "dataset": ["rosendahl"] * 4}
+    rows = manifest_of(*known, **after)
+    assert fields_of(rows) == fields_of(manifest_of(*known))
+    assert metadata_of(rows, fields_of(rows)).shape == (4, 2 + 1 + 1)

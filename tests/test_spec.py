@@ -18,6 +18,9 @@ WORDS = st.text(min_size=1).filter(str.strip)
 NAMES = st.lists(WORDS, min_size=2, max_size=9, unique=True).map(tuple)
 
 
+FIELDS = MetadataFields(
+    age_mean=52.0, age_std=17.0, sexes=("female", "male"), localizations=("back", "face", "foot")
+)
 ABSTENTION = Abstention(risk=0.1, min_confidence=0.6, coverage=0.7, num_lesions=900)
 SCOPE = Scope(kind="mahalanobis", max_score=1.5, false_alarm_rate=0.05, num_lesions=900)
 QUALITY = QualityLimits(
@@ -63,7 +66,7 @@ def specs(draw):
         abstention=draw(st.none() | st.just(ABSTENTION)),
         scope=draw(st.none() | st.just(SCOPE)),
         quality=draw(st.none() | st.just(QUALITY)),
-        metadata=draw(st.none() | st.just(MetadataFields())),
+        metadata=draw(st.none() | st.just(FIELDS)),
         saliency=draw(st.sampled_from(SALIENCY_KINDS)),
         num_views=draw(st.sampled_from([1, 8])),
         member_run_ids=draw(st.sampled_from([(), ("a", "b"), ("a", "b", "c")])),

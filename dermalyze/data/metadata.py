@@ -1,11 +1,51 @@
-"""What the manifest knows of each image beside its label, as numbers.  K numbers of an image."""
+"""What the manifest knows of each image beside its label, as numbers.  K numbers of an image.
+
+Only age, sex and site: what is known before a diagnosis (`serving.metadata.COLUMNS`).
+"""
+
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from dermalyze.data.tables import UNKNOWN
-from serving.metadata import COLUMNS, Metadata, MetadataFields, encode, word_of
+from serving.errors import ConfigError
+from serving.metadata import COLUMNS, Metadata, MetadataFields, age_of, encode, word_of
+
+MIN_IMAGES = 3  # of the training split, that show a word; fewer may be a slip of the pen
+
+
+def fields_of(training: pd.DataFrame) -> MetadataFields:
+    """Choose the columns of metadata from the manifest's rows of the training split.
+
+    They are the words that some images share, sorted, and mean and standard deviation of the ages.
+
+    Raises:
+        ConfigError: nothing is known of any image.
+    """
+    ages = [age for value in training["age"] if (age := age_of(value)) is not None]
+    words = {
+        name: tuple(
+            sorted(
+                word
+                for word, count in Counter(map(word_of, training[name])).items()
+                if word is not None and count >= MIN_IMAGES
+            )
+        )
+        for name in ("sex", "localization")
+    }
+    if not ages and not any(words.values()):
+        raise ConfigError(
+            "model.use_metadata needs images with a known age, sex or localization, and no "
+            "training image has one; set model.use_metadata=false"
+        )
+    return MetadataFields(
+        age_mean=round(float(np.mean(ages)), 2) if ages else None,
+        age_std=round(float(np.std(ages)), 2) or 1.0 if ages else 1.0,
+        sexes=words["sex"],
+        localizations=words["localization"],
+    )
 
 
 def metadata_of(manifest: pd.DataFrame, fields: MetadataFields) -> NDArray[np.float32]:

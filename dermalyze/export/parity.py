@@ -101,7 +101,7 @@ def _output_differences(
 
 def _some_metadata(num_images: int, fields: MetadataFields) -> list[Metadata | None]:
     """Make up metadata: nothing, all, or a part of it, in turn."""
-    sexes, localizations = cycle(fields.sexes), cycle(fields.localizations)
+    sexes, localizations = cycle(fields.sexes or [None]), cycle(fields.localizations or [None])
     made: list[Metadata | None] = []
     for i in range(num_images):
         facts = Metadata(
@@ -109,7 +109,7 @@ def _some_metadata(num_images: int, fields: MetadataFields) -> list[Metadata | N
             sex=next(sexes) if i % 3 else None,
             localization=next(localizations),
         )
-        made.append(facts if i % 5 else None)
+        made.append(facts.known_to(fields) if i % 5 else None)
     return made
 
 

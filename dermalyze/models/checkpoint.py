@@ -112,7 +112,9 @@ def load_member(path: Path) -> tuple[Member, ModelSpec]:
         values = json.loads(content["model"])
         values["pretrained"] = False
         config = with_named_plugins(config_from({"model": values}).model)
-        classifier, _ = build_classifier(config, spec.input_size[0], len(spec.class_names))
+        classifier, _ = build_classifier(
+            config, spec.input_size[0], len(spec.taxonomy), spec.metadata
+        )
         classifier.load_state_dict(content["weights"])
         scope = ScopeScore.of_state(content["scope"]) if spec.scope is not None else None
     except ConfigError as error:

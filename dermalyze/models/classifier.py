@@ -61,16 +61,23 @@ class Classifier(nn.Module):
 
 
 def build_classifier(
-    config: ModelConfig, image_size: int, num_classes: int
+    config: ModelConfig, image_size: int, num_classes: int, metadata: MetadataFields | None = None
 ) -> tuple[Classifier, Weights]:
-    """Build the network that `config` describes, and say which weights it starts from."""
+    """Build the network that `config` describes, and say which weights it starts from.
+
+    Args:
+        config: the backbone and the head.
+        image_size: height and width of its images, pixels.
+        num_classes: C.
+        metadata: what the head takes beside the image; None: nothing.
+    """
     backbone, weights = build_backbone(config, image_size)
     head = build_head(
         config.head_type,
         backbone.num_features,
         num_classes,
         config.dropout_rate,
-        MetadataFields().width if config.use_metadata else 0,
+        0 if metadata is None else metadata.width,
     )
     classifier = Classifier(backbone, head, freeze_backbone=config.freeze_backbone)
     return classifier, weights

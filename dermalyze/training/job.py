@@ -53,6 +53,7 @@ class Job:
     splits: Splits
     device: Device
     run: TrackedRun
+    metadata: MetadataFields | None = None  # what the network takes beside the image
 
     @property
     def folder(self) -> Path:
@@ -75,7 +76,7 @@ class Job:
             resize_filter=data.resize_filter,
             run_id=self.run.run_id,
             data_fingerprint=self.prepared.fingerprint,
-            metadata=MetadataFields() if self.config.model.use_metadata else None,
+            metadata=self.metadata,
         )
 
 

@@ -6,7 +6,7 @@ N images per batch, C classes.  Knows nothing of MLflow, files or the command li
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -29,7 +29,6 @@ from dermalyze.training.losses import Loss, build_loss, class_weights
 from dermalyze.training.schedule import learning_rate
 from dermalyze.training.state import Metrics, TrainingState
 from serving.errors import ConfigError, TrainingError
-from serving.metadata import MetadataFields
 
 FINITE_CHECK_STEPS = 20  # how often the loss is looked at; each look makes a GPU wait
 
@@ -44,6 +43,7 @@ class LearningData:
     train: Rows  # row numbers in the store
     val: Rows
     metadata: NDArray[np.float32] | None = None  # (num_images, K), for a network that takes it
+    metadata_parts: tuple[slice, ...] = ()  # its columns of age, of sex, of site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,8 @@ def train_step(
     metadata = None  # (N, K)
     if context.metadata is not None:
         metadata = context.metadata.index_select(0, rows)
-        metadata = without_some(metadata, config.model.metadata_dropout, generator)
+        parts, dropout = context.data.metadata_parts, config.model.metadata_dropout
+        metadata = without_some(metadata, parts, dropout, generator)
     end_part()
     with context.device.autocast():
         logits = context.network(images, metadata)  # (N, C)
@@ -252,14 +253,16 @@ def train_step(
     return loss.detach(), (logits.detach().argmax(1) == targets).sum()
 
 
-def without_some(metadata: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
-    """Leave out each of age, sex and site, and all three, with a probability: (N, K) -> (N, K).
+def without_some(
+    metadata: Tensor, parts: Sequence[slice], dropout: float, generator: torch.Generator
+) -> Tensor:
+    """Leave out each of three parts, and all of them, with a probability: (N, K) -> (N, K).
 
     So the network learns what to do without any of them.
     """
     drawn = torch.rand((len(metadata), 4), generator=generator) >= dropout  # (N, 4)
     kept = torch.ones_like(metadata)
-    for part, keeps in zip(MetadataFields().parts, drawn[:, :3].T, strict=True):
+    for part, keeps in zip(parts, drawn[:, :3].T, strict=True):
         kept[:, part] = (keeps & drawn[:, 3]).to(metadata)[:, None]
     return metadata * kept
 

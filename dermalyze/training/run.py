@@ -7,13 +7,14 @@ each file whole, so that a run killed at any point can be gone on with.
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dermalyze.config import Config
 from dermalyze.config_file import flatten, to_yaml
 from dermalyze.data.augment import augmentation_page
-from dermalyze.data.metadata import metadata_of, words_left_out
+from dermalyze.data.metadata import fields_of, metadata_of, words_left_out
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import (
     Splits,
@@ -63,6 +64,7 @@ from dermalyze.training.ship import RunResult, ship
 from dermalyze.training.state import TrainingState, new_state
 from serving.disk import make_folder
 from serving.errors import TrackingError, TrainingError
+from serving.spec import ModelSpec
 from serving.whole import whole_file, write_text
 
 logger = logging.getLogger(__name__)
@@ -109,7 +111,15 @@ def train_in(run: TrackedRun, began: Began, prepared: Prepared, splits: Splits) 
         run=run,
     )
     _log_settings(job)
-    state = _first_state(job)
+    checkpoint = furthest_checkpoint(job) if run.resumed else None
+    if config.model.use_metadata:
+        fields = (
+            fields_of(prepared.manifest.iloc[splits.train])
+            if checkpoint is None
+            else ModelSpec.from_json(checkpoint["spec"]).metadata  # which its weights are made for
+        )
+        job = dataclasses.replace(job, metadata=fields)
+    state = _first_state(job, checkpoint)
     data = LearningData(
         store=prepared.store,
         class_names=prepared.taxonomy.names,
@@ -117,8 +127,9 @@ def train_in(run: TrackedRun, began: Began, prepared: Prepared, splits: Splits) 
         train=splits.train,
         val=splits.val,
         metadata=None
-        if job.spec.metadata is None
-        else metadata_of(prepared.manifest, job.spec.metadata),
+        if job.metadata is None
+        else metadata_of(prepared.manifest, job.metadata),
+        metadata_parts=() if job.metadata is None else job.metadata.parts,
     )
     with stop_on_signal() as should_stop:
         for epoch in fit(state, data, config, job.device, should_stop):
@@ -230,17 +241,16 @@ def _log_settings(job: Job) -> None:
         run.log_file(path)
 
 
-def _first_state(job: Job) -> TrainingState:
-    """Return the state to train from: that of a new training, or of the furthest checkpoint."""
+def _first_state(job: Job, checkpoint: dict[str, Any] | None) -> TrainingState:
+    """Return the state to train from: that of a new training, or of a checkpoint."""
     config, run = job.config, job.run
-    checkpoint = furthest_checkpoint(job) if run.resumed else None
     set_determinism(deterministic=not config.training.fast_mode)
     torch.manual_seed(config.training.seed)
     model = config.model
     if checkpoint is not None:  # it has all weights
         model = dataclasses.replace(model, pretrained=False)
     classifier, weights = build_classifier(
-        model, config.data.image_size, len(job.prepared.taxonomy)
+        model, config.data.image_size, len(job.prepared.taxonomy), job.metadata
     )
     state = new_state(classifier, config.training, job.device)
     if checkpoint is None:
@@ -295,8 +305,8 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
             f"photographs that stand in several splits under different names: {len(shared)}, such "
             f"as {shared[0].in_words()}; `dermalyze leakage` lists them"
         )
-    if job.spec.metadata is not None:
-        warnings += words_left_out(job.prepared.manifest, job.spec.metadata)
+    if job.metadata is not None:
+        warnings += words_left_out(job.prepared.manifest, job.metadata)
     for warning in warnings:
         logger.warning(warning)
     run.set_tags(

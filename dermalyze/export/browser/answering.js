@@ -17,11 +17,13 @@ export function encode(metadata, fields) {
   const row = new Float32Array(2 + sexes.length + localizations.length);
   if (!metadata) return row;
   const age = ageOf(metadata.age);
+  if (age !== null && fields.age_mean === null) refuse("age");
   if (age !== null) row.set([(age - fields.age_mean) / fields.age_std, 1]);
   let start = 2;
   for (const [name, words] of [["sex", sexes], ["localization", localizations]]) {
     const word = wordOf(name, metadata[name]);
     if (word !== null) {
+      if (!words.length) refuse(name);
       const at = words.indexOf(word);
       if (at < 0) {
         throw new Error(
@@ -33,6 +35,10 @@ export function encode(metadata, fields) {
     start += words.length;
   }
   return row;
+}
+
+function refuse(name) {
+  throw new Error(`this model does not take the ${name}; leave it out`);
 }
 
 function ageOf(value = null) {
