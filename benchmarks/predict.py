@@ -132,7 +132,7 @@ def a_folder(
 
     def ours() -> None:
         memory = []
-        for i, _ in enumerate(render(predict_files(predictor, paths, workers=workers), "json")):
+        for i, _ in enumerate(render(predict_files(predictor, paths, workers=workers), "json", ())):
             if i % max(1, len(paths) // 10) == 0 or i == len(paths) - 1:
                 memory.append(resident_mb())
         if not curve:

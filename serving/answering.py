@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import ArtifactError, ConfigError, ImageError
+from serving.errors import ArtifactError, ConfigError, ImageError, listed
 from serving.explanation import Explanation
 from serving.limits import DEFAULT_LEVEL
 from serving.metadata import Metadata, encode
@@ -199,7 +199,7 @@ class AnyPredictor(ABC):
             )
         if class_name and class_name not in self.spec.class_names:
             raise ConfigError(
-                f"the class must be one of {', '.join(self.spec.class_names)}, got {class_name!r}"
+                f"the class must be one of {listed(self.spec.class_names)}, got {class_name!r}"
             )
         photograph = open_image(image, max_pixels=self.max_pixels)
         case = self.read(photograph, metadata)

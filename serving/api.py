@@ -1,17 +1,22 @@
 """What the OpenAPI document says of bodies and answers."""
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.utils import deep_dict_update
 from pydantic import BaseModel
 
+from serving.answering import PARAMS, Case, predictions
 from serving.asked import HOW_TO_ASK
 from serving.bounds import ERROR_CODES
+from serving.errors import listed
 from serving.limits import DEFAULT_LEVEL
-from serving.metadata import COLUMNS, MAX_AGE
+from serving.metadata import MAX_AGE, MetadataFields
 from serving.prediction import Prediction
-from serving.taxonomy import CLASS_DESCRIPTIONS, CLASS_NAMES, DISCLAIMER
-
-DESCRIPTION = f"Seven classes of skin lesions in dermoscopic photographs. {DISCLAIMER}"
+from serving.spec import ModelSpec
 
 
 class Answer(Prediction):
@@ -33,20 +38,41 @@ class Error(BaseModel):
     message: str
 
 
-_PROBABILITIES = (0.02, 0.02, 0.05, 0.01, 0.1, 0.78, 0.02)
-EXAMPLE = {
-    "predicted_class": "nv",
-    "predicted_class_description": CLASS_DESCRIPTIONS["nv"],
-    "confidence": 0.78,
-    "probabilities": dict(zip(CLASS_NAMES, _PROBABILITIES, strict=True)),
-    "prediction_set": ["mel", "nv"],
-    "set_size": 2,
-    "set_level": 0.9,
-    "decision": "answer",
-    "decision_reason": "the confidence 78.0% is at least 74.0%, from which on at most 10% of the "
-    "answers were wrong on validation images",
-    "disclaimer": DISCLAIMER,
-}
+def document(app: FastAPI, spec: ModelSpec) -> dict[str, Any]:
+    """Describe the service as it answers with the model of `spec`."""
+    taxonomy = spec.taxonomy
+    found = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=f"Tells {len(taxonomy)} classes apart in photographs"
+        f"{taxonomy.title and f' (trained on {taxonomy.title})'}: {listed(taxonomy.names)}. "
+        f"{spec.disclaimer}",
+        routes=app.routes,
+    )
+    example = {"content": {"application/json": {"example": {"predictions": [_example(spec)]}}}}
+    answered = {"responses": {"200": example}}
+    for path, described in {
+        "/predict": answered | _image_body(spec, *PARAMS) | _query(spec, *PARAMS),
+        "/explain": _image_body(spec) | _query(spec, "class_name"),
+        "/invocations": answered | _invocations_body(),
+    }.items():
+        deep_dict_update(found["paths"][path]["post"], described)
+    return found
+
+
+def _example(spec: ModelSpec) -> dict[str, Any]:
+    """Return the answer of this model for a photograph of which it is rather certain."""
+    probs = np.full(len(spec.taxonomy), 0.2 / (len(spec.taxonomy) - 1))
+    probs[0] = 0.8
+    logits = np.log(probs)[None] * spec.temperature  # (1, C)
+    outputs = {
+        "logits": logits,
+        "scope_score": np.zeros(1),
+        "member_logits": np.repeat(logits[:, None], spec.num_members, 1),
+    }
+    case = Case(np.zeros((*spec.input_size, 3), np.uint8), (600, 450))
+    (answer,) = predictions(outputs, [case], replace(spec, quality=None))
+    return answer.to_dict()
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -58,12 +84,12 @@ POST_ERRORS = errors(400, 401, 408, 413, 415, 422, 500, 503, 504)
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 
-def image_body(*fields: str) -> dict[str, Any]:
+def _image_body(spec: ModelSpec, *fields: str) -> dict[str, Any]:
     """Describe a body of one photograph, or a form of several with fields beside them, if any."""
     content: dict[str, Any] = {"image/jpeg": _BYTES, "image/png": _BYTES}
     if fields:
         photographs = {"type": "array", "items": _BYTES["schema"]}
-        beside = {name: _QUERY[name][0] for name in (*fields, *COLUMNS)}
+        beside = {name: schema for name, (schema, _) in _values(spec, *fields).items()}
         schema = {
             "type": "object",
             "properties": {"photographs": photographs, **beside},
@@ -73,7 +99,7 @@ def image_body(*fields: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def invocations_body() -> dict[str, Any]:
+def _invocations_body() -> dict[str, Any]:
     """Describe the body that `mlflow models serve` takes as well."""
     image = {"type": "string", "format": "byte"}
     record = {"type": "object", "properties": {"image": image}, "required": ["image"]}
@@ -131,17 +157,31 @@ _QUERY: dict[str, tuple[dict[str, Any], str]] = {
     "explain": ({"type": "boolean"}, "whether each answer has the map of its class"),
     "one_lesion": ({"type": "boolean"}, "whether all images show one lesion: one answer"),
     "class_name": ({"type": "string"}, "whose map; without it, of the predicted class"),
-    "age": ({"type": "number", "minimum": 0, "maximum": MAX_AGE}, "years"),
-    "sex": ({"type": "string"}, "as in HAM10000's metadata"),
-    "localization": ({"type": "string"}, "as in HAM10000's metadata"),
 }
 
 
-def query(*names: str) -> dict[str, Any]:
-    """Describe the values that a query may have, and metadata, for a model that takes it."""
+def _values(spec: ModelSpec, *names: str) -> dict[str, tuple[dict[str, Any], str]]:
+    """Describe values that a query or a form may have, metadata included if the model takes it."""
+    fields = spec.metadata
+    return {name: _QUERY[name] for name in names} | ({} if fields is None else _metadata(fields))
+
+
+def _metadata(fields: MetadataFields) -> dict[str, tuple[dict[str, Any], str]]:
+    age = {"type": "number", "minimum": 0, "maximum": MAX_AGE}
+    text = {"type": "string"}
+    described: dict[str, tuple[dict[str, Any], str]] = {
+        "age": (age, "years"),
+        "sex": (text, f"one of {listed(fields.sexes, 30)}, or unknown"),
+        "localization": (text, f"one of {listed(fields.localizations, 30)}, or unknown"),
+    }
+    return {name: described[name] for name in fields.columns}
+
+
+def _query(spec: ModelSpec, *names: str) -> dict[str, Any]:
+    """Describe the query of a path."""
     return {
         "parameters": [
-            {"name": name, "in": "query", "schema": _QUERY[name][0], "description": _QUERY[name][1]}
-            for name in (*names, *COLUMNS)
+            {"name": name, "in": "query", "schema": schema, "description": description}
+            for name, (schema, description) in _values(spec, *names).items()
         ]
     }

@@ -6,6 +6,7 @@ same settings from the environment (see `settings.py`) but without the bounds of
 """
 
 import asyncio
+import functools
 import io
 import json
 import os
@@ -150,7 +151,6 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app = FastAPI(
         title="Dermalyze",
         version=VERSION,
-        description=api.DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -158,6 +158,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         redirect_slashes=False,  # they would name our scheme, which is not that of a proxy
     )
     _add_routes(app, service)
+    document = functools.lru_cache(maxsize=1)(functools.partial(api.document, app))
+    app.openapi = lambda: document(service.model.spec)  # type: ignore[method-assign]
     _add_head(app)
     open_paths = [*_add_page(app), str(app.openapi_url)]
     _add_errors(app)
@@ -184,15 +186,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict",
         summary="Answer for one photograph, or for each of several",
-        responses={
-            200: {"content": {"application/json": {"example": {"predictions": [api.EXAMPLE]}}}},
-            **api.POST_ERRORS,
-        },
+        responses=api.POST_ERRORS,
         response_model=api.Predictions,
-        openapi_extra={
-            **api.image_body(*PARAMS),
-            **api.query(*PARAMS),
-        },
     )
     async def predict(request: Request) -> Response:
         body, kind = await request.body(), request.headers.get("content-type", "")
@@ -214,7 +209,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             200: {"content": {"image/png": {}}, "description": "a picture"},
             **api.POST_ERRORS,
         },
-        openapi_extra={**api.image_body(), **api.query("class_name")},
     )
     async def explain(request: Request) -> Response:
         body, kind = await request.body(), request.headers.get("content-type", "")
@@ -238,12 +232,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/invocations",
         summary="Answer as `mlflow models serve` does",
-        responses={
-            200: {"content": {"application/json": {"example": {"predictions": [api.EXAMPLE]}}}},
-            **api.POST_ERRORS,
-        },
+        responses=api.POST_ERRORS,
         response_model=api.Predictions,
-        openapi_extra=api.invocations_body(),
     )
     async def invocations(request: Request) -> Response:
         read = _reader(request.headers.get("content-type", ""))

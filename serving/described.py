@@ -5,6 +5,7 @@ from typing import Any
 
 from serving.explanation import MAP_IN_WORDS
 from serving.spec import ModelSpec
+from serving.taxonomy import Taxonomy
 
 
 def _installed_version() -> str:
@@ -17,13 +18,24 @@ def _installed_version() -> str:
 VERSION = _installed_version()
 
 
+def _described(taxonomy: Taxonomy) -> dict[str, Any]:
+    """Describe the classes; `malignant` is there only where the data set says which are."""
+    return {
+        "class_names": list(taxonomy.names),
+        "class_descriptions": list(taxonomy.descriptions),
+        **({"malignant": list(taxonomy.malignant)} if taxonomy.malignant else {}),
+        "data_title": taxonomy.title,
+        "data_license": taxonomy.license,
+        "data_citation": taxonomy.citation,
+    }
+
+
 def describe(spec: ModelSpec) -> dict[str, Any]:
     """Describe the program and a model, ready for JSON; what the model lacks is null or empty."""
     return {
         "version": VERSION,
         "run_id": spec.run_id,
-        "class_names": list(spec.class_names),
-        "class_descriptions": list(spec.class_descriptions),
+        **_described(spec.taxonomy),
         "input_size": list(spec.input_size),  # height, width; pixels
         "resize_mode": spec.resize_mode,
         "precision": spec.precision,
@@ -34,12 +46,12 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
         "saliency": spec.saliency,
         "saliency_in_words": MAP_IN_WORDS.get(spec.saliency, ""),
         "metadata": {
+            "age": "age" in spec.metadata.columns,
             "sexes": list(spec.metadata.sexes),
             "localizations": list(spec.metadata.localizations),
         }
         if spec.metadata
         else None,
         "calibrated_on": spec.calibrated_on,
-        "data_license": spec.data_license,
         "disclaimer": spec.disclaimer,
     }

@@ -14,6 +14,8 @@ DermalyzeError          base; its message is one line, fit to show to a user
 `-- RequestError        a request over HTTP cannot be read
 """
 
+from collections.abc import Sequence
+
 
 class DermalyzeError(Exception):
     """Something that the user can put right; the message says how."""
@@ -61,3 +63,17 @@ class MetadataError(DermalyzeError):
 
 class RequestError(DermalyzeError):
     """A request over HTTP cannot be read."""
+
+
+def one_line(value: object) -> str:
+    """Show a text on one line: a name may hold control characters, or bytes that are not UTF-8."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in str(value)
+    )
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Name some things in a message, each on one line; of many the first few."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(one_line(name) for name in names[:most]) + more

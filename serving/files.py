@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from serving.answering import Case
-from serving.errors import ConfigError, DataError, ImageError, MetadataError
+from serving.errors import ConfigError, DataError, ImageError, MetadataError, listed, one_line
 from serving.limits import DEFAULT_LEVEL
 from serving.matching import IMAGE_SUFFIXES, has_image_suffix, match_files
 from serving.metadata import COLUMNS, Metadata, MetadataFields, encode, is_missing
@@ -67,17 +67,8 @@ def left_out(paths: Iterable[Path]) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """Name the first few of many."""
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(one_line(name) for name in names[:_NAMED]) + more
-
-
-def one_line(value: object) -> str:
-    """Show a file name on one line: it may hold control characters, or bytes that are no UTF-8."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in str(value)
-    )
+    """Name the first few of many files."""
+    return listed(names, _NAMED)
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import MetadataError
+from serving.errors import MetadataError, listed
 from serving.limits import SpecPart, is_number, require_part
 
 # All that a model may know beside the image.  What is not known before the diagnosis, such as how
@@ -175,7 +175,7 @@ def encode(items: Sequence[Metadata | None], fields: MetadataFields) -> NDArray[
                 if word not in words:
                     raise MetadataError(
                         f"the {name} is unknown to this model, expected one of "
-                        f"{', '.join(words)}, or unknown"
+                        f"{listed(words, 30)}, or unknown"
                     )
                 row[start + words.index(word)] = 1
             start += len(words)

@@ -6,16 +6,18 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from serving.errors import ImageError
-from serving.files import Answer, one_line
+from serving.errors import ImageError, listed, one_line
+from serving.files import Answer
 from serving.spreadsheet import neutralized
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER
+from serving.taxonomy import DISCLAIMER
+
+_SHOWN_IN_SET = 7  # classes of a prediction set in a table, which must fit on a screen
 
 
 def render(
     answers: Iterable[tuple[Path, Answer]],
     kind: str,
-    class_names: Sequence[str] = CLASS_NAMES,
+    class_names: Sequence[str],
     more: Sequence[str] = (),
 ) -> Iterator[str]:
     """Yield lines of text: `kind` is table, json (an object a line) or csv.
@@ -92,16 +94,16 @@ def _table_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
             rows.append([one_line(path), "error", "", "", "", one_line(answer)])
             continue
         disclaimer = answer.disclaimer
-        description = answer.predicted_class_description
+        description = one_line(answer.predicted_class_description)
         if answer.decision not in (None, "answer"):
             description += f" ({answer.decision_reason})"
         rows.append(
             [
                 one_line(path),
-                answer.predicted_class,
+                one_line(answer.predicted_class),
                 f"{answer.confidence:.1%}",
                 answer.decision or "",
-                " ".join(answer.prediction_set or ()),
+                listed(answer.prediction_set or (), _SHOWN_IN_SET),
                 description,
             ]
         )

@@ -129,7 +129,7 @@ def test_a_broken_image_does_not_lose_the_others(answers, predictor):
 
 
 def test_json_is_one_object_a_line(answers):
-    lines = [json.loads(line) for line in render(answers, "json")]
+    lines = [json.loads(line) for line in render(answers, "json", CLASS_NAMES)]
     assert lines[0] == {"image": "a.png", **answers[0][1].to_dict()}
     assert lines[0]["disclaimer"] == DISCLAIMER
     assert lines[1] == {"image": "broken.jpg", "error": "not a JPEG or PNG image (4 bytes)"}
@@ -137,7 +137,7 @@ def test_json_is_one_object_a_line(answers):
 
 
 def test_csv_reads_back_with_every_probability(answers):
-    rows = list(csv.DictReader(render(answers, "csv")))
+    rows = list(csv.DictReader(render(answers, "csv", CLASS_NAMES)))
     assert list(rows[0]) == [
         "image",
         "predicted_class",
@@ -159,7 +159,7 @@ def test_csv_reads_back_with_every_probability(answers):
 
 def test_the_table_is_aligned_and_ends_with_the_disclaimer(answers):
     first, last = answers[0][1], answers[2][1]
-    lines = list(render(answers, "table"))
+    lines = list(render(answers, "table", CLASS_NAMES))
     width = max(len("class"), len(first.predicted_class), len(last.predicted_class))
 
     def row(image, label, confidence, description):
@@ -189,7 +189,9 @@ def test_the_table_is_aligned_and_ends_with_the_disclaimer(answers):
 def test_a_strange_file_name_stays_on_its_line_and_can_be_written(tmp_path, predictor, kind):
     path = tmp_path / "a\nb\x1b[31m\udcff.png"  # a new line, a terminal's red, a byte of no UTF-8
     answer = predictor.predict(draw(tmp_path / "a.png"))
-    for line in render([(path, answer), (path, ImageError(f"cannot read {path}"))], kind):
+    for line in render(
+        [(path, answer), (path, ImageError(f"cannot read {path}"))], kind, CLASS_NAMES
+    ):
         assert line.encode("utf-8").decode("utf-8").isprintable()
 
 
@@ -197,8 +199,8 @@ def test_only_broken_images_still_make_a_table_and_a_csv(tmp_path, predictor):
     path = tmp_path / "a.png"
     path.write_bytes(b"")
     broken = list(predict_files(predictor, [path]))
-    assert list(render(broken, "table"))[-1] == DISCLAIMER
-    assert next(csv.DictReader(render(broken, "csv")))["error"] == (
+    assert list(render(broken, "table", CLASS_NAMES))[-1] == DISCLAIMER
+    assert next(csv.DictReader(render(broken, "csv", CLASS_NAMES)))["error"] == (
         "not a JPEG or PNG image (0 bytes)"
     )
 
@@ -233,7 +235,7 @@ def test_lines_come_before_the_last_image_is_looked_for(tmp_path, predictor, kin
             asked.append(path)
             yield path
 
-    lines = render(predict_files(predictor, many(), workers=2), kind)
+    lines = render(predict_files(predictor, many(), workers=2), kind, CLASS_NAMES)
     first, second = next(lines), next(lines)
     assert "a.png" in second
     assert len(asked) <= 12  # a few images a worker are in memory, whatever follows
@@ -295,14 +297,14 @@ def test_a_csv_gets_the_fields_of_a_model_that_knows_its_limits_behind_the_other
 
 def test_a_table_shows_decision_and_set_and_why_an_answer_is_doubtful(tmp_path):
     path, answer = limited(tmp_path / "a.png")
-    lines = list(render([(path, answer)], "table"))
+    lines = list(render([(path, answer)], "table", CLASS_NAMES))
     assert lines[0].split() == ["image", "class", "confidence", "decision", "set", "description"]
-    assert "uncertain  bcc nv" in lines[1]
+    assert "uncertain  bcc, nv" in lines[1]
     assert lines[1].endswith(f"{answer.predicted_class_description} (the confidence is low)")
 
 
 def test_json_has_lists_where_there_are_several(tmp_path):
-    (line,) = render([limited(tmp_path / "a.png")], "json")
+    (line,) = render([limited(tmp_path / "a.png")], "json", CLASS_NAMES)
     values = json.loads(line)
     assert values["prediction_set"] == ["bcc", "nv"]
     assert "spread" not in values
@@ -509,7 +511,9 @@ def test_no_cell_of_the_csv_is_a_formula_and_numbers_stay_numbers(tmp_path, pred
     path = tmp_path / f"{start}cmd.png"
     Image.new("RGB", (9, 9)).save(path)
     answer = predictor.predict(path)
-    lines = render([(Path(path.name), answer), (Path("x"), ImageError(f"{start}x"))], "csv")
+    lines = render(
+        [(Path(path.name), answer), (Path("x"), ImageError(f"{start}x"))], "csv", CLASS_NAMES
+    )
     good, bad = csv.DictReader(lines)
     assert good["image"] == f"'{start}cmd.png"
     assert bad["error"] == f"'{start}x"

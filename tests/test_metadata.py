@@ -13,7 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermalyze.data.metadata import fields_of, metadata_of, words_left_out
+from dermalyze.data.metadata import (
+    conversion,
+    fields_of,
+    fields_of_members,
+    metadata_of,
+    words_left_out,
+)
 from dermalyze.models.heads import build_head
 from dermalyze.training.loop import without_some
 from serving.errors import ArtifactError, ConfigError, MetadataError
@@ -252,3 +258,25 @@ def test_what_is_known_only_after_the_diagnosis_is_never_an_input():
     rows = manifest_of(*known, **after)
     assert fields_of(rows) == fields_of(manifest_of(*known))
     assert metadata_of(rows, fields_of(rows)).shape == (4, 2 + 1 + 1)
+
+
+def test_networks_that_learned_other_words_are_asked_together():
+    one = FIELDS
+    other = MetadataFields(
+        age_mean=60.0, age_std=10.0, sexes=("male",), localizations=("back", "oral")
+    )
+    ageless = replace(other, age_mean=None, localizations=())
+    common = fields_of_members([ageless, one, other])
+    assert common == replace(
+        one, sexes=("female", "male"), localizations=("back", "face", "foot", "oral")
+    )
+    facts = [
+        Metadata(age=70.0, sex="male", localization="back"),
+        Metadata(age=40.0, sex="female", localization="oral"),
+        Metadata(localization="foot"),
+        Metadata(),
+    ]
+    together = encode(facts, common)
+    for own in (one, other, ageless):
+        alone = encode([item.known_to(own) for item in facts], own)
+        np.testing.assert_allclose(together @ conversion(common, own), alone, atol=1e-6)

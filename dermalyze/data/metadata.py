@@ -4,6 +4,8 @@ Only age, sex and site: what is known before a diagnosis (`serving.metadata.COLU
 """
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -46,6 +48,35 @@ def fields_of(training: pd.DataFrame) -> MetadataFields:
         sexes=words["sex"],
         localizations=words["localization"],
     )
+
+
+def fields_of_members(members: Sequence[MetadataFields]) -> MetadataFields:
+    """Return the columns of several networks together: every word that one of them knows."""
+    of_age = next((fields for fields in members if fields.age_mean is not None), members[0])
+    return replace(
+        of_age,
+        sexes=tuple(sorted({word for fields in members for word in fields.sexes})),
+        localizations=tuple(sorted({word for fields in members for word in fields.localizations})),
+    )
+
+
+def conversion(common: MetadataFields, own: MetadataFields) -> NDArray[np.float32]:
+    """Return the matrix (K, K') that turns metadata encoded for all members into one's own.
+
+    A word that the member has no column for is unknown to it.
+    """
+    matrix = np.zeros((common.width, own.width), np.float32)
+    if common.age_mean is not None and own.age_mean is not None:
+        matrix[:2, 0] = common.age_std, common.age_mean - own.age_mean
+        matrix[:2, 0] /= own.age_std
+        matrix[1, 1] = 1
+    words = [(fields.sexes, fields.localizations) for fields in (common, own)]
+    for (from_, to), known, taken in zip(
+        zip(common.parts[1:], own.parts[1:], strict=True), *words, strict=True
+    ):
+        for i, word in enumerate(taken):
+            matrix[from_.start + known.index(word), to.start + i] = 1
+    return matrix
 
 
 def metadata_of(manifest: pd.DataFrame, fields: MetadataFields) -> NDArray[np.float32]:

@@ -21,10 +21,14 @@ from dermalyze.models.views import NUM_VIEWS, upright, views_of
 class Member(nn.Module):
     """One network, and how unlike the images that it was judged on an image is."""
 
+    conversion: Tensor | None
+
     def __init__(self, classifier: Classifier, scope: ScopeScore | None = None) -> None:
         super().__init__()
         self.classifier = classifier
         self.scope = scope
+        # (K, K'), from the metadata of an ensemble to the member's own; None: they are the same.
+        self.register_buffer("conversion", None)
 
     def forward(
         self, images: Tensor, metadata: Tensor | None, names: Sequence[str]
@@ -39,6 +43,8 @@ class Member(nn.Module):
             metadata: float32 (N, K), for a network that takes it.
             names: what is wanted beside the logits.
         """
+        if metadata is not None and self.conversion is not None:
+            metadata = metadata @ self.conversion
         early = None
         if "early" in names or "scope_score" in names:
             features, early = self.classifier.backbone.with_early(images)

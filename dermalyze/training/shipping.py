@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from dermalyze.config import Config
 from dermalyze.data.loader import Rows
-from dermalyze.data.metadata import metadata_of
+from dermalyze.data.metadata import conversion, fields_of_members, metadata_of
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import Splits
 from dermalyze.evaluation.folder import PREDICTIONS, VALIDATION
@@ -124,7 +125,7 @@ def export_runs(
     with ExitStack() as stack:
         runs = [_trained(run_id, here, stack) for run_id in folds or run_ids]
         spec = _common_spec(runs, num_views=NUM_VIEWS if tta else 1)
-        network = ShippedNetwork([run.member for run in runs], num_views=spec.num_views)
+        network = ShippedNetwork([_member_of(run, spec) for run in runs], num_views=spec.num_views)
         images, tables = None, _validation(runs)
         if precision == "int8":
             images = _images_of(runs, here)
@@ -213,6 +214,14 @@ def _trained(run_id: str, here: Here, stack: ExitStack) -> _Trained:
     )
 
 
+def _member_of(run: _Trained, spec: ModelSpec) -> Member:
+    """Return a run's network, which takes metadata as all of them together do."""
+    own = run.spec.metadata
+    if own is not None and spec.metadata is not None and own != spec.metadata:
+        run.member.conversion = torch.from_numpy(conversion(spec.metadata, own))
+    return run.member
+
+
 def _common_spec(runs: Sequence[_Trained], *, num_views: int) -> ModelSpec:
     """Return the spec of all runs together, as far as it follows from theirs.
 
@@ -223,18 +232,25 @@ def _common_spec(runs: Sequence[_Trained], *, num_views: int) -> ModelSpec:
     if len({run.run_id for run in runs}) < len(runs):
         raise ArtifactError("a run is named twice; name each run of an ensemble once")
     for run in runs[1:]:
-        for name in ("class_names", "input_size", "resize_mode", "resize_filter", "metadata"):
+        for name in ("class_names", "input_size", "resize_mode", "resize_filter"):
             ours, theirs = getattr(first, name), getattr(run.spec, name)
             if ours != theirs:
                 raise ArtifactError(
                     f"runs {runs[0].run_id} and {run.run_id} cannot be in one file: their {name} "
                     f"is {ours} and {theirs}; name runs that take the same images"
                 )
+        if (first.metadata is None) != (run.spec.metadata is None):
+            raise ArtifactError(
+                f"runs {runs[0].run_id} and {run.run_id} cannot be in one file: one takes "
+                "metadata, the other images alone; name runs that take the same"
+            )
+    fields = [run.spec.metadata for run in runs if run.spec.metadata is not None]
     if num_views > 1 and first.input_size[0] != first.input_size[1]:
         raise ArtifactError("quarter turns need square images; leave out --tta")
     kinds = {run.spec.saliency for run in runs}
     return replace(
         first,
+        metadata=fields_of_members(fields) if fields else None,
         num_views=num_views,
         member_run_ids=tuple(run.run_id for run in runs) if len(runs) > 1 else (),
         saliency=first.saliency if len(kinds) == 1 else "",

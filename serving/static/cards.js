@@ -11,6 +11,9 @@ const ANCHORS = [
 ];
 const STRENGTH = 45; // percent, at first
 const MAP_WIDTH = 400; // pixels of the drawn map
+const FEW = 12; // classes that are shown in their own order; of more, the most probable first
+const FIRST = 8; // of many classes, those that are shown at once
+const LONG = 300; // characters of a note
 
 /** Make the card of a photograph that waits for its answer. */
 export function makeCard(name, url, remove) {
@@ -44,29 +47,36 @@ export function showError(card, message) {
 
 /** Show an answer in its card; `model` is what the backend described. */
 export function showAnswer(card, answer, model) {
-  const words = Object.fromEntries(
-    model.class_names.map((name, i) => [name, model.class_descriptions[i]]),
+  const words = new Map(
+    model.class_names.map((name, i) => [name, model.class_descriptions[i] || name]),
   );
   const parts = [
-    ...headline(answer),
-    bars(answer, words),
+    ...headline(answer, words),
+    ...bars(answer, model),
     ...predictionSet(answer, words),
     ...hints(answer),
     ...spread(answer),
     element("p", { className: "disclaimer" }, answer.disclaimer),
   ];
   said(card).replaceChildren(...parts);
-  if (answer.saliency) showMap(card, answer, model);
+  if (answer.saliency) showMap(card, answer, model, words.get(answer.predicted_class));
   done(card, answer.decision || "answer");
 }
 
-function headline(answer) {
-  const [first, ...rest] = answer.predicted_class_description;
+/** Return a class in words and by name, isolated: a name may be written from right to left. */
+export function nameOf(name, description) {
+  if (!description) return [element("bdi", {}, name)];
+  const small = element("small", {}, element("bdi", {}, name));
+  return [element("bdi", {}, description), " ", small];
+}
+
+function headline(answer, words) {
+  const [first, ...rest] = words.get(answer.predicted_class);
   const name = `${first.toUpperCase()}${rest.join("")}`;
   const best = element(
     "p",
     { className: "best" },
-    element("strong", {}, name),
+    element("strong", {}, element("bdi", {}, name)),
     ` ${percent(answer.confidence)}`,
   );
   if (!answer.decision) return [best];
@@ -79,41 +89,61 @@ function headline(answer) {
   return [decision, best];
 }
 
-function bars(answer, words) {
-  const rows = Object.entries(answer.probabilities).map(([name, prob]) => {
+function bars(answer, model) {
+  const classes = model.class_names.map((name, i) => ({
+    name, description: model.class_descriptions[i], prob: answer.probabilities[name],
+  }));
+  if (classes.length <= FEW) return [tableOf(classes, answer, "Probabilities")];
+  classes.sort((one, other) => other.prob - one.prob);
+  const [first, rest] = [classes.slice(0, FIRST), classes.slice(FIRST)];
+  return [
+    tableOf(first, answer, `Probabilities of the ${FIRST} most probable classes`),
+    folded(`${rest.length} other classes`, tableOf(rest, answer, "Probabilities of the others")),
+  ];
+}
+
+function tableOf(classes, answer, caption) {
+  const rows = classes.map(({ name, description, prob }) => {
     const fill = element("span", { className: "fill" });
     fill.style.inlineSize = `${100 * prob}%`;
     const bar = element("td", { className: "bar", role: "cell" }, fill);
     bar.setAttribute("aria-hidden", "true");
-    const row = element(
+    return element(
       "tr",
       { className: name === answer.predicted_class ? "predicted" : "", role: "row" },
-      Object.assign(element("th", {}, words[name], " ", element("small", {}, name)), {
-        scope: "row",
-        role: "rowheader",
-      }),
+      element("th", { scope: "row", role: "rowheader" }, ...nameOf(name, description)),
       bar,
       element("td", { className: "number", role: "cell" }, percent(prob)),
     );
-    return row;
   });
   return element(
     "table",
     { className: "probabilities", role: "table" }, // said aloud as one, however it is laid out
-    element("caption", {}, "Probabilities"),
+    element("caption", {}, caption),
     element("tbody", { role: "rowgroup" }, ...rows),
   );
 }
 
 function predictionSet(answer, words) {
   if (!answer.prediction_set) return [];
-  const level = `${+(100 * answer.set_level).toFixed(1)} %`;
-  const names = answer.prediction_set.map((name) => words[name]).join(", ");
-  const note = answer.set_note ? [element("p", { className: "note" }, `${answer.set_note}.`)] : [];
+  const title = `Prediction set at ${+(100 * answer.set_level).toFixed(1)} %`;
+  const names = answer.prediction_set.map((name) => words.get(name));
+  const note = answer.set_note ? `${answer.set_note}.` : "";
   return [
-    element("p", {}, element("strong", {}, `Prediction set at ${level}`), `: ${names}.`),
-    ...note,
+    ...(names.length <= FEW
+      ? [element("p", {}, element("strong", {}, title), ": ", ...joined(names), ".")]
+      : [folded(`${title}: ${names.length} classes`, element("p", {}, ...joined(names), "."))]),
+    ...(note.length > LONG ? [folded("About this set", element("p", {}, note))] : []),
+    ...(note && note.length <= LONG ? [element("p", { className: "note" }, note)] : []),
   ];
+}
+
+function joined(names) {
+  return names.flatMap((name, i) => [i ? ", " : "", element("bdi", {}, name)]);
+}
+
+function folded(title, content) {
+  return element("details", {}, element("summary", {}, title), content);
 }
 
 function hints(answer) {
@@ -131,7 +161,7 @@ function spread(answer) {
 }
 
 /** Lay the map over the photograph, with a slider for its strength. */
-function showMap(card, answer, model) {
+function showMap(card, answer, model, name) {
   const image = card.querySelector("img");
   const canvas = element("canvas", { className: "map" });
   canvas.setAttribute("role", "img");
@@ -146,9 +176,14 @@ function showMap(card, answer, model) {
   if (image.complete && image.naturalWidth) draw();
   else image.addEventListener("load", draw, { once: true });
   card.querySelector(".frame").append(canvas);
-  const name = answer.predicted_class_description;
-  const legend = `The lighter the map, the more evidence for ${name}; without color: none.`;
-  card.querySelector(".photograph").append(label, element("p", { className: "note" }, legend));
+  const legend = element(
+    "p",
+    { className: "note" },
+    "The lighter the map, the more evidence for ",
+    element("bdi", {}, name),
+    "; without color: none.",
+  );
+  card.querySelector(".photograph").append(label, legend);
 }
 
 /** Draw the map at the shape of the photograph: color by evidence, nothing where there is none. */
@@ -207,7 +242,7 @@ function percent(value) {
   return `${(100 * value).toFixed(1)} %`;
 }
 
-function element(tag, values, ...children) {
+export function element(tag, values, ...children) {
   const made = Object.assign(document.createElement(tag), values);
   made.append(...children);
   return made;

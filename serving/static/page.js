@@ -1,7 +1,7 @@
 // The page: photographs in, cards out.  Who answers is `backend.js`: a service, or this browser.
 
 import * as backend from "./backend.js";
-import { makeCard, showAnswer, showError } from "./cards.js";
+import { element, makeCard, nameOf, showAnswer, showError } from "./cards.js";
 import { asCsv, asJson, save } from "./saved.js";
 
 const AT_ONCE = 2; // photographs that are asked about at a time
@@ -41,11 +41,22 @@ async function load() {
 /** Show what the model is and what may be asked of it. */
 function introduce(model) {
   $("disclaimer").textContent = model.disclaimer;
+  if (model.data_title) document.title = `Dermalyze: ${model.data_title}`;
+  $("classes").hidden = false;
+  const trained = model.data_title ? `, as in ${model.data_title}` : "";
+  $("classes-title").textContent =
+    `Tells ${model.class_names.length} classes apart in photographs${trained}`;
+  $("class-list").replaceChildren(
+    ...model.class_names.map((name, i) => {
+      const malignant = model.malignant?.includes(name) ? " (malignant)" : "";
+      return element("li", {}, ...nameOf(name, model.class_descriptions[i]), malignant);
+    }),
+  );
   $("map-words").textContent = model.saliency_in_words || "This model has no map.";
   $("model").textContent = [
     model.run_id ? `Model of run ${model.run_id}.` : "Model of an unknown run.",
     model.calibrated_on && `Calibrated on ${model.calibrated_on}.`,
-    `Trained on data under ${model.data_license}.`,
+    model.data_license && `Trained on data under ${model.data_license}.`,
   ].filter(Boolean).join(" ");
   $("level-field").hidden = model.levels.length === 0;
   $("level").replaceChildren(
@@ -55,8 +66,10 @@ function introduce(model) {
     }),
   );
   $("metadata").hidden = model.metadata === null;
-  const { sexes = [], localizations = [] } = model.metadata || {};
+  const { age = false, sexes = [], localizations = [] } = model.metadata || {};
+  $("age").closest("label").hidden = !age;
   for (const [id, words] of [["sex", sexes], ["localization", localizations]]) {
+    $(id).closest("label").hidden = words.length === 0;
     $(id).replaceChildren(new Option("unknown", ""), ...words.map((word) => new Option(word)));
   }
   $("options").hidden = model.levels.length === 0 && model.metadata === null;
@@ -92,6 +105,9 @@ function listen() {
     cancel();
     [...state.results].forEach(remove);
     $("results").focus();
+  });
+  window.addEventListener("beforeprint", () => {
+    document.querySelectorAll(".card details").forEach((part) => { part.open = true; });
   });
   $("print").addEventListener("click", () => window.print());
   $("save-json").addEventListener("click", () => {
