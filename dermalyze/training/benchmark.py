@@ -19,7 +19,6 @@ from dermalyze.training.device import choose_device, enough_memory
 from dermalyze.training.loop import LearningData, open_context, train_step
 from dermalyze.training.state import new_state
 from serving.disk import temporary_folder
-from serving.metadata import MetadataFields
 
 _NUM_CLASSES = 7  # of the random targets; their number takes no time
 WARMUP_BATCHES = 2  # not counted: the first batches choose kernels and allocate memory
@@ -45,6 +44,8 @@ class StepTimes:
 def time_steps(config: Config, num_timed: int, num_images: int) -> StepTimes:
     """Time `num_timed` training steps on random pixels of the configured size.
 
+    Metadata is left out: its few numbers per image take no time.
+
     Args:
         config: which network, batch size, precision and augmentation.
         num_timed: batches to time.
@@ -69,9 +70,6 @@ def time_steps(config: Config, num_timed: int, num_images: int) -> StepTimes:
             targets=rng.integers(0, len(names), batch_size),
             train=rows,
             val=rows,
-            metadata=np.zeros((batch_size, MetadataFields().width), np.float32)
-            if config.model.use_metadata
-            else None,
         )
         context = open_context(classifier, data, config, device)
         classifier.train()

@@ -126,9 +126,7 @@ def train_in(run: TrackedRun, began: Began, prepared: Prepared, splits: Splits) 
         targets=targets_of(prepared.manifest, prepared.taxonomy),
         train=splits.train,
         val=splits.val,
-        metadata=None
-        if job.metadata is None
-        else metadata_of(prepared.manifest, job.metadata),
+        metadata=None if job.metadata is None else metadata_of(prepared.manifest, job.metadata),
         metadata_parts=() if job.metadata is None else job.metadata.parts,
     )
     with stop_on_signal() as should_stop:
