@@ -22,13 +22,14 @@ from dermalyze.export.int8 import IMAGES_A_CLASS
 from dermalyze.export.onnx import export_onnx, write_model
 from dermalyze.export.parity import parity_images
 from dermalyze.export.quantize import WEIGHT_BITS, calibrate, quantize
-from dermalyze.models.checkpoint import load_classifier
+from dermalyze.models.checkpoint import load_member
 from dermalyze.models.classifier import build_classifier
-from dermalyze.models.shipped import ShippedNetwork
+from dermalyze.models.shipped import Member, ShippedNetwork
 from dermalyze.tracking import fetched
 from dermalyze.training.job import BEST
 from serving import Predictor
-from serving.prediction import image_pixels
+from serving.prediction import open_image
+from serving.preprocess import to_pixels
 from serving.spec import ModelSpec
 from serving.taxonomy import HAM10000
 from tests.tiny_network import spread
@@ -43,7 +44,8 @@ PAUSE = 0.02  # seconds; the threads of the other session wait busily for a whil
 def network_of(run_id):
     if run_id:
         with fetched(run_id, (BEST,)) as (checkpoint,):
-            return load_classifier(checkpoint)
+            member, spec = load_member(checkpoint)
+            return member.classifier, spec
     torch.manual_seed(0)
     spec = ModelSpec(taxonomy=HAM10000, input_size=(SIZE, SIZE))
     config = ModelConfig(size="small", pretrained=False)
@@ -51,7 +53,7 @@ def network_of(run_id):
 
 
 def drawn_pixels(spec, num_images):
-    pixels = np.stack([image_pixels(data, spec) for _, data in parity_images()])
+    pixels = np.stack([to_pixels(open_image(data), spec) for _, data in parity_images()])
     return np.resize(pixels, (num_images, *pixels.shape[1:]))
 
 
@@ -78,7 +80,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.onnx" for name in ("float32", "int8")}
         start = time.perf_counter()
-        export_onnx(ShippedNetwork.of(network), spec, files["float32"])
+        export_onnx(ShippedNetwork([Member(network)]), spec, files["float32"])
         export_seconds = time.perf_counter() - start
         start = time.perf_counter()
         calibrated = calibrate(onnx.load(files["float32"]), {"image": pixels})

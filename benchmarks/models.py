@@ -11,9 +11,9 @@ import torch
 from benchmarks.report import RESULTS
 from dermalyze.config import ModelConfig
 from dermalyze.export.onnx import export_onnx
-from dermalyze.models.checkpoint import load_classifier, save_checkpoint
+from dermalyze.models.checkpoint import load_member, save_checkpoint
 from dermalyze.models.classifier import build_classifier
-from dermalyze.models.shipped import ShippedNetwork
+from dermalyze.models.shipped import Member, ShippedNetwork
 from serving.errors import ArtifactError
 from serving.predictor import Predictor
 from serving.spec import ModelSpec
@@ -34,7 +34,7 @@ def model_files(name: str) -> tuple[Path, Path]:
     checkpoint = onnx.with_suffix(".pt")
     try:
         Predictor(onnx)
-        load_classifier(checkpoint)
+        load_member(checkpoint)
     except ArtifactError:  # not there, or of an older version of the program
         RESULTS.mkdir(parents=True, exist_ok=True)
         print(f"exporting {name} with random weights to {onnx}")
@@ -44,5 +44,5 @@ def model_files(name: str) -> tuple[Path, Path]:
         network, _ = build_classifier(config, SIZE, len(spec.taxonomy))
         spread(network, spec)
         save_checkpoint(checkpoint, network.state_dict(), config, spec)
-        export_onnx(ShippedNetwork.of(network), spec, onnx)
+        export_onnx(ShippedNetwork([Member(network)]), spec, onnx)
     return onnx, checkpoint

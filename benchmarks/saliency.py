@@ -27,7 +27,7 @@ from dermalyze.data.readers.dataset import ImageReader
 from dermalyze.evaluation.explanations import check_maps, measure_maps
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.classifier import build_classifier
-from dermalyze.models.shipped import ShippedNetwork
+from dermalyze.models.shipped import Member, ShippedNetwork
 from serving import Predictor
 from serving.spec import ModelSpec
 from serving.taxonomy import HAM10000
@@ -126,7 +126,7 @@ def main() -> None:
     large, _ = build_classifier(
         ModelConfig(size="small", pretrained=False), 224, len(spec.taxonomy)
     )
-    networks["EfficientNetV2-S, 224"] = ShippedNetwork.of(spread(large, spec)), spec
+    networks["EfficientNetV2-S, 224"] = ShippedNetwork([Member(spread(large, spec))]), spec
     figures = []
     for what, judged in masks.items():
         for measure in ("mass", "pointing"):

@@ -44,7 +44,7 @@ from serving.envelope import Envelope
 from serving.errors import ImageError, RequestError
 from serving.load import Load
 from serving.loaded import LoadedModel, examine, was_examined
-from serving.memory import return_large_blocks
+from serving.machine import return_large_blocks
 from serving.metadata import COLUMNS as METADATA_COLUMNS
 from serving.metadata import Metadata
 from serving.metrics import CONTENT_TYPE, MULTIPROCESS, Metrics

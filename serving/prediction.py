@@ -12,16 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.errors import ImageError, OutOfMemoryError
-from serving.preprocess import (
-    Pixels,
-    check_size,
-    decode_image,
-    read_bytes,
-    to_pixels,
-    upright_rgb,
-)
+from serving.preprocess import check_size, decode_image, read_bytes, upright_rgb
 from serving.sizes import MAX_PIXELS
-from serving.spec import ModelSpec
 
 ImageInput = Path | str | bytes | Image.Image | NDArray[Any]
 
@@ -100,11 +92,6 @@ def _image_of_array(array: NDArray[Any], max_pixels: int) -> Image.Image:
         )
     check_size(array.shape[1], array.shape[0], max_pixels)
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def image_pixels(image: ImageInput, spec: ModelSpec) -> Pixels:
-    """Turn an image of any kind into uint8 (H, W, 3), as the model of `spec` expects it."""
-    return to_pixels(open_image(image), spec)
 
 
 def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ from serving.asked import (
     read_json,
     require_images,
 )
-from serving.memory import return_large_blocks
+from serving.machine import return_large_blocks
 from serving.metadata import COLUMNS as METADATA_COLUMNS
 from serving.predictor import Predictor
 from serving.spec import ModelSpec

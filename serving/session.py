@@ -18,6 +18,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from serving.errors import ConfigError
+from serving.machine import num_cores
 
 # Our name of a provider -> onnxruntime's; the order is that of messages.
 PROVIDERS = {
@@ -125,12 +126,6 @@ def share_cores(num_images: int, num_threads: int = 0) -> tuple[int, int]:
         num_images: how many there are.
         num_threads: in all; 0 is one a core.
     """
-    num_threads = num_threads or _num_cores()
+    num_threads = num_threads or num_cores()
     workers = max(1, min(num_images, num_threads))
     return workers, num_threads // workers
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

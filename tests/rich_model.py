@@ -33,6 +33,17 @@ RICH = replace(
 )
 
 
+def rich_of(taxonomy):
+    """Return the spec of such a model of other classes; each third one has too few lesions."""
+    low = [(0.0, 0.02, 0.05)[i % 3] for i in range(len(taxonomy))]
+    sets = PredictionSets(
+        levels=(0.8, 0.9, 0.95),
+        min_probs=tuple((2 * value, value, value / 2) for value in low),
+        num_lesions=tuple(50 if value else 3 for value in low),
+    )
+    return replace(RICH, taxonomy=taxonomy, prediction_sets=sets)
+
+
 def rich_bytes(spec=RICH):
     """Return a file: logits as the tiny model's plus metadata's, the mean level as scope score.
 
@@ -40,14 +51,16 @@ def rich_bytes(spec=RICH):
     """
     from onnx import TensorProto, helper, numpy_helper
 
+    num_classes = len(spec.taxonomy)
     weights, bias = weights_and_bias()
+    weights, bias = np.resize(weights, (len(weights), num_classes)), np.resize(bias, num_classes)
     rng = np.random.RandomState(1)
     constants = {
         "weights": weights,
         "bias": bias,
         "white": np.float32(255),
-        "known": rng.standard_normal((spec.metadata.width, 7)).astype(np.float32),
-        "mix": rng.standard_normal((7, 3, 1, 1)).astype(np.float32),
+        "known": rng.standard_normal((spec.metadata.width, num_classes)).astype(np.float32),
+        "mix": rng.standard_normal((num_classes, 3, 1, 1)).astype(np.float32),
         "axes": np.array([1, 2, 3], np.int64),
     }
     nodes = [
@@ -66,9 +79,9 @@ def rich_bytes(spec=RICH):
     ]
     height, width = spec.input_size
     shapes = {
-        "logits": ["batch", 7],
+        "logits": ["batch", num_classes],
         "scope_score": ["batch"],
-        "saliency": ["batch", 7, height // 3, width // 4],
+        "saliency": ["batch", num_classes, height // 3, width // 4],
     }
     graph = helper.make_graph(
         [helper.make_node(kind, ins, [out], **options) for kind, ins, out, options in nodes],

@@ -7,7 +7,6 @@ import torch
 from dermalyze.config import ModelConfig
 from dermalyze.models.checkpoint import (
     load_checkpoint,
-    load_classifier,
     load_member,
     save_checkpoint,
 )
@@ -30,16 +29,16 @@ def classifier():
 def test_a_checkpoint_gives_back_the_same_network_and_spec(tmp_path, classifier):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, classifier.state_dict(), CONFIG, SPEC)
-    loaded, spec = load_classifier(path)
+    loaded, spec = load_member(path)
     images = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(loaded(images), classifier.eval()(images))
+    torch.testing.assert_close(loaded.classifier(images), classifier.eval()(images))
     assert spec == replace(SPEC, saliency="grad_cam")  # which any checkpoint can give
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_torch_opens_a_checkpoint_with_weights_only(tmp_path, classifier):
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, classifier.state_dict(), CONFIG, SPEC, {"epoch": 3})
+    save_checkpoint(path, classifier.state_dict(), CONFIG, SPEC, {"training": {"epoch": 3}})
     content = torch.load(path, weights_only=True)
     assert content["training"] == {"epoch": 3}
 
@@ -106,7 +105,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, {"weight": torch.zeros(1)}, CONFIG, SPEC)
     with pytest.raises(ArtifactError) as caught:
-        load_classifier(path)
+        load_member(path)
     assert str(caught.value) == (
         f"the weights in {path} do not fit the network that it describes; train it again"
     )
@@ -117,7 +116,7 @@ def test_a_checkpoint_keeps_what_was_fitted_on_validation_images(tmp_path, class
     limits = Scope(kind="x", max_score=2.0, false_alarm_rate=0.05, num_lesions=30)
     spec = replace(SPEC, scope=limits, temperature=1.5)
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, classifier.state_dict(), CONFIG, spec, scope=scope.state_dict())
+    save_checkpoint(path, classifier.state_dict(), CONFIG, spec, {"scope": scope.state_dict()})
     member, found = load_member(path)
     assert found == replace(spec, saliency="grad_cam")
     early = torch.rand(3, 6)

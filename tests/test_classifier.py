@@ -179,13 +179,3 @@ def test_a_plugin_that_is_missing_or_broken_is_named(tmp_path):
         "model.plugins names no_such_module_here, which fails: "
         "No module named 'no_such_module_here'"
     )
-
-
-def test_only_the_acrnn_head_has_attention_to_show():
-    classifier, _ = build(head_type="acrnn")
-    attention = classifier.eval().attention(torch.rand(2, 3, 64, 64))
-    torch.testing.assert_close(attention.sum((1, 2)), torch.ones(2))
-    simple, _ = build()
-    with pytest.raises(ConfigError) as caught:
-        simple.attention(torch.rand(2, 3, 32, 32))
-    assert str(caught.value) == "only a model with model.head_type acrnn has attention weights"

@@ -15,7 +15,7 @@ from serving.errors import TrainingError
 FAULTS = """
 import resource, sys
 import numpy as np
-from dermalyze.training.device import keep_freed_memory
+from serving.machine import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():

@@ -41,7 +41,9 @@ def exported(request, tmp_path_factory):
     network.to(memory_format=torch.channels_last)
     before = copy.deepcopy(network.state_dict())
     path = tmp_path_factory.mktemp("export") / "deep" / "model.onnx"
-    report = export_onnx(ShippedNetwork.of(network), TINY_SPEC, path, extra_images=[("mine", PNG)])
+    report = export_onnx(
+        ShippedNetwork([Member(network)]), TINY_SPEC, path, extra_images=[("mine", PNG)]
+    )
     return network, before, path, report
 
 
@@ -98,9 +100,9 @@ def test_the_network_itself_is_not_changed(exported):
 def test_any_number_of_images_goes_through_at_once(exported, num_images):
     network, _, path, _ = exported
     pixels = np.random.default_rng(0).integers(0, 256, (num_images, 16, 16, 3), np.uint8)
-    expected = SkinLesionPredictor.of(ShippedNetwork.of(copy.deepcopy(network)), TINY_SPEC).logits(
-        pixels
-    )
+    expected = SkinLesionPredictor.of(
+        ShippedNetwork([Member(copy.deepcopy(network))]), TINY_SPEC
+    ).logits(pixels)
     # float32 sums in another order; the logits are below 20
     np.testing.assert_allclose(Predictor(path).logits(pixels), expected, atol=1e-5)
 
@@ -108,7 +110,7 @@ def test_any_number_of_images_goes_through_at_once(exported, num_images):
 def test_the_same_network_gives_the_same_bytes_without_a_word(exported, tmp_path, capfd):
     again = tmp_path / "model.onnx"
     capfd.readouterr()
-    export_onnx(ShippedNetwork.of(exported[0]), TINY_SPEC, again)
+    export_onnx(ShippedNetwork([Member(exported[0])]), TINY_SPEC, again)
     assert again.read_bytes() == exported[2].read_bytes()
     assert capfd.readouterr() == ("", "")
 
@@ -132,7 +134,7 @@ def test_a_file_that_disagrees_is_not_written_and_the_old_one_stays(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"the old one")
     with pytest.raises(ArtifactError) as caught:
-        export_onnx(ShippedNetwork.of(tiny_network(features=Deceiver)), TINY_SPEC, path)
+        export_onnx(ShippedNetwork([Member(tiny_network(features=Deceiver))]), TINY_SPEC, path)
     assert re.fullmatch(
         rf"{re.escape(str(path))} is not written: in image (jpeg|png) \S.* ONNX differs from "
         r"PyTorch by \d\.\de-\d\d in a probability, where 1e-04 is allowed, and of \d\d images "
@@ -146,7 +148,7 @@ def test_a_file_that_disagrees_is_not_written_and_the_old_one_stays(tmp_path):
 def test_a_file_that_answers_no_number_is_not_written(tmp_path):
     with pytest.raises(ArtifactError) as caught:
         export_onnx(
-            ShippedNetwork.of(tiny_network(features=Nan)), TINY_SPEC, tmp_path / "model.onnx"
+            ShippedNetwork([Member(tiny_network(features=Nan))]), TINY_SPEC, tmp_path / "model.onnx"
         )
     assert str(caught.value) == (
         "the model answers with values that are no finite numbers; train or export it again"
@@ -161,7 +163,7 @@ def test_every_size_with_every_head_agrees_with_pytorch(tmp_path, size, head_typ
     config = ModelConfig(size=size, head_type=head_type, pretrained=False)
     spec = ModelSpec(taxonomy=HAM10000, input_size=(64, 64))
     network = spread(build_classifier(config, 64, 7)[0], spec)
-    report = export_onnx(ShippedNetwork.of(network), spec, tmp_path / "model.onnx")
+    report = export_onnx(ShippedNetwork([Member(network)]), spec, tmp_path / "model.onnx")
     assert report.agrees
     assert report.num_images >= 64
 

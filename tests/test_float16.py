@@ -14,7 +14,7 @@ from dermalyze.cli_options import PRECISION
 from dermalyze.export.float16 import export_float16, halve
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.predictor import SkinLesionPredictor
-from dermalyze.models.shipped import ShippedNetwork
+from dermalyze.models.shipped import Member, ShippedNetwork
 from serving import Predictor
 from serving.errors import ArtifactError
 from serving.session import open_session
@@ -71,20 +71,20 @@ def test_the_file_is_half_as_large_and_answers_nearly_as_pytorch(head_type, tmp_
     network = tiny_network(head_type=head_type)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     path = tmp_path / "deep" / "model.onnx"
-    report = export_float16(ShippedNetwork.of(network), TINY_SPEC, path)
+    report = export_float16(ShippedNetwork([Member(network)]), TINY_SPEC, path)
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
     predictor = Predictor(path)
     assert json.loads(predictor.spec.to_json()) == {
         **json.loads(TINY_SPEC.to_json()),
         "precision": "float16",
     }
-    export_onnx(ShippedNetwork.of(network), TINY_SPEC, tmp_path / "float32.onnx")
+    export_onnx(ShippedNetwork([Member(network)]), TINY_SPEC, tmp_path / "float32.onnx")
     sizes = (tmp_path / "float32.onnx").stat().st_size, path.stat().st_size
     assert (report.float_bytes, report.float16_bytes) == sizes
     in_large = sum(w.numel() for w in network.parameters() if w.numel() >= 1024)
     assert sizes[0] - sizes[1] == pytest.approx(2 * in_large, rel=0.03)
     pixels = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), np.uint8)
-    exact = SkinLesionPredictor.of(ShippedNetwork.of(network), TINY_SPEC).logits(pixels)
+    exact = SkinLesionPredictor.of(ShippedNetwork([Member(network)]), TINY_SPEC).logits(pixels)
     answers = predictor.logits(pixels)
     # Each weight is off by at most 2**-11 of itself, and the errors have either sign.
     assert 1e-6 < np.sqrt(np.square(answers - exact).mean()) / exact.std() < 2**-9
@@ -118,7 +118,7 @@ def test_where_rounding_tells_nothing_is_written_and_the_old_file_stays(tmp_path
     path = tmp_path / "model.onnx"
     path.write_bytes(b"the old one")
     with pytest.raises(ArtifactError) as caught:
-        export_float16(ShippedNetwork.of(network), TINY_SPEC, path)
+        export_float16(ShippedNetwork([Member(network)]), TINY_SPEC, path)
     said = str(caught.value)
     assert said.startswith(f"{path} is not written: with float16 weights ")
     assert said.endswith("where 0.01 is allowed; export with --precision float32")

@@ -18,6 +18,7 @@ from torch import nn
 from dermalyze.data.demo import make_demo_data
 from dermalyze.export.int8 import (
     IMAGES_A_CLASS,
+    Int8Images,
     Int8Report,
     LabelledImages,
     describe,
@@ -25,7 +26,7 @@ from dermalyze.export.int8 import (
     export_int8,
 )
 from dermalyze.models.predictor import SkinLesionPredictor
-from dermalyze.models.shipped import ShippedNetwork
+from dermalyze.models.shipped import Member, ShippedNetwork
 from serving import Predictor
 from serving.errors import ArtifactError, DataError
 from serving.spec import SPEC_KEY
@@ -53,7 +54,7 @@ def pixels_of(num_images, seed=0):
 
 
 def answers_of(network, pixels):
-    return SkinLesionPredictor.of(ShippedNetwork.of(network), TINY_SPEC).logits(pixels)
+    return SkinLesionPredictor.of(ShippedNetwork([Member(network)]), TINY_SPEC).logits(pixels)
 
 
 def labelled(network, pixels, rows, *, margin=0.0):
@@ -91,11 +92,10 @@ def test_without_validation_images_nothing_is_written(tmp_path):
     empty = LabelledImages(images.store, images.rows[:0], images.targets[:0])
     with pytest.raises(DataError) as caught:
         export_int8(
-            ShippedNetwork.of(network),
+            ShippedNetwork([Member(network)]),
             TINY_SPEC,
             tmp_path / "m.onnx",
-            training=images,
-            validation=empty,
+            Int8Images(training=images, validation=empty),
         )
     assert str(caught.value) == (
         "there is no validation image to compare on; expected at least one"
@@ -146,7 +146,10 @@ def exported(request, tmp_path_factory):
     network.train()
     path = tmp_path_factory.mktemp("int8") / "deep" / "model.onnx"
     report = export_int8(
-        ShippedNetwork.of(network), TINY_SPEC, path, training=training, validation=validation
+        ShippedNetwork([Member(network)]),
+        TINY_SPEC,
+        path,
+        Int8Images(training=training, validation=validation),
     )
     return network, before, path, report, training, validation
 
@@ -237,7 +240,10 @@ def test_a_bad_calibration_costs_accuracy_so_nothing_is_written_and_the_old_file
     path.write_bytes(b"the old one")
     with pytest.raises(ArtifactError) as caught:
         export_int8(
-            ShippedNetwork.of(network), TINY_SPEC, path, training=training, validation=validation
+            ShippedNetwork([Member(network)]),
+            TINY_SPEC,
+            path,
+            Int8Images(training=training, validation=validation),
         )
     assert re.fullmatch(
         rf"{re.escape(str(path))} is not written: balanced accuracy on 200 validation images "
@@ -275,11 +281,13 @@ def test_the_layers_that_suffer_stay_in_float32(tmp_path):
     pixels = pixels_of(400)
     path = tmp_path / "model.onnx"
     report = export_int8(
-        ShippedNetwork.of(network),
+        ShippedNetwork([Member(network)]),
         TINY_SPEC,
         path,
-        training=labelled(network, pixels, np.arange(0, 300)),
-        validation=labelled(network, pixels, np.arange(300, 400), margin=0.3),
+        Int8Images(
+            training=labelled(network, pixels, np.arange(0, 300)),
+            validation=labelled(network, pixels, np.arange(300, 400), margin=0.3),
+        ),
     )
     kept = {name.rsplit(".", 2)[-2] for name in report.float_layers}
     assert {"stem", "bad", "reader"} <= kept

@@ -16,7 +16,7 @@ from dermalyze.export.parity import (
     parity_images,
 )
 from dermalyze.models.predictor import SkinLesionPredictor
-from dermalyze.models.shipped import ShippedNetwork
+from dermalyze.models.shipped import Member, ShippedNetwork
 from serving.preprocess import decode_image
 
 
@@ -30,7 +30,7 @@ def opened(data):
 
 
 def predictor(seed=0):
-    return SkinLesionPredictor.of(ShippedNetwork.of(tiny_network(seed)), TINY_SPEC)
+    return SkinLesionPredictor.of(ShippedNetwork([Member(tiny_network(seed))]), TINY_SPEC)
 
 
 def test_there_are_at_least_64_images_with_names_of_their_own(images):
@@ -126,7 +126,7 @@ class Mapped(SkinLesionPredictor):
     """Answers with a map that is wrong for some of the images, counted by `wrong`."""
 
     def __init__(self, wrong):
-        self._use(ShippedNetwork.of(tiny_network()), replace(TINY_SPEC, saliency="grad_cam"))
+        self._use(ShippedNetwork([Member(tiny_network())]), replace(TINY_SPEC, saliency="grad_cam"))
         self.wrong = wrong
         self.asked = 0
 

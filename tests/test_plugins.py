@@ -51,7 +51,9 @@ def asking_for(plugin):
 def save(path, plugin):
     plain = replace(asking_for(plugin), plugins=())
     network, _ = build_classifier(plain, 32, 7)
-    save_checkpoint(path, network.state_dict(), asking_for(plugin), SPEC, {"epoch": 1, "step": 0})
+    save_checkpoint(
+        path, network.state_dict(), asking_for(plugin), SPEC, {"training": {"epoch": 1, "step": 0}}
+    )
 
 
 def test_a_checkpoint_imports_no_plugin_that_the_caller_has_not_named(tmp_path, plugin):

@@ -12,7 +12,7 @@ from scipy.special import softmax as scipy_softmax
 from tiny_model import SPEC
 
 from serving.errors import ImageError
-from serving.prediction import image_pixels, open_image, softmax
+from serving.prediction import open_image, softmax
 from serving.preprocess import to_pixels
 
 LOGITS = arrays(
@@ -30,7 +30,9 @@ def test_path_text_bytes_image_and_array_are_one_image(tmp_path):
     kinds = [path, str(path), path.read_bytes(), bytearray(path.read_bytes())]
     kinds += [picture(), Image.open(path), np.asarray(picture())]
     for image in kinds:
-        np.testing.assert_array_equal(image_pixels(image, SPEC), to_pixels(picture(), SPEC))
+        np.testing.assert_array_equal(
+            to_pixels(open_image(image), SPEC), to_pixels(picture(), SPEC)
+        )
 
 
 def test_a_grey_array_is_grey_and_a_clear_one_is_laid_on_white():

@@ -80,7 +80,9 @@ def test_attention_of_acrnn_heads_is_averaged_and_turned_back_too():
     one, other = member(0, "acrnn"), member(1, "acrnn")
     with torch.no_grad():
         images = PIXELS.permute(0, 3, 1, 2) / 255
-        expected = [m.classifier.attention(images).numpy() for m in (one, other)]
+        expected = [
+            m.classifier.head.attention(m.classifier.backbone(images)).numpy() for m in (one, other)
+        ]
     found = answers(ShippedNetwork([one, other]), names=("attention",))["attention"]
     np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-6)
     views = ShippedNetwork([one], num_views=8)

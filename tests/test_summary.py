@@ -22,7 +22,6 @@ def result():
         parity="same",
         registered=Registered(name="dermalyze", version="1", is_champion=True, reason="first"),
         sample=b"x",
-        sample_id="i",
     )
 
 

@@ -13,7 +13,7 @@ from dermalyze.config import ModelConfig
 from dermalyze.models.checkpoint import save_checkpoint
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.predictor import SkinLesionPredictor
-from dermalyze.models.shipped import ShippedNetwork
+from dermalyze.models.shipped import Member, ShippedNetwork
 from serving.errors import ArtifactError, ImageError
 from serving.spec import ModelSpec
 from serving.taxonomy import DISCLAIMER, HAM10000
@@ -23,7 +23,7 @@ CONFIG = ModelConfig(name="test_efficientnet", pretrained=False)
 
 @pytest.fixture(scope="module")
 def predictor():
-    return SkinLesionPredictor.of(ShippedNetwork.of(tiny_network()), TINY_SPEC)
+    return SkinLesionPredictor.of(ShippedNetwork([Member(tiny_network())]), TINY_SPEC)
 
 
 def pictures(n):
@@ -57,10 +57,12 @@ def test_a_checkpoint_answers_as_the_network_that_was_saved(tmp_path):
 def test_a_network_in_training_mode_is_put_into_evaluation():
     network = tiny_network().train()
     images = pictures(3)
-    first = SkinLesionPredictor.of(ShippedNetwork.of(network), TINY_SPEC).predict_batch(images)
+    first = SkinLesionPredictor.of(ShippedNetwork([Member(network)]), TINY_SPEC).predict_batch(
+        images
+    )
     assert not network.training
     assert first == SkinLesionPredictor.of(
-        ShippedNetwork.of(tiny_network()), TINY_SPEC
+        ShippedNetwork([Member(tiny_network())]), TINY_SPEC
     ).predict_batch(images)
 
 

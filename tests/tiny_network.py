@@ -8,7 +8,8 @@ from dermalyze.export.parity import parity_images
 from dermalyze.models.backbone import Backbone
 from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.models.heads import build_head
-from serving.prediction import image_pixels
+from serving.prediction import open_image
+from serving.preprocess import to_pixels
 from serving.spec import ModelSpec
 from serving.taxonomy import HAM10000
 
@@ -44,7 +45,7 @@ def spread(network, spec):
     is made small, as training starts in many recipes: a deep network of random blocks amplifies
     rounding until PyTorch does not agree with itself in double precision.
     """
-    pixels = np.stack([image_pixels(data, spec) for _, data in parity_images()])
+    pixels = np.stack([to_pixels(open_image(data), spec) for _, data in parity_images()])
     with torch.no_grad():
         for module in network.modules():
             norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -32,11 +32,12 @@ from dermalyze.data.pixels import (
     open_store,
     store_folder,
 )
-from dermalyze.data.processes import Job, decode_in_processes, num_cores
+from dermalyze.data.processes import Job, decode_in_processes
 from dermalyze.data.readers.dataset import ImageFile, ImageReader
 from dermalyze.data.store_files import PIXELS, StoreFiles, remove_scaffolding
 from serving.disk import reason_of
 from serving.errors import DataError, ImageError
+from serving.machine import num_cores
 from serving.sizes import MAX_FILE_BYTES
 from serving.whole import sync
 

@@ -41,13 +41,6 @@ Job = tuple[int, str, str, str]  # row, image id, path, member of the zip or not
 Worker = subprocess.Popen[bytes]
 
 
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def decode_in_processes(
     chunks: Iterable[list[Job]], target: Target, num_workers: int
 ) -> Generator[list[bytes]]:

@@ -68,6 +68,14 @@ class LabelledImages:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Int8Images:
+    """What an int8 file is made with and proven on."""
+
+    training: LabelledImages  # to calibrate with; some of every class are drawn
+    validation: LabelledImages  # that balanced accuracy is compared on
+
+
+@dataclass(frozen=True, kw_only=True)
 class Int8Report:
     """What was measured of an int8 file, beside the float32 one on the same images."""
 
@@ -93,9 +101,7 @@ def export_int8(
     network: ShippedNetwork,
     spec: ModelSpec,
     output: Path,
-    *,
-    training: LabelledImages,
-    validation: LabelledImages,
+    images: Int8Images,
     respec: Callable[[NDArray[np.float32]], ModelSpec] | None = None,
 ) -> Int8Report:
     """Write the network as one ONNX file in int8, if it answers about as well as in float32.
@@ -106,15 +112,16 @@ def export_int8(
         network: it is not changed.
         spec: its contract.
         output: the file to write; what stands there stays until the new file is proven.
-        training: what to calibrate with; some of every class are drawn.
-        validation: what balanced accuracy is compared on.
-        respec: turns the file's own logits on `validation` into the spec to write; None: `spec`.
+        images: those of the training and of the validation split.
+        respec: turns the file's own logits on the validation images into the spec to write;
+            None: `spec`.
 
     Raises:
         ArtifactError: int8 costs more than 0.5 points of balanced accuracy, or the float32 file
             disagrees with PyTorch; nothing is written.
         DataError: one of the splits has no image.
     """
+    training, validation = images.training, images.validation
     if len(validation.rows) == 0:
         raise DataError("there is no validation image to compare on; expected at least one")
     inputs = training.inputs(drawn_by_class(training.targets, IMAGES_A_CLASS))

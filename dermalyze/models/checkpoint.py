@@ -15,7 +15,7 @@ import torch
 
 from dermalyze.config import ModelConfig
 from dermalyze.config_file import config_from
-from dermalyze.models.classifier import Classifier, build_classifier
+from dermalyze.models.classifier import build_classifier
 from dermalyze.models.heads import AcrnnHead
 from dermalyze.models.plugins import with_named_plugins
 from dermalyze.models.scope import ScopeScore
@@ -35,8 +35,7 @@ def save_checkpoint(
     weights: Mapping[str, torch.Tensor],
     config: ModelConfig,
     spec: ModelSpec,
-    training: Mapping[str, Any] | None = None,
-    scope: Mapping[str, torch.Tensor] | None = None,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -45,8 +44,8 @@ def save_checkpoint(
         weights: a `Classifier`'s state dict.
         config: the settings that build the same network again.
         spec: the contract of the weights.
-        training: the state to go on from; tensors, numbers, text, lists and mappings only.
-        scope: a `ScopeScore`'s state dict, if the spec has a scope.
+        more: as far as there are any, `training`, the state to continue from, made of tensors,
+            numbers, text, lists and mappings only, and `scope`, a `ScopeScore`'s state dict.
     """
     content = {
         "format": FORMAT,
@@ -54,8 +53,9 @@ def save_checkpoint(
         "spec": spec.to_json(),
         "model": json.dumps(dataclasses.asdict(config)),
         "weights": dict(weights),
-        "training": dict(training or {}),
-        "scope": dict(scope or {}),
+        "training": {},
+        "scope": {},
+        **{name: dict(part) for name, part in (more or {}).items()},
     }
     with whole_file(path) as partial:
         try:
@@ -126,13 +126,3 @@ def load_member(path: Path) -> tuple[Member, ModelSpec]:
     kind = "attention_evidence" if isinstance(classifier.head, AcrnnHead) else "grad_cam"
     member = Member(classifier, scope)
     return member.eval(), dataclasses.replace(spec, saliency=kind)
-
-
-def load_classifier(path: Path) -> tuple[Classifier, ModelSpec]:
-    """Build the network of a checkpoint alone, in evaluation mode on the CPU.
-
-    Raises:
-        ArtifactError: as `load_member`.
-    """
-    member, spec = load_member(path)
-    return member.classifier, spec

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from dermalyze.config import ModelConfig
 from dermalyze.models.backbone import Backbone, Weights, build_backbone
 from dermalyze.models.heads import AcrnnHead, SimpleHead, build_head
-from serving.errors import ConfigError
 from serving.metadata import MetadataFields
 
 
@@ -48,16 +47,6 @@ class Classifier(nn.Module):
         """
         logits: Tensor = self.head(self.backbone(images), metadata)
         return logits
-
-    def attention(self, images: Tensor) -> Tensor:
-        """Return the attention of an acrnn head: (N, 3, H, W) -> (N, h, w), summing to 1.
-
-        Raises:
-            ConfigError: the head has no attention.
-        """
-        if not isinstance(self.head, AcrnnHead):
-            raise ConfigError("only a model with model.head_type acrnn has attention weights")
-        return self.head.attention(self.backbone(images))
 
 
 def build_classifier(

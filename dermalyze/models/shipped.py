@@ -73,11 +73,6 @@ class ShippedNetwork(nn.Module):
         self.members = nn.ModuleList(members)
         self.num_views = num_views
 
-    @classmethod
-    def of(cls, classifier: Classifier) -> "ShippedNetwork":
-        """Ship one network that knows of no scope."""
-        return cls([Member(classifier)])
-
     @property
     def only(self) -> Member:
         """The member of a network that has one."""

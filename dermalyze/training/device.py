@@ -1,10 +1,8 @@
 """Where and in which precision the network runs."""
 
 import contextlib
-import ctypes
 import dataclasses
 import os
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -119,18 +117,3 @@ def set_determinism(*, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what a step frees for the next one, in this process from now on.
-
-    By default glibc returns large blocks to the system, which hands them out again page by page,
-    each zeroed: thousands of page faults in every training step.  Elsewhere nothing happens.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that it accepts

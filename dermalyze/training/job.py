@@ -176,7 +176,7 @@ def save_latest(job: Job, state: TrainingState) -> None:
         state.classifier.state_dict(),
         job.config.model,
         job.spec,
-        state.state_dict(),
+        {"training": state.state_dict()},
     )
     write_text(job.folder / HISTORY, json.dumps(state.history, indent=1))
 
@@ -188,7 +188,7 @@ def save_best(job: Job, state: TrainingState) -> None:
         state.judged.state_dict(),
         job.config.model,
         job.spec,
-        {"epoch": state.epoch},
+        {"training": {"epoch": state.epoch}},
     )
 
 
@@ -200,8 +200,10 @@ def save_limits(job: Job, member: Member, spec: ModelSpec) -> None:
         member.classifier.state_dict(),
         job.config.model,
         spec,
-        {"epoch": epoch},
-        scope=member.scope.state_dict() if member.scope is not None else None,
+        {
+            "training": {"epoch": epoch},
+            "scope": member.scope.state_dict() if member.scope is not None else {},
+        },
     )
     job.run.log_file(job.folder / BEST)
 

@@ -23,12 +23,13 @@ from dermalyze.data.pixels import PixelStore
 from dermalyze.evaluation.metrics import score
 from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.training.convolution import FastDepthwiseGradients
-from dermalyze.training.device import Device, enough_memory, keep_freed_memory
+from dermalyze.training.device import Device, enough_memory
 from dermalyze.training.feed import Batch, Feed, open_feed
 from dermalyze.training.losses import Loss, build_loss, class_weights
 from dermalyze.training.schedule import learning_rate
 from dermalyze.training.state import Metrics, TrainingState
 from serving.errors import ConfigError, TrainingError
+from serving.machine import keep_freed_memory
 
 FINITE_CHECK_STEPS = 20  # how often the loss is looked at; each look makes a GPU wait
 

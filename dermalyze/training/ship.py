@@ -50,14 +50,13 @@ class RunResult:
     parity: str  # how far ONNX and PyTorch are apart, in words
     registered: Registered | None
     sample: bytes  # one test image, JPEG or PNG
-    sample_id: str
 
 
 def ship(job: Job, state: TrainingState) -> RunResult:
     """Evaluate, export, log and register the best epoch."""
     config, run = job.config, job.run
     predictions = _predict(job, state)
-    parity, sample_id, sample = _export(job)
+    parity, sample = _export(job)
     evaluation = _evaluate(job, predictions)
     metrics = evaluation.logged()
     run.log_metrics({**metrics, "best_epoch": state.best_epoch})
@@ -79,7 +78,6 @@ def ship(job: Job, state: TrainingState) -> RunResult:
         parity=parity,
         registered=conclude(run),
         sample=sample,
-        sample_id=sample_id,
     )
 
 
@@ -179,8 +177,8 @@ def _evaluate(job: Job, predictions: Predictions) -> Evaluation:
     return evaluation
 
 
-def _export(job: Job) -> tuple[str, str, bytes]:
-    """Export the best epoch and prove it; return parity and one test image with its id."""
+def _export(job: Job) -> tuple[str, bytes]:
+    """Export the best epoch and prove it; return parity and one test image."""
     member, spec = load_member(job.folder / BEST)
     manifest = job.prepared.manifest
     test_ids = [str(image_id) for image_id in manifest["image_id"].iloc[job.splits.test]]
@@ -194,4 +192,4 @@ def _export(job: Job) -> tuple[str, str, bytes]:
     )
     logger.info(parity)
     job.run.set_tags({"dermalyze.parity": parity})
-    return parity, *images[0]
+    return parity, images[0][1]

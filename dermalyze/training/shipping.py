@@ -29,7 +29,7 @@ from dermalyze.evaluation.predictions import (
 )
 from dermalyze.evaluation.scored import scored_of
 from dermalyze.export.float16 import export_float16
-from dermalyze.export.int8 import LabelledImages, describe, export_int8
+from dermalyze.export.int8 import Int8Images, LabelledImages, describe, export_int8
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.checkpoint import load_member
 from dermalyze.models.shipped import Member, ShippedNetwork
@@ -154,8 +154,10 @@ def export_runs(
                     network,
                     spec,
                     output,
-                    training=images.labelled(images.train, spec),
-                    validation=images.labelled(images.val, spec),
+                    Int8Images(
+                        training=images.labelled(images.train, spec),
+                        validation=images.labelled(images.val, spec),
+                    ),
                     respec=lambda logits: _limits_of(tables, spec, images, logits),
                 )
             )
