@@ -107,13 +107,14 @@ class Explanation:
 
     def _headline(self) -> list[str]:
         spec, prediction = self.spec, self.prediction
-        description = spec.class_descriptions[spec.class_names.index(self.class_name)]
-        said = [
-            f"{description} ({self.class_name}): {prediction.probabilities[self.class_name]:.1%}"
-        ]
+        name, description = self.class_name, spec.taxonomy.description(self.class_name)
+        shown = f"{description} ({name})" if description else name
+        said = [f"{shown}: {prediction.probabilities[name]:.1%}"]
         if self.class_name != prediction.predicted_class:
             said.append(
-                f"predicted: {prediction.predicted_class_description}, {prediction.confidence:.1%}"
+                "predicted: "
+                f"{prediction.predicted_class_description or prediction.predicted_class}, "
+                f"{prediction.confidence:.1%}"
             )
         if prediction.decision not in (None, "answer"):
             said.append(f"{prediction.decision}: {prediction.decision_reason}".replace("_", " "))

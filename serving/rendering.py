@@ -82,8 +82,8 @@ def _cell(value: object) -> object:
 def _csv_line(*values: object) -> str:
     text = io.StringIO()
     cells = [neutralized(value) if isinstance(value, str) else value for value in values]
-    csv.writer(text, lineterminator="").writerow(cells)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # whose characters are quoted in a cell
+    return text.getvalue().removesuffix("\r\n")
 
 
 def _table_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:

@@ -41,6 +41,13 @@ class Taxonomy:
         for name in ("title", "license", "citation"):
             if not isinstance(getattr(self, name), str):
                 raise ArtifactError(f"taxonomy.{name} must be text")
+        for text in (*self.names, *self.descriptions, self.title, self.license, self.citation):
+            try:
+                text.encode()
+            except (
+                UnicodeEncodeError
+            ) as error:  # half a character, of a file name that is not UTF-8
+                raise ArtifactError(f"taxonomy has {text!r}, which is not Unicode text") from error
         if len(self.names) < 2 or not all(name.strip() for name in self.names):
             raise ArtifactError("taxonomy.names must have two or more names, none of them empty")
         if repeated := sorted({name for name in self.names if self.names.count(name) > 1}):

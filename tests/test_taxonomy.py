@@ -64,3 +64,13 @@ def test_every_class_has_a_key_of_its_own_that_is_safe_in_a_path(
     names: tuple[str, ...], keys: tuple[str, ...]
 ) -> None:
     assert Taxonomy(names=names).keys == keys
+
+
+@pytest.mark.parametrize("field", ["names", "descriptions", "title"])
+def test_half_a_character_is_refused_where_it_comes_in(field):
+    values = {"names": ("a", "b"), "descriptions": ("x", "y"), "title": "t"}
+    text = "caf\udce9"  # a folder's name in Latin-1, as Python reads it on Linux
+    values[field] = text if field == "title" else (text, "b")
+    with pytest.raises(ArtifactError) as caught:
+        Taxonomy(**values)
+    assert str(caught.value) == "taxonomy has 'caf\\udce9', which is not Unicode text"
