@@ -116,3 +116,24 @@ def test_what_is_wrong_in_a_spec_of_version_2_is_named(change, message):
     with pytest.raises(ArtifactError) as caught:
         ModelSpec.from_json(json.dumps(json.loads(SPEC_2) | change))
     assert str(caught.value) == message
+
+
+def test_an_old_checkpoint_with_metadata_keeps_its_14_sites(tmp_path):
+    import torch
+
+    from dermalyze.config import ModelConfig
+    from dermalyze.models.checkpoint import load_member, save_checkpoint
+    from dermalyze.models.classifier import build_classifier
+
+    old = ModelSpec.from_json(SPEC_2)
+    config = ModelConfig(name="test_efficientnet", pretrained=False, use_metadata=True)
+    network, _ = build_classifier(config, 32, 7, old.metadata)
+    path = tmp_path / "old.pt"
+    save_checkpoint(path, network.state_dict(), config, old)
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"spec": SPEC_2}, path)  # the text that the program of then wrote
+    member, spec = load_member(path)
+    assert spec == replace(old, saliency="grad_cam")
+    assert member.classifier.head.num_metadata == 18
+    for one, other in zip(network.parameters(), member.classifier.parameters(), strict=True):
+        assert torch.equal(one, other)
