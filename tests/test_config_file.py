@@ -1,10 +1,13 @@
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
 from dermalyze.config import Config
-from dermalyze.config_file import config_from, flatten, load_config, to_yaml
-from serving.errors import ConfigError
+from dermalyze.config_file import RENAMED, config_from, flatten, load_config, to_yaml
+from dermalyze.training.began import BEGAN_TAG, Began, began_with
+from serving.errors import ConfigError, TrainingError
 
 
 def test_a_config_written_as_yaml_reads_back_equal(tmp_path):
@@ -23,10 +26,10 @@ def test_every_name_of_the_original_project_is_a_setting():
         "fast_mode use_weighted_sampling early_stopping_patience seed",
         "training.scheduler": "type T_0 eta_min warmup_pct",
         "loss": "type label_smoothing",
-        "data": "val_size test_size group_by",
+        "data": "val_size test_size lesion_aware",
     }
     names = [f"{section}.{key}" for section, keys in sections.items() for key in keys.split()]
-    assert set(names) <= set(flatten(Config()))
+    assert set(names) <= {*flatten(Config()), *RENAMED}
 
 
 @pytest.mark.parametrize(
@@ -122,3 +125,39 @@ def test_a_missing_file_is_explained(tmp_path, monkeypatch):
 def test_the_monitored_metric_knows_its_direction(metric, mode, higher):
     config = config_from({}, [f"training.monitor={metric}", f"training.monitor_mode={mode}"])
     assert config.training.higher_is_better is higher
+
+
+@pytest.mark.parametrize("content", [{"data": {"group_by": "patient"}}, {}])
+def test_lesion_aware_false_reads_as_group_by_none_with_a_line(caplog, content):
+    config = config_from(content, ["data.lesion_aware=false"])  # the last one wins
+    assert config.data.group_by == "none"
+    assert caplog.messages == ["data.lesion_aware false is deprecated; write data.group_by none"]
+
+
+def test_lesion_aware_in_a_file_reads_as_group_by_and_beside_it_is_refused(caplog):
+    assert config_from({"data": {"lesion_aware": False}}).data.group_by == "none"
+    caplog.clear()
+    assert config_from({"data": {"lesion_aware": True}}).data.group_by == "lesion"
+    assert caplog.messages == []  # as each run of an older version has it
+    with pytest.raises(ConfigError) as caught:
+        config_from({"data": {"lesion_aware": True, "group_by": "none"}})
+    assert str(caught.value) == "data.lesion_aware is an older form of data.group_by; leave it out"
+    with pytest.raises(ConfigError) as caught:
+        config_from({}, ["data.lesion_aware=no way"])
+    assert str(caught.value) == "data.lesion_aware must be true or false, got 'no way'"
+
+
+def test_a_run_that_began_with_lesion_aware_is_compared_by_group_by():
+    values = json.loads(Began(config=Config(), data_dir=Path(), demo_data=False).tags()[BEGAN_TAG])
+    for name in ("group_by", "image_column", "label_column", "group_column"):
+        del values["config"]["data"][name]
+    values["config"]["data"]["lesion_aware"] = True
+    began = began_with({BEGAN_TAG: json.dumps(values)})
+    assert began is not None
+    began.require_same_config(Config(), "config.yaml")
+    with pytest.raises(TrainingError) as caught:
+        began.require_same_config(config_from({"data": {"group_by": "none"}}), "config.yaml")
+    assert str(caught.value) == (
+        "config.yaml has data.group_by 'none', and the run began with 'lesion'; undo that, or "
+        "train a new run"
+    )

@@ -132,6 +132,7 @@ def test_a_run_of_an_older_version_is_known_by_its_fingerprint_unless_the_classe
         )
 
 
+@pytest.mark.slow
 def test_two_and_23_classes_are_prepared_without_the_reader_of_ham10000(tmp_path):
     for package in ("dermalyze", "serving"):
         shutil.copytree(
