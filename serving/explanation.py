@@ -3,6 +3,7 @@
 H x W pixels of the shown photograph, h x w places of the map.
 """
 
+import functools
 import textwrap
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ MAP_IN_WORDS = {
     "was read after others, so it is no sharp outline. It shows what the network used, not what "
     "is true.",
 }
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _STRENGTH = 0.65  # opacity of the strongest evidence
 _SHOWN_SIDE = 360  # pixels, the longer side of each of the two pictures
 _MARGIN = 16
@@ -101,7 +103,7 @@ class Explanation:
         draw = ImageDraw.Draw(page)
         top += 26
         for line, size, color in drawn:
-            draw.text((_MARGIN, top), line, fill=color, font=ImageFont.load_default(size))
+            draw.text((_MARGIN, top), line, fill=color, font=_font(size, line))
             top += size + 8
         return page
 
@@ -149,8 +151,21 @@ def _fitted(image: Image.Image) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
+@functools.cache
+def _wide_font(size: int) -> Font:
+    """Return a font of the system for what Pillow's own lacks: Greek, Cyrillic, Hebrew, Arabic."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size)
+    except OSError:  # not there: unknown letters become boxes
+        return ImageFont.load_default(size)
+
+
+def _font(size: int, text: str) -> Font:
+    return ImageFont.load_default(size) if text.isascii() else _wide_font(size)
+
+
 def _wrapped(text: str, size: int, width: int) -> list[str]:
     """Break a text into lines of at most `width` pixels."""
-    font = ImageFont.load_default(size)
-    letters = max(20, int(width / (font.getlength("abcdefghij klmno") / 16)))
+    sample = "abcdefghij klmno" if text.isascii() else text  # other letters have other widths
+    letters = max(20, int(width * len(sample) / _font(size, text).getlength(sample)))
     return textwrap.wrap(text, letters)

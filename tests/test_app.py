@@ -9,9 +9,11 @@ import zlib
 
 import pytest
 from fastapi.testclient import TestClient
+from odd_classes import TWO
+from rich_model import rich_bytes, rich_of
 from servers import wait_for
 from strangers import header_of_a_large_png, png
-from tiny_model import TINY_ONNX
+from tiny_model import SPEC, TINY_ONNX
 
 from serving import Predictor
 from serving.app import create_app
@@ -367,9 +369,11 @@ def test_a_new_model_file_is_loaded_and_a_broken_one_is_not(tmp_path, monkeypatc
         put(b"no model")
         wait_for(lambda: counted % "refused" in client.get("/metrics").text)
         assert client.post("/predict", content=png(), headers=PNG).status_code == 200
-        put(TINY_ONNX.read_bytes())
+        assert example_of(client)["probabilities"].keys() == set(SPEC.class_names)
+        put(rich_bytes(rich_of(TWO)))
         wait_for(lambda: counted % "ok" in client.get("/metrics").text)
         assert client.post("/predict", content=png(), headers=PNG).status_code == 200
+        assert list(example_of(client)["probabilities"]) == ["mel", "nv"]  # of the model at hand
 
 
 def test_the_counts_are_those_of_the_requests(predictor):
@@ -388,6 +392,13 @@ def test_the_counts_are_those_of_the_requests(predictor):
     assert "SECRET" not in text
 
 
+def example_of(client):
+    """Return the answer that the OpenAPI document shows."""
+    described = client.get("/openapi.json").json()["paths"]["/predict"]["post"]
+    content = described["responses"]["200"]["content"]
+    return content["application/json"]["example"]["predictions"][0]
+
+
 def test_the_openapi_document_names_every_path_with_an_example(client):
     document = client.get("/openapi.json").json()
     assert set(document["paths"]) == {
@@ -395,8 +406,7 @@ def test_the_openapi_document_names_every_path_with_an_example(client):
     }  # fmt: skip
     body = document["paths"]["/invocations"]["post"]["requestBody"]["content"]
     assert "example" in body["application/json"]
-    example = document["paths"]["/predict"]["post"]["responses"]["200"]["content"]
-    given = example["application/json"]["example"]["predictions"][0]
+    given = example_of(client)
     assert sum(given["probabilities"].values()) == pytest.approx(1)
     assert DISCLAIMER in document["info"]["description"]
     assert client.get("/docs").status_code == 404  # it would load scripts from another host

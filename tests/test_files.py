@@ -19,6 +19,7 @@ from serving.errors import (
     DermalyzeError,
     ImageError,
     MetadataError,
+    listed,
 )
 from serving.explanation import Explanation
 from serving.files import (
@@ -518,3 +519,9 @@ def test_no_cell_of_the_csv_is_a_formula_and_numbers_stay_numbers(tmp_path, pred
     assert good["image"] == f"'{start}cmd.png"
     assert bad["error"] == f"'{start}x"
     assert float(good["confidence"]) == answer.confidence
+
+
+def test_of_many_names_a_message_has_the_first_each_on_one_line():
+    names = [f"class {i}" for i in range(100)]
+    assert listed(names, 2) == "class 0, class 1 and 98 more"
+    assert listed(["two\nlines", "b"]) == "two\\nlines, b"

@@ -27,7 +27,7 @@ export function encode(metadata, fields) {
       const at = words.indexOf(word);
       if (at < 0) {
         throw new Error(
-          `the ${name} is unknown to this model, expected one of ${words.join(", ")}, or unknown`,
+          `the ${name} is unknown to this model, expected one of ${listed(words)}, or unknown`,
         );
       }
       row[start + at] = 1;
@@ -35,6 +35,12 @@ export function encode(metadata, fields) {
     start += words.length;
   }
   return row;
+}
+
+/** Name the first 30 words. */
+function listed(words) {
+  const more = words.length > 30 ? ` and ${words.length - 30} more` : "";
+  return words.slice(0, 30).join(", ") + more;
 }
 
 function refuse(name) {
