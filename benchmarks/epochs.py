@@ -9,7 +9,6 @@ checkpoints, history and metrics that a long one writes.  The cost is compared w
 
 import argparse
 import contextlib
-import json
 import os
 import tempfile
 import time
@@ -21,9 +20,8 @@ from benchmarks.report import Figure, publish
 from dermalyze.cli_streams import log_lines
 from dermalyze.config_file import load_config
 from dermalyze.data.demo import make_demo_data
-from dermalyze.tracking import fetched
 from dermalyze.training.benchmark import time_steps
-from dermalyze.training.job import HISTORY
+from dermalyze.training.finished_run import open_finished
 from dermalyze.training.run import train
 
 CONFIG = Path("configs/demo.yaml").resolve()
@@ -96,9 +94,8 @@ def main() -> None:
 
 def result_history(run_id: str) -> list[dict[str, float]]:
     """Return what the run logged of its epochs."""
-    with fetched(run_id, (HISTORY,)) as (path,):
-        history: list[dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
-    return history
+    with open_finished(run_id) as run:
+        return run.history
 
 
 if __name__ == "__main__":

@@ -22,11 +22,9 @@ from dermalyze.export.int8 import IMAGES_A_CLASS
 from dermalyze.export.onnx import export_onnx, write_model
 from dermalyze.export.parity import parity_images
 from dermalyze.export.quantize import WEIGHT_BITS, calibrate, quantize
-from dermalyze.models.checkpoint import load_member
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.shipped import Member, ShippedNetwork
-from dermalyze.tracking import fetched
-from dermalyze.training.job import BEST
+from dermalyze.training.finished_run import open_finished
 from serving import Predictor
 from serving.prediction import open_image
 from serving.preprocess import to_pixels
@@ -43,9 +41,8 @@ PAUSE = 0.02  # seconds; the threads of the other session wait busily for a whil
 
 def network_of(run_id):
     if run_id:
-        with fetched(run_id, (BEST,)) as (checkpoint,):
-            member, spec = load_member(checkpoint)
-            return member.classifier, spec
+        with open_finished(run_id) as run:
+            return run.member.classifier, run.spec
     torch.manual_seed(0)
     spec = ModelSpec(taxonomy=HAM10000, input_size=(SIZE, SIZE))
     config = ModelConfig(size="small", pretrained=False)

@@ -86,9 +86,9 @@ def main() -> None:
     parser.add_argument("data_dir")
     arguments = parse(parser)
     with trained(arguments.run_id, arguments.data_dir) as run:
-        tables = [run.validation.table, run.test.table]
-        both = scored_of(pd.concat(tables, ignore_index=True), run.test.taxonomy)
-        test, validation = run.test, run.validation
+        tables = [run.predictions.validation.table, run.predictions.scored.table]
+        both = scored_of(pd.concat(tables, ignore_index=True), run.predictions.scored.taxonomy)
+        test, validation = run.predictions.scored, run.predictions.validation
     temperature = fit_calibrator("temperature", validation).parameters["temperature"]
     table = resplit(both, softmax(both.logits, float(temperature)))
     means = table.groupby(["level", "class"]).mean(numeric_only=True)

@@ -12,16 +12,17 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.report import Figure, publish
-from benchmarks.trained import Trained, parse, trained
+from benchmarks.trained import parse, trained
 from dermalyze.evaluation.compare import compare
 from dermalyze.evaluation.predictions import predictions_table
 from dermalyze.evaluation.scored import Scored, scored_of
 from dermalyze.models.shipped import ShippedNetwork
+from dermalyze.training.finished_run import FinishedRun
 
 METRICS = ("balanced_accuracy", "accuracy", "macro_auc", "malignant_auc", "recall/mel", "loss")
 
 
-def scored_without(run: Trained, columns: list[str]) -> Scored:
+def scored_without(run: FinishedRun, columns: list[str]) -> Scored:
     """Answer for the test split as if these columns were not known."""
     manifest = run.prepared.manifest
     kept = {column: manifest[column].copy() for column in columns}

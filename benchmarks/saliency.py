@@ -20,7 +20,7 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.report import Figure, publish
-from benchmarks.trained import Trained, parse, trained
+from benchmarks.trained import parse, trained
 from dermalyze.config import ModelConfig
 from dermalyze.data.masks import find_masks, read_mask
 from dermalyze.data.readers.dataset import ImageReader
@@ -28,6 +28,7 @@ from dermalyze.evaluation.explanations import check_maps, measure_maps
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.shipped import Member, ShippedNetwork
+from dermalyze.training.finished_run import FinishedRun
 from serving import Predictor
 from serving.spec import ModelSpec
 from serving.taxonomy import HAM10000
@@ -38,7 +39,7 @@ NUM_RANDOMIZED = 200  # images
 ROUNDS, RUNS = 40, 5
 
 
-def on_masks(run: Trained) -> dict[str, dict]:
+def on_masks(run: FinishedRun) -> dict[str, dict]:
     rows = run.splits.test
     network = ShippedNetwork([run.member])
     outputs = run.runner.outputs(network, run.spec, rows, ("logits", "saliency"), "maps")
@@ -54,12 +55,12 @@ def on_masks(run: Trained) -> dict[str, dict]:
     for what, classes in (("predicted", outputs["logits"].argmax(axis=1)), ("true", targets)):
         maps = outputs["saliency"][np.arange(len(rows)), classes]
         ids = manifest["image_id"].tolist(), manifest["lesion_id"].tolist()
-        checked = check_maps(measure_maps(*ids, maps, drawn), run.test, REPLICATES)
+        checked = check_maps(measure_maps(*ids, maps, drawn), run.predictions.scored, REPLICATES)
         found[what] = asdict(checked)
     return found
 
 
-def randomized(run: Trained) -> dict[str, float]:
+def randomized(run: FinishedRun) -> dict[str, float]:
     """Mean rank correlation of the predicted class's map with that of poorer and poorer weights."""
     rows = run.splits.test[:NUM_RANDOMIZED]
     member = copy.deepcopy(run.member)

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import foreign
 from benchmarks.corruptions import CORRUPTIONS, HARMLESS
 from benchmarks.report import Figure, publish
-from benchmarks.trained import Trained, parse, trained
+from benchmarks.trained import parse, trained
 from dermalyze.evaluation.bootstrap import Basis, interval_of, lesion_weights
 from dermalyze.evaluation.scope import (
     cross_fitted,
@@ -31,6 +31,7 @@ from dermalyze.evaluation.scope import (
     problems_of,
 )
 from dermalyze.models.classifier import to_images
+from dermalyze.training.finished_run import FinishedRun
 from serving.preprocess import decode_image, to_pixels
 from serving.quality import Measures, measure
 
@@ -41,7 +42,7 @@ NEIGHBOR = 10
 MEASURES = ("sharpness", "brightness", "color")
 
 
-def features_of(run: Trained, pixels: np.ndarray) -> dict[str, np.ndarray]:
+def features_of(run: FinishedRun, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """Return early and final features, logits, and what is measured of the photograph."""
     parts: dict[str, list[np.ndarray]] = {}
     classifier = run.member.classifier.eval()
@@ -160,7 +161,7 @@ def held_out_scores(fit, known, targets, lesions):
     return scores
 
 
-def pictures(run: Trained, seed: int) -> dict[str, np.ndarray]:
+def pictures(run: FinishedRun, seed: int) -> dict[str, np.ndarray]:
     """Make what is not in scope, by kind."""
     rng = np.random.default_rng(seed)
     side = run.spec.input_size[0]
@@ -181,7 +182,7 @@ def pictures(run: Trained, seed: int) -> dict[str, np.ndarray]:
     return made
 
 
-def handled_differently(run: Trained, seed: int) -> dict[str, np.ndarray]:
+def handled_differently(run: FinishedRun, seed: int) -> dict[str, np.ndarray]:
     """Send good photographs as other people's programs would: from their files, by what is done."""
     rows = np.random.default_rng(seed).permutation(run.splits.test)[: 2 * NUM_IMAGES]
     ids = run.prepared.manifest["image_id"].iloc[rows]
@@ -226,7 +227,11 @@ def main() -> None:
             name: features_of(run, pixels)
             for name, pixels in handled_differently(run, arguments.seed).items()
         }
-        val, on_test, side = run.validation, run.test, min(run.spec.input_size)
+        val, on_test, side = (
+            run.predictions.validation,
+            run.predictions.scored,
+            min(run.spec.input_size),
+        )
     shares = lesion_shares(on_test.lesions)
     drawn = lesion_weights(on_test.lesions, 2000, 0) * shares
     basis = Basis(num_lesions=on_test.num_lesions)

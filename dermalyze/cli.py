@@ -97,7 +97,7 @@ Item = TypeVar("Item")
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Train, judge, export and serve a skin-lesion classifier.
+    """Train, evaluate, export and serve an image classifier.
 
     For education and research only; a prediction is never a diagnosis.
     """
@@ -141,24 +141,38 @@ _OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may
 
 @main.command()
 @auto_option("--size", click.STRING, "EfficientNetV2: small, medium or large.")
-@data_option("Labeled images; auto: data/HAM10000, else demo, which is drawn.", "auto")
+@data_option("Labeled images; auto: data/HAM10000, or drawn demo data.", "auto")
 @auto_option("--config", click.STRING, "YAML file; auto: default.yaml or demo.yaml in configs/.")
 @auto_option("--epochs", click.INT, "Passes over the training images.")
-@auto_option("--batch-size", click.INT, "Images an update.")
+@auto_option("--batch-size", click.INT, "Images per optimizer step.")
 @auto_option("--lr", click.FLOAT, "Peak learning rate.")
-@auto_option("--image-size", click.INT, "Pixels, height and width.")
+@auto_option("--image-size", click.INT, "Height and width in pixels.")
 @auto_option("--head-type", click.STRING, "simple or acrnn.")
 @auto_option("--loss", click.STRING, "cross_entropy or focal.")
-@auto_option("--pretrained", click.STRING, "true, false, a .safetensors file; auto: if to be had.")
-@auto_option("--seed", click.INT, "Of splits, sampling, augmentation and weights.")
+@auto_option(
+    "--pretrained",
+    click.STRING,
+    "true, false or a .safetensors file; auto: use pretrained weights if available.",
+)
+@auto_option("--seed", click.INT, "Seed of splits, sampling, augmentation and weights.")
 @auto_option("--experiment", click.STRING, "MLflow experiment.")
-@auto_option("--folds", click.INT, "Train so many times, each on another part; auto: once.")
+@auto_option(
+    "--folds", click.INT, "Number of cross-validation folds; auto: one training without folds."
+)
 @auto_option("--device", click.STRING, "cpu, cuda or mps.")
-@auto_option("--prepared", click.STRING, "Folder of the decoded images; auto: in the data.")
+@auto_option(
+    "--prepared", click.STRING, "Folder of the decoded images; auto: prepared/ in the data."
+)
 @column_options
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any setting of the config, such as training.lr=1.0e-3; repeatable.",
+)
 @plugin_option(expose_value=True)
-@click.option("--resume", metavar="RUN_ID", default="", help="Go on with a stopped run.")
+@click.option("--resume", metavar="RUN_ID", default="", help="Continue a stopped run.")
 def train(
     data_dir: str,
     config: str,
@@ -170,8 +184,8 @@ def train(
 ) -> None:
     """Train, evaluate, export and register a model as one MLflow run.
 
-    With --folds every image is judged once by a network that never saw its lesion; the runs of the
-    folds stand below one run, and nothing is registered.
+    With --folds every image is evaluated once by a network that never saw its lesion; the runs of
+    the folds are nested in one run, and nothing is registered.
     """
     result: Any
     typed_here = "MLFLOW_RUN_ID" not in os.environ  # which `mlflow run` sets, and MLflow removes
@@ -241,10 +255,10 @@ def _config(
 @main.command()
 @click.argument("run_id")
 def sync(run_id: str) -> None:
-    """Deliver what a run could not log while the tracking store was away.
+    """Upload what a run could not log while the tracking store was unavailable.
 
-    A run whose work is done is then registered and ends as it would have.  There is nothing to do
-    for a run whose training ended without an error.
+    If the run's work is done, its model is then registered and the run is finished.  A run whose
+    training ended without an error needs no sync.
     """
     from dermalyze.training.ship import sync as sync_run
 
@@ -254,7 +268,9 @@ def sync(run_id: str) -> None:
 @main.command("prepare-data")
 @data_option("Folder of labeled images (docs/data.md); demo and auto as for train.", "auto")
 @click.option("--output", type=FOLDER, default=None, help="[default: prepared/ in the data]")
-@click.option("--workers", type=click.IntRange(0), default=0, help="Processes; 0: one a core.")
+@click.option(
+    "--workers", type=click.IntRange(0), default=0, help="Decoding processes; 0: one per CPU core."
+)
 @click.option("--image-size", type=click.IntRange(16, 1024), default=224, show_default=True)
 @click.option("--resize-mode", type=click.Choice(["squash", "center_crop"]), default="squash")
 @click.option(
@@ -263,7 +279,7 @@ def sync(run_id: str) -> None:
     default="bicubic",
     show_default=True,
 )
-@click.option("--allow-problems", is_flag=True, help="Go on although the audit found problems.")
+@click.option("--allow-problems", is_flag=True, help="Continue although the audit found problems.")
 @column_options
 def prepare_data(data_dir: str, output: Path | None, workers: int, **options: Any) -> None:
     """Read, audit and decode the images once; write labels, audit and pixel store."""
@@ -285,7 +301,7 @@ def prepare_data(data_dir: str, output: Path | None, workers: int, **options: An
 
 @main.command("demo-data")
 @click.argument("folder", type=FOLDER)
-@click.option("--images", type=int, default=420, show_default=True, help="How many.")
+@click.option("--images", type=int, default=420, show_default=True, help="Number of images.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--layout", type=click.Choice(["zips", "folders"]), default="zips")
 def demo_data(folder: Path, images: int, seed: int, layout: str) -> None:
@@ -301,16 +317,16 @@ def demo_data(folder: Path, images: int, seed: int, layout: str) -> None:
     "run_ids",
     required=True,
     multiple=True,
-    help="An MLflow run of `dermalyze train`; given several times, or a run of folds: an ensemble.",
+    help="An MLflow run of `dermalyze train`; several, or a run of folds, make an ensemble.",
 )
 @click.option("--output", type=FILE, default=Path("model.onnx"), show_default=True)
-@click.option("--tta", is_flag=True, help="Answer with the mean of eight flips and rotations.")
+@click.option("--tta", is_flag=True, help="Average the predictions for eight flips and rotations.")
 @click.option(
     "--precision",
     type=PRECISION,
     default="float32",
     show_default=True,
-    help="float16: half the size; int8: a quarter, and faster on a CPU.",
+    help="float16: half the size; int8: a quarter of the size, and faster on a CPU.",
 )
 @RUN_DATA
 @here_options
@@ -326,11 +342,10 @@ def export_onnx(
 ) -> None:
     """Write the best epoch of a run, or of several, as one ONNX file, if it agrees with PyTorch.
 
-    What was calibrated for one network is calibrated anew on the validation images for an
-    ensemble, for --tta and for int8.  In int8 the file is written if balanced accuracy on the
-    validation split falls by no more than 0.5 points; with float16 weights, which are computed with
-    in float32, if no probability of the images that PyTorch was compared on changes by more than
-    0.01.
+    An ensemble, --tta and int8 are calibrated again on the validation images.  An int8 file is
+    written only if balanced accuracy on the validation split falls by at most 0.5 points; a file
+    with float16 weights (computed in float32) only if no probability of the compared images
+    changes by more than 0.01.
     """
     from dermalyze.training.shipping import export_runs
 
@@ -354,17 +369,21 @@ def export_onnx(
     default="table",
     show_default=True,
 )
-@click.option("--level", type=float, default=0.9, show_default=True, help="Of prediction sets.")
+@click.option(
+    "--level", type=float, default=0.9, show_default=True, help="Coverage of prediction sets."
+)
 @click.option("--metadata", type=FILE, default=None, help="CSV: image_id, age, sex, localization.")
-@click.option("--explain", type=FOLDER, default=None, help="Gets a picture of each image's map.")
+@click.option("--explain", type=FOLDER, default=None, help="Folder for a heatmap of each image.")
 @click.option("--one-lesion", is_flag=True, help="All IMAGES show one lesion: one answer.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="In all; 0: one a core.")
+@click.option(
+    "--threads", type=click.IntRange(0), default=0, help="Threads in total; 0: one per CPU core."
+)
 @click.option(
     "--max-pixels",
     type=click.IntRange(1, PILLOWS_LIMIT),
     default=MAX_PIXELS,
     show_default=f"{MAX_PIXELS:,}",
-    help="Of an image, width x height; each thread needs 4 bytes a pixel.",
+    help="Largest image, width x height; each thread needs 4 bytes per pixel.",
 )
 @click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or openvino.")
 def predict(
@@ -455,11 +474,22 @@ def _with_progress(items: Iterable[Item], length: int, *, table: bool) -> Iterat
 
 @main.command()
 @click.option("--num-batches", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--num-images", type=click.IntRange(2), default=7010, help="Of an epoch.")
+@click.option(
+    "--num-images",
+    type=click.IntRange(2),
+    default=7010,
+    help="Images per epoch, for the estimate of its duration.",
+)
 @auto_option("--config", click.STRING, "YAML file; auto: configs/default.yaml.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any setting of the config, such as training.lr=1.0e-3; repeatable.",
+)
 def benchmark(num_batches: int, num_images: int, config: str, settings: tuple[str, ...]) -> None:
-    """Time data, forward, backward and step of a training on this machine."""
+    """Time the parts of a training step on this machine."""
     resolved = _config(config, False, settings, {})
     from dermalyze.training.benchmark import format_times, time_steps
 

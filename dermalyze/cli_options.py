@@ -41,7 +41,7 @@ RUN_ID = click.option("--run-id", required=True, help="An MLflow run of `dermaly
 def _warn_of_twin(context: click.Context, param: click.Parameter, value: Any) -> Any:
     typed = context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
     if typed and value in ("auto", "demo") and Path(value).is_dir():
-        meant = "the drawn demo data" if value == "demo" else "the usual data"
+        meant = "the drawn demo data" if value == "demo" else "the default data"
         logger.warning(
             f"--data-dir {value} means {meant}, not the folder {value} that is here; "
             f"write ./{value} for the folder"
@@ -97,7 +97,7 @@ def plugin_option(*, expose_value: bool = False) -> Callable[[Command], Command]
         metavar="FILE_OR_MODULE",
         callback=_load_plugins,
         expose_value=expose_value,
-        help="Python code that the model needs and you trust; repeatable.",
+        help="Python code of the model; it is run, so name only code that you trust; repeatable.",
     )
 
 
@@ -107,13 +107,13 @@ def here_options(command: Command) -> Command:
         "--device",
         type=click.Choice(["auto", "cpu", "cuda", "mps"]),
         default=None,
-        help="[default: that of the run, or auto where it is not available]",
+        help="Device to compute on.  [default: the run's, or auto if that is not available]",
     )
     prepared = click.option(
         "--prepared",
         type=FOLDER,
         default=None,
-        help="Folder of the decoded images.  [default: that of the run, or prepared/ in the data]",
+        help="Folder of the decoded images.  [default: the run's, or prepared/ in the data]",
     )
     return device(prepared(command))
 

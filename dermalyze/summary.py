@@ -96,6 +96,9 @@ def summarize(result: RunResult | FoldsResult, *, typed_here: bool = True) -> st
         result.parity,
     ]
     if result.registered is not None:
+        image = base64.b64encode(result.sample).decode("ascii")
+        make_folder(REQUEST.parent)
+        write_text(REQUEST, json.dumps({"dataframe_records": [{"image": image}]}))
         model = result.registered
         alias = "champion" if model.is_champion else "challenger"
         lines += [
@@ -106,13 +109,6 @@ def summarize(result: RunResult | FoldsResult, *, typed_here: bool = True) -> st
             f"  {with_store}{mlflow} models serve -m models:/{model.name}@{alias} "
             f"--env-manager local --port {PORT}",
             f"  curl -s http://127.0.0.1:{PORT}/invocations -H 'Content-Type: application/json' "
-            f"-d @{shell.file(_write_request(result))}",
+            f"-d @{shell.file(REQUEST)}",
         ]
     return "\n".join([*lines, "", DISCLAIMER])
-
-
-def _write_request(result: RunResult) -> Path:
-    make_folder(REQUEST.parent)
-    image = base64.b64encode(result.sample).decode("ascii")
-    write_text(REQUEST, json.dumps({"dataframe_records": [{"image": image}]}))
-    return REQUEST

@@ -1,11 +1,14 @@
 """Results that nobody reads on, or that find no room, end a command in one sentence or none."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from dermalyze.cli_streams import log_lines
 
 MODEL = Path(__file__).parent / "data" / "tiny.onnx"
 FULL = Path("/dev/full")
@@ -80,3 +83,15 @@ def test_a_command_without_standard_output_still_runs(images):
         ["sh", "-c", '"$@" >&-', "sh", *words], stderr=subprocess.PIPE, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_logged_is_a_line_on_standard_error_and_a_warning_has_its_word(capsys):
+    logger = logging.getLogger("dermalyze.training.run")
+    with log_lines():
+        logger.debug("nobody asked")
+        logger.info("epoch 1/2")
+        logger.warning("see http://user:secret@host")
+    logger.info("after the command")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "epoch 1/2\nwarning: see http://user:***@host\n"

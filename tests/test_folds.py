@@ -115,9 +115,9 @@ def test_stopped_in_the_second_fold_they_go_on_there_and_end_alike(whole, demo):
 
     with pytest.raises(TrainingInterruptedError) as caught, log_lines(stop_in_the_second_fold):
         train_folds(CONFIG, demo, 2)
-    run_id = said[[line.endswith("goes on") for line in said].index(True)].split()[1].rstrip(":")
+    run_id = said[[line.endswith("continues") for line in said].index(True)].split()[1].rstrip(":")
     assert str(caught.value) == (
-        f"stopped in fold 2 of 2; go on with `dermalyze train --resume {run_id}`"
+        f"stopped in fold 2 of 2; continue with `dermalyze train --resume {run_id}`"
     )
     below = children_of(run_id, FOLD_TAG)
     assert [ended_well for _, ended_well in below.values()] == [True, False]
@@ -178,7 +178,7 @@ def test_killed_before_the_first_step_they_go_on_in_the_same_runs(whole, demo, s
 def test_folds_that_have_ended_well_are_not_resumed(whole):
     with pytest.raises(TrackingError) as caught:
         resume_folds(whole.run_id)
-    assert str(caught.value) == (f"run {whole.run_id} has ended well; there is nothing to resume")
+    assert str(caught.value) == (f"run {whole.run_id} is already finished")
 
 
 def test_a_run_without_folds_is_not_resumed_as_folds(store):
@@ -188,7 +188,7 @@ def test_a_run_without_folds_is_not_resumed_as_folds(store):
         resume_folds(run.run_id)
     assert "dermalyze.folds" not in tags_of(run.run_id)
     assert str(caught.value) == (
-        f"run {run.run_id} was not trained in folds; go on with "
+        f"run {run.run_id} was not trained in folds; continue with "
         f"`dermalyze train --resume {run.run_id}`"
     )
 

@@ -3,18 +3,22 @@
 import pytest
 
 from dermalyze.evaluation.explanations import EXPLANATIONS, read_explanations
-from dermalyze.training.judged import read_history, read_json
+from dermalyze.tracking import StoredRun
+from dermalyze.training.finished_run import FinishedRun
 from serving.errors import ArtifactError, DataError
 
 DAMAGED = b"", b"{", b"null", b"3", b"\xff\xfe", b'[{"epoch": '
 
 
+def run_in(folder):
+    return FinishedRun(StoredRun(run_id="r", params={}, tags={}, status="FINISHED", folder=folder))
+
+
 @pytest.mark.parametrize("damage", [*DAMAGED, b"{}", b"[1]", b'[{"train/loss": 1.0}]'])
 def test_a_damaged_history_is_one_sentence(tmp_path, damage):
-    path = tmp_path / "training_history.json"
-    path.write_bytes(damage)
+    (tmp_path / "training_history.json").write_bytes(damage)
     with pytest.raises(ArtifactError) as caught:
-        read_history(path)
+        _ = run_in(tmp_path).history
     assert str(caught.value) == (
         "training_history.json of the run is damaged: expected what the training wrote; restore it "
         "from a copy or train again"
@@ -23,10 +27,9 @@ def test_a_damaged_history_is_one_sentence(tmp_path, damage):
 
 @pytest.mark.parametrize("damage", [*DAMAGED, b"[]"])
 def test_a_damaged_audit_is_one_sentence(tmp_path, damage):
-    path = tmp_path / "audit.json"
-    path.write_bytes(damage)
+    (tmp_path / "audit.json").write_bytes(damage)
     with pytest.raises(ArtifactError) as caught:
-        read_json(path, dict)
+        _ = run_in(tmp_path).audit
     assert str(caught.value) == (
         "audit.json of the run is damaged: expected what the training wrote; restore it from a "
         "copy or train again"

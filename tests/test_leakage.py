@@ -147,7 +147,7 @@ def test_the_second_run_differs_in_its_training_set_alone(run_id, second):
 @pytest.mark.slow
 def test_stopped_it_goes_on_in_the_same_run_and_done_it_only_compares(run_id, stopped, second):
     message, below = stopped
-    assert message == f"stopped; go on with `dermalyze leakage --run-id {run_id}`"
+    assert message == f"stopped; continue with `dermalyze leakage --run-id {run_id}`"
     ((leaky_run_id, has_ended_well),) = below.values()
     assert not has_ended_well
     result, said = second
@@ -156,7 +156,7 @@ def test_stopped_it_goes_on_in_the_same_run_and_done_it_only_compares(run_id, st
     said = []
     with log_lines(said.append):
         assert leakage_of(run_id) == result
-    assert said == [f"run {leaky_run_id}, with siblings, has ended well"]
+    assert said == [f"run {leaky_run_id}, with siblings, is already finished"]
 
 
 @pytest.mark.slow

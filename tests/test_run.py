@@ -218,7 +218,7 @@ def test_a_run_that_ended_well_is_not_resumed(place, trained):
     done = dermalyze(place, "train", "--resume", run_id, check=False)
     assert (done.returncode, done.stderr) == (
         1,
-        f"Error: run {run_id} has ended well; there is nothing to resume\n",
+        f"Error: run {run_id} is already finished\n",
     )
 
 
@@ -445,7 +445,9 @@ def test_metadata_is_learned_from_and_may_be_missing(place, demo, pictures):
 
 def test_the_fit_is_judged_and_the_curves_are_drawn(place, trained):
     run_id = run_id_of(trained.stdout)
-    assert dermalyze(place, "check-fit", "--run-id", run_id).stdout.strip()
+    said = dermalyze(place, "check-fit", "--run-id", run_id).stdout.splitlines()
+    assert said[:3] == ["too short to say", "", "why:"]
+    assert said[3] == "  - the history has 3 epochs; a trend takes at least 5"
     dermalyze(place, "plot-training", "--run-id", run_id, "--output", "curves.png")
     assert (place / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -500,7 +502,7 @@ def test_folds_are_trained_with_one_option(place, demo):
     table = artifact(place, run_id, "evaluation/predictions.csv").read_text().splitlines()
     assert len(table) - 1 == 140  # every image is judged
     resumed = dermalyze(place, "train", "--resume", run_id, check=False)
-    assert "has ended well" in resumed.stderr
+    assert "is already finished" in resumed.stderr
 
 
 def test_sampling_and_weights_together_are_allowed_with_a_warning(place, demo):

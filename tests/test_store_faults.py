@@ -364,7 +364,7 @@ def test_a_model_that_a_kill_left_half_logged_is_the_one_that_is_finished(place)
     program.stop(signal.SIGKILL)
     done = program.sync()
     assert done.stdout == (
-        f"run {program.run_id} is delivered as far as it came; go on with `dermalyze train "
+        f"run {program.run_id} is delivered as far as it came; continue with `dermalyze train "
         f"--resume {program.run_id}`\n"
     ), done.stderr
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")

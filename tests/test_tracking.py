@@ -18,11 +18,12 @@ from dermalyze.tracking import (
     artifact_names,
     children_of,
     fetch,
-    fetched,
     local_artifacts,
     open_run,
+    opened,
     require_run,
     require_unfinished,
+    stored_run,
     tags_of,
 )
 from serving.errors import TrackingError
@@ -94,7 +95,7 @@ def test_a_resumed_run_is_the_same_run_and_logs_nothing_twice(store):
     assert require_run(run.run_id) == {"training.lr": "0.1", "new": "1"}
     with pytest.raises(TrackingError) as caught:
         require_unfinished(run.run_id)
-    assert str(caught.value) == f"run {run.run_id} has ended well; there is nothing to resume"
+    assert str(caught.value) == f"run {run.run_id} is already finished"
 
 
 def test_a_run_of_mlflow_run_is_used_and_keeps_its_experiment(store, monkeypatch):
@@ -171,8 +172,8 @@ def test_an_unknown_run_and_a_missing_artifact_are_one_sentence_each(store):
     )
     with open_run(CONFIG) as run:
         pass
-    with pytest.raises(TrackingError) as caught, fetched(run.run_id, ["checkpoint_best.pt"]):
-        pass
+    with pytest.raises(TrackingError) as caught, opened(run.run_id) as found:
+        found.file("checkpoint_best.pt")
     assert str(caught.value) == (
         f"run {run.run_id} has no checkpoint_best.pt; did its training end? see `mlflow ui`"
     )
@@ -184,9 +185,10 @@ def test_files_and_metrics_can_be_added_to_a_run_that_has_ended(store):
     folder = store / "evaluation"
     folder.mkdir()
     (folder / "evaluation_metrics.json").write_text("{}")
-    add_to_run(run.run_id, folder, "evaluation", {"test/accuracy": 0.5})
+    found = stored_run(run.run_id, store / "copy")
+    add_to_run(found, folder, "evaluation", {"test/accuracy": 0.5})
     assert MlflowClient().get_run(run.run_id).data.metrics == {"test/accuracy": 0.5}
-    add_to_run(run.run_id, folder, "", {})
+    add_to_run(found, folder, "", {})
     assert fetch(run.run_id, "evaluation_metrics.json", store / "copy").read_text() == "{}"
     copy = fetch(run.run_id, "evaluation/evaluation_metrics.json", store / "copy")
     assert copy.read_text() == "{}"
@@ -305,7 +307,7 @@ def left_behind(store, monkeypatch):
 
 
 FINISHED = {
-    "train --resume": "Error: run {} has ended well; there is nothing to resume\n",
+    "train --resume": "Error: run {} is already finished\n",
     "sync": "run {} has nothing left to deliver\n",
 }
 

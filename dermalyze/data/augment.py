@@ -126,7 +126,8 @@ def _move(images: Tensor, draws: _Draws, config: AugmentationConfig, scale: floa
     reach = config.affine_translate
     shift_x = warped * _between(draws.shift_x, -reach, reach) * width  # pixels
     shift_y = warped * _between(draws.shift_y, -reach, reach) * height
-    sources = _source_matrices(angle, zoom, shift_x, shift_y, mirrored, upturned, (height, width))
+    shift, flipped = torch.stack([shift_x, shift_y], 1), torch.stack([mirrored, upturned], 1)
+    sources = _source_matrices(angle, zoom, shift, flipped, (height, width))
     grid = _grid(_onto(sources[rows], images), height, width)
     rows = _onto(rows, images)
     moved = F.grid_sample(
@@ -140,25 +141,19 @@ def _move(images: Tensor, draws: _Draws, config: AugmentationConfig, scale: floa
 
 
 def _source_matrices(
-    angle: Tensor,
-    zoom: Tensor,
-    shift_x: Tensor,
-    shift_y: Tensor,
-    mirrored: Tensor,
-    upturned: Tensor,
-    size: tuple[int, int],
+    angle: Tensor, zoom: Tensor, shift: Tensor, flipped: Tensor, size: tuple[int, int]
 ) -> Tensor:
     """Where each output pixel comes from, in grid_sample's -1..1 coordinates: (N,) -> (N, 2, 3).
 
     Forward, an image is flipped, turned clockwise by `angle` (radians), zoomed about its center
-    and shifted (pixels); this is the way back.
+    and shifted (pixels); this is the way back.  `shift` and `flipped` are (N, 2): x and y.
     """
     height, width = size
     cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    sign_x, sign_y = 1.0 - 2.0 * mirrored.double(), 1.0 - 2.0 * upturned.double()
+    sign_x, sign_y = (1.0 - 2.0 * flipped.double()).unbind(1)
     from_x = torch.stack([sign_x * cosine, -sign_y * sine], dim=1)  # (N, 2): x and y of source
     from_y = torch.stack([sign_x * sine, sign_y * cosine], dim=1)
-    constant = -(from_x * shift_x[:, None] + from_y * shift_y[:, None])
+    constant = -(from_x * shift[:, :1] + from_y * shift[:, 1:])
     pixels = torch.stack([from_x, from_y, constant], dim=2)  # centered pixels to centered pixels
     half = torch.tensor([width / 2, height / 2], dtype=torch.float64)
     return pixels * torch.cat([half, half.new_ones(1)]) / half[:, None]

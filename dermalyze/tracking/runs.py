@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Metric
+from mlflow.entities import FileInfo, Metric
 from mlflow.entities import Run as MlflowRun
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.file_utils import local_file_uri_to_path
@@ -41,6 +43,7 @@ from dermalyze.tracking.store import (
 from serving.disk import make_folder, require_room, writing_temporary_files
 from serving.errors import TrackingError
 from serving.taxonomy import DISCLAIMER
+from serving.whole import write_text
 
 DEFAULT_EXPERIMENT = "dermalyze"
 EVERY_EPOCH = "train/loss"  # a metric that each logged epoch has
@@ -141,6 +144,16 @@ class TrackedRun:
                 f"kept in {self.folder}: when the store is back, run `dermalyze sync "
                 f"{self.run_id}`"
             ) from error
+
+    def as_stored(self) -> "StoredRun":
+        """Return the run with what it has logged and keeps here; the store is not asked."""
+        return StoredRun(
+            run_id=self.run_id,
+            params=self.params,
+            tags=self.tags,
+            status=self.status,
+            folder=self.folder,
+        )
 
     def _end(self) -> None:
         clear = self.is_below and self.status == "FINISHED"
@@ -408,6 +421,104 @@ def _made_experiment(name: str) -> str:
     return str(found.experiment_id if found else client.create_experiment(name))
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """A run as the store had it when it was read; its files are copied when they are asked for."""
+
+    run_id: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    status: str  # RUNNING, FINISHED, FAILED, KILLED or, of a fold that has not begun, SCHEDULED
+    folder: Path  # for the copies
+    artifact_uri: str = ""  # empty: all files are in the folder
+    _listed: dict[str, list[FileInfo]] = field(default_factory=dict)  # by folder
+    _copied: set[str] = field(default_factory=set)
+
+    def find(self, name: str) -> Path | None:
+        """Return a copy of a file of the run; None: it has no such file.
+
+        Raises:
+            StoreAwayError: the tracking store is away.
+            StorageError: there is no room for it.
+        """
+        path = self.folder / name
+        if not self.artifact_uri:
+            return path if path.exists() else None
+        if name in self._copied:
+            return path
+        what = f"cannot fetch {name} of run {self.run_id}"
+        artifacts = call(what, lambda: get_artifact_repository(self.artifact_uri))
+        size = call(what, lambda: self._size_of(name, artifacts))
+        if size is None:
+            return None
+        make_folder(self.folder)
+        require_room(self.folder, size)  # MLflow would say that there is no such artifact
+        call(
+            what,
+            lambda: artifacts.download_artifacts(name, str(self.folder)),  # type: ignore[no-untyped-call]
+            num_bytes=size,
+        )
+        self._copied.add(name)
+        return path
+
+    def replace(self, name: str, text: str) -> None:
+        """Take a text for a file of the run from now on; the store keeps its own."""
+        write_text(self.folder / name, text)
+        self._copied.add(name)
+
+    def _size_of(self, name: str, artifacts: ArtifactRepository) -> int | None:
+        """Return the bytes of a file or folder; None: there is none.  Folders are listed once."""
+
+        def files(folder: str) -> list[FileInfo]:
+            if folder not in self._listed:
+                self._listed[folder] = artifacts.list_artifacts(folder or None)
+            return self._listed[folder]
+
+        for found in files(name.rpartition("/")[0]):
+            if found.path == name and found.is_dir:
+                return sum(file.file_size or 0 for file in files(name))
+            if found.path == name:
+                return found.file_size or 0
+        return None
+
+    def file(self, name: str) -> Path:
+        """Return a copy of a file of the run.
+
+        Raises:
+            TrackingError: it has no such file.
+            DermalyzeError: as `find`.
+        """
+        path = self.find(name)
+        if path is not None:
+            return path
+        place = _place_of(self.artifact_uri)
+        if _is_missing(place):
+            raise TrackingError(
+                f"the files of run {self.run_id} belong in {place}, which does not exist; if the "
+                "project was moved, move it back or make that folder a link to the new one"
+            )
+        raise TrackingError(
+            f"run {self.run_id} has no {name}; did its training end? see `mlflow ui`"
+        )
+
+
+def stored_run(run_id: str, folder: Path) -> StoredRun:
+    """Read a run, whose files will be copied into `folder`.
+
+    Raises:
+        TrackingError: there is no such run, or the tracking store is away.
+    """
+    run = _run(run_id)
+    return StoredRun(
+        run_id=run_id,
+        params=dict(run.data.params),
+        tags=dict(run.data.tags),
+        status=str(run.info.status),
+        folder=folder,
+        artifact_uri=run.info.artifact_uri,
+    )
+
+
 def require_run(run_id: str) -> dict[str, str]:
     """Return the parameters of a run.
 
@@ -459,52 +570,13 @@ def require_unfinished(run_id: str) -> tuple[dict[str, str], dict[str, str]]:
     run = _run(run_id)
     if run.info.status == "FINISHED":
         clear_finished(run_id)
-        raise TrackingError(f"run {run_id} has ended well; there is nothing to resume")
+        raise TrackingError(f"run {run_id} is already finished")
     return dict(run.data.params), dict(run.data.tags)
 
 
 def fetch(run_id: str, name: str, folder: Path) -> Path:
-    """Copy one artifact, a file or a folder, of a run into `folder`.
-
-    Raises:
-        StoreAwayError: the tracking store is away.
-        TrackingError: the run has no such artifact.
-        StorageError: there is no room for it.
-    """
-    use_store()
-    what = f"cannot fetch {name} of run {run_id}"
-    size = call(what, lambda: _size_of_artifact(run_id, name))
-    if size is None:
-        if is_place_missing(run_id):
-            place = local_artifacts(run_id)
-            raise TrackingError(
-                f"the files of run {run_id} belong in {place}, which does not exist; if the "
-                "project was moved, move it back or make that folder a link to the new one"
-            )
-        raise TrackingError(f"run {run_id} has no {name}; did its training end? see `mlflow ui`")
-    make_folder(folder)
-    require_room(folder, size)  # MLflow would say that there is no such artifact
-    return Path(
-        call(
-            what,
-            lambda: mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=name, dst_path=str(folder)
-            ),
-            num_bytes=size,
-        )
-    )
-
-
-def _size_of_artifact(run_id: str, name: str) -> int | None:
-    """Return the bytes of a file or folder of a run; None: it has no such artifact."""
-    client = MlflowClient()
-    above = name.rpartition("/")[0]
-    for found in client.list_artifacts(run_id, above or None):
-        if found.path == name and found.is_dir:
-            return sum(file.file_size or 0 for file in client.list_artifacts(run_id, name))
-        if found.path == name:
-            return found.file_size or 0
-    return None
+    """Copy one file of a run into `folder`; as `StoredRun.file`."""
+    return stored_run(run_id, folder).file(name)
 
 
 def local_artifacts(run_id: str) -> Path | None:
@@ -512,15 +584,21 @@ def local_artifacts(run_id: str) -> Path | None:
 
     MLflow decides on it when the experiment is created, so it stays when the project is moved.
     """
-    uri = _run(run_id).info.artifact_uri
-    if not is_local_uri(uri):  # type: ignore[no-untyped-call]
-        return None
-    return Path(local_file_uri_to_path(uri))  # type: ignore[no-untyped-call]
+    return _place_of(_run(run_id).info.artifact_uri)
 
 
 def is_place_missing(run_id: str) -> bool:
     """Return whether the files of a run belong on this machine, in a folder that is not there."""
-    place = local_artifacts(run_id)
+    return _is_missing(local_artifacts(run_id))
+
+
+def _place_of(artifact_uri: str) -> Path | None:
+    if not is_local_uri(artifact_uri):  # type: ignore[no-untyped-call]
+        return None
+    return Path(local_file_uri_to_path(artifact_uri))  # type: ignore[no-untyped-call]
+
+
+def _is_missing(place: Path | None) -> bool:
     return place is not None and not place.parents[1].is_dir()  # that of the experiment
 
 
@@ -569,28 +647,35 @@ def project_arguments(run_id: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def fetched(run_id: str, names: Sequence[str]) -> Iterator[list[Path]]:
-    """Copy artifacts of a run into a folder that lives as long as the block."""
-    require_run(run_id)
+def opened(run_id: str) -> Iterator[StoredRun]:
+    """Read a run, whose files are copied into a folder that lives as long as the block.
+
+    Raises:
+        TrackingError: there is no such run, or the tracking store is away.
+    """
     with writing_temporary_files():
         temporary = tempfile.TemporaryDirectory(prefix="dermalyze-")
     with temporary as folder:
-        yield [fetch(run_id, name, Path(folder)) for name in names]
+        yield stored_run(run_id, Path(folder))
 
 
-def add_to_run(run_id: str, folder: Path, name: str, metrics: Mapping[str, float]) -> None:
+def add_to_run(run: StoredRun, folder: Path, name: str, metrics: Mapping[str, float]) -> None:
     """Add files, below `name` or at the top if it is empty, and metrics to a run that has ended.
 
     Raises:
         TrackingError: the tracking store is away.
     """
-    use_store()
-    what, time_ms = f"cannot add to run {run_id}", time.time_ns() // 1_000_000
-    client = MlflowClient()
+    what, time_ms = f"cannot add to run {run.run_id}", time.time_ns() // 1_000_000
+    artifacts = call(what, lambda: get_artifact_repository(run.artifact_uri))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    call(what, lambda: client.log_artifacts(run_id, str(folder), name or None), num_bytes=size)
+    call(
+        what,
+        lambda: artifacts.log_artifacts(str(folder), name or None),  # type: ignore[no-untyped-call]
+        num_bytes=size,
+    )
     values = [Metric(key, value, time_ms, 0) for key, value in metrics.items()]
-    call(what, lambda: client.log_batch(run_id, metrics=values))
+    if values:
+        call(what, lambda: MlflowClient().log_batch(run.run_id, metrics=values))
 
 
 def _run(run_id: str) -> MlflowRun:

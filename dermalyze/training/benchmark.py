@@ -26,7 +26,7 @@ WARMUP_BATCHES = 2  # not counted: the first batches choose kernels and allocate
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """Milliseconds a batch (median), and what follows from them."""
+    """Milliseconds per batch (median), and what follows from them."""
 
     device: str
     precision: str

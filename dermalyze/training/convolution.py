@@ -36,16 +36,13 @@ class FastDepthwiseGradients(TorchFunctionMode):
         return func(*args, **kwargs) if result is None else result
 
 
-def _replaced(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor | None:
+_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}  # of conv2d
+
+
+def _replaced(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     """`torch.conv2d` with the fast gradient: (N, C, H, W) -> (N, C, h, w); None: not this one."""
+    given = {**_DEFAULTS, **dict(zip(_DEFAULTS, args, strict=False)), **kwargs}
+    bias, stride, padding, dilation, groups = given.values()
     depthwise = input.ndim == 4 and groups > 1 and groups == input.shape[1] == weight.shape[0]
     if not depthwise or bias is not None or isinstance(padding, str):
         return None

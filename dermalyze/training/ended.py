@@ -1,6 +1,5 @@
 """What can be done with a run that has ended: evaluate it again, compare it, read its history."""
 
-import contextlib
 import json
 import logging
 from collections.abc import Sequence
@@ -9,47 +8,31 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermalyze.config import Config, DataConfig, EvaluationConfig, TrainingConfig
-from dermalyze.config_file import load_config
+from dermalyze.config import DataConfig, EvaluationConfig
 from dermalyze.data.metadata import metadata_of, words_left_out
-from dermalyze.data.prepare import Prepared
 from dermalyze.data.readers.dataset import open_dataset, read_image_bytes
-from dermalyze.data.splits import Splits, read_splits
 from dermalyze.data.tables import FACTS, tidy_facts, with_groups, with_own_lesions
 from dermalyze.evaluation.compare import Comparison, compare
 from dermalyze.evaluation.evaluate import Evaluation, Predictions
 from dermalyze.evaluation.figures import forest, save_png, training_curves
 from dermalyze.evaluation.fit import FitVerdict, judge_fit
-from dermalyze.evaluation.folder import PREDICTIONS, read_folder
 from dermalyze.evaluation.predictions import predictions_table
 from dermalyze.evaluation.scored import read_scored, scored_of
-from dermalyze.models.checkpoint import load_member
 from dermalyze.models.predictor import SkinLesionPredictor
 from dermalyze.models.shipped import ShippedNetwork
-from dermalyze.tracking import add_to_run, fetch, fetched, require_run, tags_of
-from dermalyze.training.device import choose_device, in_full_precision
+from dermalyze.tracking import add_to_run
+from dermalyze.training.finished_run import open_finished
 from dermalyze.training.job import (
     AS_IN_THE_RUN,
     AUDIT,
     BEST,
-    CONFIG,
     EVALUATION,
-    HISTORY,
-    SPLIT_FILES,
     Here,
-    prepare_again,
-    stored_config,
 )
-from dermalyze.training.judged import (
-    ReadImage,
-    RunFacts,
-    best_epoch,
-    read_history,
-    write_evaluation,
-)
-from dermalyze.training.limits import Runner, with_limits
+from dermalyze.training.judged import ReadImage, write_evaluation
+from dermalyze.training.limits import with_limits
 from serving.disk import make_folder
-from serving.errors import DataError, ImageError, TrackingError
+from serving.errors import DataError, ImageError
 from serving.files import find_images, left_out, some
 from serving.matching import match_files
 from serving.preprocess import read_bytes
@@ -72,28 +55,18 @@ def evaluate_run(
     Raises:
         DataError: the data is not what the run was trained on.
     """
-    params = require_run(run_id)
-    names = (CONFIG, HISTORY, *SPLIT_FILES, BEST)
-    with fetched(run_id, names) as (config_file, *_, checkpoint):
-        files = config_file.parent
-        config = stored_config(config_file, here)
-        prepared, splits = data_of_run(run_id, params, config, here, files)
-        member, spec = load_member(checkpoint)
-        runner = Runner(
-            prepared=prepared,
-            device=in_full_precision(choose_device(config.training)),
-            batch_size=config.training.batch_size,
-        )
-        limited = with_limits(ShippedNetwork([member]), spec, runner, splits.val)
+    with open_finished(run_id, here) as run:
+        network, prepared = ShippedNetwork([run.member]), run.prepared
+        limited = with_limits(network, run.spec, run.runner, run.splits.val)
         context = {"run_id": run_id, "data_fingerprint": prepared.fingerprint}
-        predictions = runner.predictions(limited, getattr(splits, split), split, context)
-        write_text(files / AUDIT, prepared.audit.to_json())
-        facts = RunFacts(run_id=run_id, params=params, tags=tags_of(run_id), files=files)
+        rows = getattr(run.splits, split)
+        predictions = run.runner.predictions(limited, rows, split, context)
+        run.stored.replace(AUDIT, prepared.audit.to_json())
         evaluation = write_evaluation(
-            output, predictions, facts, config.evaluation, prepared.read_image_bytes
+            output, predictions, run, run.config.evaluation, prepared.read_image_bytes
         )
     place = EVALUATION if split == "test" else f"{EVALUATION}_{split}"
-    add_to_run(run_id, output, place, evaluation.logged())
+    add_to_run(run.stored, output, place, evaluation.logged())
     return evaluation
 
 
@@ -109,8 +82,8 @@ def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) ->
     Raises:
         DataError: the CSV or an image cannot be used.
     """
-    with fetched(run_id, (BEST,)) as (checkpoint,):
-        predictor = SkinLesionPredictor(checkpoint)
+    with open_finished(run_id) as run:
+        predictor = SkinLesionPredictor(run.stored.file(BEST))
     taxonomy = predictor.spec.taxonomy
     manifest = read_labels(labels, taxonomy)
     files = files_of_rows(manifest["image_id"].tolist(), images, labels)
@@ -139,9 +112,13 @@ def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) ->
         split="images",
         context={"run_id": run_id, "labels": labels.name},
     )
-    facts = RunFacts(run_id=run_id, params=require_run(run_id), tags=tags_of(run_id))
+    settings = EvaluationConfig()
     return write_evaluation(
-        output, predictions, facts, EvaluationConfig(), lambda name: read_bytes(files[name])
+        output,
+        predictions,
+        run.without_files(),
+        settings,
+        lambda name: read_bytes(files[name]),
     )
 
 
@@ -150,19 +127,14 @@ def report_run(run_id: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Eval
 
     Without its images, which are looked for where the run found them, pictures are missing.
     """
-    params = require_run(run_id)
     make_folder(output)
-    with fetched(run_id, (CONFIG, EVALUATION)) as (config_file, evaluation):
-        files = config_file.parent
-        for name in (HISTORY, AUDIT, *SPLIT_FILES):
-            with contextlib.suppress(TrackingError):  # folds have none, old runs not all
-                fetch(run_id, name, files)
-        folder = here.data_dir or Path(params.get("data.dir", ""))
-        config = load_config(config_file)
+    with open_finished(run_id, here) as run:
+        folder = here.data_dir or Path(run.stored.params.get("data.dir", ""))
+        config = run.require_settings()
         return write_evaluation(
             output,
-            read_folder(evaluation, "test"),
-            RunFacts(run_id=run_id, params=params, tags=tags_of(run_id), files=files),
+            run.predictions,
+            run,
             config.evaluation,
             _reader(folder, config.data),
         )
@@ -177,7 +149,7 @@ def report_predictions(
         split="predictions",
         validation=None if validation is None else read_scored(validation),
     )
-    return write_evaluation(output, evaluated, RunFacts(), settings, None)
+    return write_evaluation(output, evaluated, None, settings, None)
 
 
 def compare_runs(run_ids: Sequence[str], *, output: Path | None) -> Comparison:
@@ -188,8 +160,8 @@ def compare_runs(run_ids: Sequence[str], *, output: Path | None) -> Comparison:
     """
     models = []
     for run_id in run_ids:
-        with fetched(run_id, (EVALUATION,)) as (folder,):
-            models.append(read_scored(folder / PREDICTIONS))
+        with open_finished(run_id) as run:
+            models.append(run.predictions.scored)
     comparison = compare(run_ids, models)
     if output is not None:
         make_folder(output)
@@ -264,32 +236,12 @@ def files_of_rows(image_ids: Sequence[str], images: Path, labels: Path) -> dict[
 
 def fit_of_run(run_id: str) -> FitVerdict:
     """Say whether a run over- or underfits."""
-    return judge_fit(_history(run_id)[0])
+    with open_finished(run_id) as run:
+        return judge_fit(run.require_history())
 
 
 def plot_run(run_id: str, output: Path) -> None:
     """Draw a run's training curves into a PNG file."""
-    history, training = _history(run_id)
-    figure = training_curves(history, best_epoch(history, training))
-    save_png(output, figure, disclaimer=False)
-
-
-def _history(run_id: str) -> tuple[list[Metrics], TrainingConfig]:
-    with fetched(run_id, (HISTORY, CONFIG)) as (history_file, config_file):
-        history = read_history(history_file)
-        training = load_config(config_file).training
-    if not history:
-        raise TrackingError(f"run {run_id} has no finished epoch yet")
-    return history, training
-
-
-def data_of_run(
-    run_id: str, params: dict[str, str], config: Config, here: Here, split_folder: Path
-) -> tuple[Prepared, Splits]:
-    """Return the images of a run and its splits.
-
-    Raises:
-        DataError: the data is not what the run was trained on.
-    """
-    prepared = prepare_again(run_id, params, config, here)
-    return prepared, read_splits(split_folder, prepared.manifest)
+    with open_finished(run_id) as run:
+        figure = training_curves(run.require_history(), run.best_epoch)
+        save_png(output, figure, disclaimer=False)

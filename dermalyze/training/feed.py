@@ -2,7 +2,7 @@
 
 On a GPU the whole store is copied once where it is small against the memory: HAM10000 at 224 px is
 1.5 GB.  Otherwise batches are gathered, pinned and copied two ahead, beside the network's work.
-n images of a batch, H x W pixels.
+n images per batch, H x W pixels.
 """
 
 from collections import deque

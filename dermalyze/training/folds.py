@@ -1,6 +1,6 @@
-"""Train k times, so that every image is judged once by a network that never saw its lesion.
+"""Cross-validation: every image is evaluated once by a network that never saw its lesion.
 
-One MLflow run holds what the folds come to; below it stands an ordinary run for each fold.  C
+One MLflow run holds the results of all folds; an ordinary run for each fold is nested in it.  C
 classes, N images.
 """
 
@@ -22,16 +22,15 @@ from dermalyze.evaluation.evaluate import Evaluation, Predictions
 from dermalyze.evaluation.predictions import read_predictions
 from dermalyze.evaluation.scored import scored_of
 from dermalyze.tracking import (
-    WORK,
     TrackedRun,
     add_below,
     children_of,
-    fetched,
     tags_of,
     tell_project_run,
     under_way,
 )
 from dermalyze.training.began import Began, began_with
+from dermalyze.training.finished_run import FinishedRun, open_finished
 from dermalyze.training.held import heartbeat, hold, open_held
 from dermalyze.training.job import (
     AS_IN_THE_RUN,
@@ -43,7 +42,7 @@ from dermalyze.training.job import (
     prepare_for,
     run_name,
 )
-from dermalyze.training.judged import RunFacts, write_evaluation
+from dermalyze.training.judged import write_evaluation
 from dermalyze.training.kept import mend_checkpoints, reopen
 from dermalyze.training.run import TrainingInterruptedError, resolve, train_in, warn_of_place
 from dermalyze.training.ship import conclude
@@ -85,7 +84,7 @@ def train_folds(config: Config, data_dir: Path, folds: int) -> FoldsResult:
     Raises:
         ConfigError: `folds` is out of range, or the settings name splits of their own.
         DermalyzeError: as `train`.
-        TrainingInterruptedError: Ctrl-C; `resume_folds` goes on.
+        TrainingInterruptedError: Ctrl-C; `resume_folds` continues.
     """
     require(MIN_FOLDS <= folds <= MAX_FOLDS, "folds", f"from {MIN_FOLDS} to {MAX_FOLDS}", folds)
     require(config.data.splits == "auto", "data.splits", "auto to train folds", config.data.splits)
@@ -106,16 +105,16 @@ def train_folds(config: Config, data_dir: Path, folds: int) -> FoldsResult:
 
 
 def resume_folds(run_id: str, here: Here = AS_IN_THE_RUN) -> FoldsResult:
-    """Go on with folds that were stopped or killed; what has ended well is not done again.
+    """Continue folds that were stopped or killed; finished folds are not trained again.
 
     Raises:
-        TrackingError: there is no such run, it has no folds, or it has ended well.
+        TrackingError: there is no such run, it has no folds, or it is finished.
         DermalyzeError: as `train_folds`.
     """
     with hold(run_id):
         if FOLDS_TAG not in tags_of(run_id):
             raise TrackingError(
-                f"run {run_id} was not trained in folds; go on with "
+                f"run {run_id} was not trained in folds; continue with "
                 f"`dermalyze train --resume {run_id}`"
             )
         kept = reopen(run_id, here)
@@ -154,7 +153,8 @@ def _plan(began: Began, prepared: Prepared, folds: int) -> _Plan:
 
 def _finish(run: TrackedRun, plan: _Plan) -> FoldsResult:
     """Do all that is left to do."""
-    config, folds, folder = plan.config, len(plan.splits), _folder(run.run_id)
+    config, folds, folder = plan.config, len(plan.splits), run.folder
+    make_folder(folder)
     warn_of_place(run)
     run.log_params(
         {
@@ -169,8 +169,8 @@ def _finish(run: TrackedRun, plan: _Plan) -> FoldsResult:
     write_text(folder / CONFIG, to_yaml(config))
     run.log_file(folder / CONFIG)
     logger.info(
-        f"run {run.run_id}: {folds} folds; where they are stopped, "
-        f"`dermalyze train --resume {run.run_id}` goes on"
+        f"run {run.run_id}: {folds} folds; if they are stopped, "
+        f"`dermalyze train --resume {run.run_id}` continues"
     )
     run_ids = _train_folds(run, plan)
     evaluation = _evaluate(run, plan, run_ids)
@@ -187,7 +187,7 @@ def _finish(run: TrackedRun, plan: _Plan) -> FoldsResult:
 
 
 def _train_folds(run: TrackedRun, plan: _Plan) -> tuple[str, ...]:
-    """Train the folds that have not ended well; return the runs of all.
+    """Train the folds that are not finished; return the runs of all.
 
     Their predictions are put into the run's folder, and the tracking store is asked for the runs of
     all folds before the first one begins: it may be away later.
@@ -203,9 +203,10 @@ def _train_folds(run: TrackedRun, plan: _Plan) -> tuple[str, ...]:
             title = f"fold {number} of {len(plan.splits)}"
             run_id, has_ended_well = known.get(str(number), ("", False))
             if has_ended_well:
-                logger.info(f"{title}: run {run_id} has ended well")
+                logger.info(f"{title}: run {run_id} is already finished")
                 if not _predictions_of(run, number).exists():
-                    with fetched(run_id, (PREDICTIONS,)) as (path,):
+                    with open_finished(run_id) as fold:
+                        path = fold.stored.file(PREDICTIONS)
                         copy_whole(path, _predictions_of(run, number))
             else:
                 of_fold = began.with_data(plan.prepared, splits)
@@ -230,7 +231,7 @@ def _train_folds(run: TrackedRun, plan: _Plan) -> tuple[str, ...]:
             except TrainingInterruptedError as error:
                 run.status = "KILLED"
                 raise TrainingInterruptedError(
-                    f"stopped in {title}; go on with `dermalyze train --resume {run.run_id}`"
+                    f"stopped in {title}; continue with `dermalyze train --resume {run.run_id}`"
                 ) from error
     return tuple(run_ids)
 
@@ -258,9 +259,9 @@ def _evaluate(run: TrackedRun, plan: _Plan, run_ids: Sequence[str]) -> Evaluatio
             "caveat": _caveat(len(run_ids)),
         },
     )
-    facts = RunFacts(run_id=run.run_id, params=run.params, tags=run.tags, files=folder.parent)
+    finished = FinishedRun(run.as_stored())
     evaluation = write_evaluation(
-        folder, predictions, facts, plan.config.evaluation, plan.prepared.read_image_bytes
+        folder, predictions, finished, plan.config.evaluation, plan.prepared.read_image_bytes
     )
     run.log_file(folder, EVALUATION)
     run.log_metrics(evaluation.logged())
@@ -275,9 +276,3 @@ def _caveat(folds: int) -> str:
         "ranks answers of different models, and intervals leave out that training again would "
         "give other models"
     )
-
-
-def _folder(run_id: str) -> Path:
-    folder = WORK / run_id
-    make_folder(folder)
-    return folder

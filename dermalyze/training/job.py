@@ -1,7 +1,7 @@
 """What the parts of a run share: its settings, its data, its folder and the files in it.
 
-What is written while a run goes on lies in `.dermalyze/runs/<run id>`, each file whole, so that a
-run killed at any point can be gone on with.
+While a run is under way its files are in `.dermalyze/runs/<run id>`.  Each is replaced as a whole,
+so that a run that is killed at any point can be resumed.
 """
 
 import dataclasses
@@ -170,7 +170,7 @@ def run_name(config: Config) -> str:
 
 
 def save_latest(job: Job, state: TrainingState) -> None:
-    """Write the checkpoint to go on from, and the history."""
+    """Write the checkpoint to resume from, and the history."""
     save_checkpoint(
         job.folder / LATEST,
         state.classifier.state_dict(),

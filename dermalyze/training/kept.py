@@ -121,7 +121,7 @@ def reopen(run_id: str, here: Here) -> Kept:
     """Read what is needed to resume a run, of which nothing is changed.
 
     Raises:
-        TrackingError: there is no such run, it has ended well, or nothing is known of it.
+        TrackingError: there is no such run, it is finished, or nothing is known of it.
         TrainingError: its settings or the stored pixels are not what they were.
         DataError: the images are not those of the run.
     """

@@ -1,4 +1,4 @@
-"""What a run would have claimed if images of its test lesions had stood in its training set.
+"""What a run would have claimed if images of its test lesions had been in its training set.
 
 A second network is trained in the same way, but also on siblings: the further images of each test
 lesion.  Both are judged on the images that remain, one of each test lesion.
@@ -16,28 +16,16 @@ import pandas as pd
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import SharedPhotograph, Splits, near_duplicate_scan
 from dermalyze.evaluation.compare import Comparison, compare, table
-from dermalyze.evaluation.folder import PREDICTIONS
-from dermalyze.evaluation.scored import Scored, read_scored
-from dermalyze.tracking import (
-    add_to_run,
-    children_of,
-    clear_finished,
-    fetched,
-    require_run,
-    tags_of,
-)
+from dermalyze.evaluation.scored import Scored
+from dermalyze.tracking import add_to_run, children_of, clear_finished, tags_of
 from dermalyze.training.began import Began, began_with
-from dermalyze.training.ended import data_of_run
+from dermalyze.training.finished_run import open_finished
 from dermalyze.training.held import lock, open_held
 from dermalyze.training.job import (
     AS_IN_THE_RUN,
-    CONFIG,
-    EVALUATION,
     FOLDS_TAG,
-    SPLIT_FILES,
     Here,
     run_name,
-    stored_config,
 )
 from dermalyze.training.run import TrainingInterruptedError, train_in
 from serving.disk import temporary_folder
@@ -92,7 +80,7 @@ class Leakage:
             "",
             CONDITIONS,
             "",
-            f"photographs that stand in several splits under different names: {len(self.shared)}",
+            f"photographs that are in several splits under different names: {len(self.shared)}",
             *(f"  {photograph.in_words()}" for photograph in self.shared),
         ]
         return "\n".join(lines)
@@ -102,7 +90,7 @@ def leakage_of(run_id: str, here: Here = AS_IN_THE_RUN) -> Leakage:
     """Train a network that knows siblings of the test images, compare, and log `leakage.json`.
 
     That network has a run of its own, shown below the first.  Where it is stopped or killed,
-    calling again goes on with it; once it has ended well, calling again only compares.
+    calling again continues it; once it is finished, calling again only compares.
 
     Raises:
         DataError: no test lesion has a second image, the data is not what the run was trained on,
@@ -111,18 +99,18 @@ def leakage_of(run_id: str, here: Here = AS_IN_THE_RUN) -> Leakage:
         TrainingError: another process does the same.
         TrainingInterruptedError: Ctrl-C.
     """
-    params, tags = require_run(run_id), tags_of(run_id)
-    if FOLDS_TAG in tags:
-        raise DataError(f"run {run_id} stands for several folds; pass the run id of one of them")
-    with fetched(run_id, (CONFIG, EVALUATION, *SPLIT_FILES)) as (config_file, own, split_file, *_):
-        config = stored_config(config_file, here)
+    with open_finished(run_id, here) as run:
+        if FOLDS_TAG in run.stored.tags:
+            raise DataError(
+                f"run {run_id} stands for several folds; pass the run id of one of them"
+            )
+        config = run.config
         if config.data.group_by == "none":
             raise DataError(
                 f"run {run_id} was trained with siblings of its test images already; pass one with "
                 "data.group_by lesion"
             )
-        clean = read_scored(own / PREDICTIONS)
-        prepared, splits = data_of_run(run_id, params, config, here, split_file.parent)
+        clean, prepared, splits = run.predictions.scored, run.prepared, run.splits
     manifest = prepared.manifest
     leaky_splits = with_siblings(manifest, splits)
     config = dataclasses.replace(
@@ -130,15 +118,11 @@ def leakage_of(run_id: str, here: Here = AS_IN_THE_RUN) -> Leakage:
         data=dataclasses.replace(config.data, group_by="none"),
         tracking=dataclasses.replace(config.tracking, register=False),
     )
-    began = Began(
-        config=config,
-        data_dir=prepared.data_dir,
-        demo_data=tags.get("dermalyze.demo_data") == "true",
-    )
+    began = Began(config=config, data_dir=prepared.data_dir, demo_data=run.demo_data)
     with lock(f"{run_id}.leakage", f"the leakage of run {run_id}"):
         leaky_run_id = _train_leaky(run_id, began, prepared, leaky_splits)
-    with fetched(leaky_run_id, (EVALUATION,)) as (folder,):
-        leaky = read_scored(folder / PREDICTIONS)
+    with open_finished(leaky_run_id) as second:
+        leaky = second.predictions.scored
     siblings = np.setdiff1d(leaky_splits.train, splits.train)
     kept = manifest.iloc[leaky_splits.test]
     leaked = kept[kept["group"].isin(manifest["group"].iloc[siblings])]
@@ -153,7 +137,7 @@ def leakage_of(run_id: str, here: Here = AS_IN_THE_RUN) -> Leakage:
     )
     with temporary_folder() as folder:
         write_text(folder / LEAKAGE, json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n")
-        add_to_run(run_id, folder, "", {})
+        add_to_run(run.stored, folder, "", {})
     return result
 
 
@@ -180,7 +164,7 @@ def _train_leaky(run_id: str, began: Began, prepared: Prepared, splits: Splits) 
     leaky_run_id, has_ended_well = children_of(run_id, LEAKAGE_TAG).get(run_id, ("", False))
     if has_ended_well:
         clear_finished(leaky_run_id)
-        logger.info(f"run {leaky_run_id}, with siblings, has ended well")
+        logger.info(f"run {leaky_run_id}, with siblings, is already finished")
         return leaky_run_id
     began, tags = began.with_data(prepared, splits), {LEAKAGE_TAG: run_id}
     if not leaky_run_id:
@@ -200,7 +184,7 @@ def _train_leaky(run_id: str, began: Began, prepared: Prepared, splits: Splits) 
             return run.run_id
     except TrainingInterruptedError as error:
         raise TrainingInterruptedError(
-            f"stopped; go on with `dermalyze leakage --run-id {run_id}`"
+            f"stopped; continue with `dermalyze leakage --run-id {run_id}`"
         ) from error
 
 

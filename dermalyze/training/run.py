@@ -1,7 +1,7 @@
 """A run from start to end: data, splits, training, evaluation, export, registration.
 
-What is written while it goes on lies in `.dermalyze/runs/<run id>` until the run has ended well,
-each file whole, so that a run killed at any point can be gone on with.
+While a run is under way its files are in `.dermalyze/runs/<run id>`.  Each is replaced as a whole,
+so that a run that is killed at any point can be resumed.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingInterruptedError(TrainingError):
-    """The user stopped the training; it can be gone on with."""
+    """The user stopped the training; it can be resumed."""
 
 
 def train(config: Config, data_dir: Path) -> RunResult:
@@ -92,7 +92,7 @@ def train(config: Config, data_dir: Path) -> RunResult:
 
 
 def train_in(run: TrackedRun, began: Began, prepared: Prepared, splits: Splits) -> RunResult:
-    """Do in an open run what `train` does; one that was stopped goes on from where it was.
+    """Do in an open run what `train` does; a run that was stopped continues where it was.
 
     Args:
         run: new, or resumed with the settings, images and splits that it began with.
@@ -153,12 +153,12 @@ def train_in(run: TrackedRun, began: Began, prepared: Prepared, splits: Splits) 
 
 
 def resume(run_id: str, here: Here = AS_IN_THE_RUN) -> RunResult:
-    """Go on with a run that was stopped or killed, with the settings that it began with.
+    """Continue a run that was stopped or killed, with the settings that it began with.
 
     A run that was killed before its first checkpoint starts again.
 
     Raises:
-        TrackingError: there is no such run, it has ended well, or nothing is known of it.
+        TrackingError: there is no such run, it is finished, or nothing is known of it.
         TrainingError: another process works on it, or it is not what it was.
         DermalyzeError: as `train`.
     """
@@ -269,7 +269,7 @@ def _first_state(job: Job, checkpoint: dict[str, Any] | None) -> TrainingState:
 
 
 def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
-    """Log and say what was resolved, before anything can go wrong."""
+    """Log and print what was resolved, before anything can go wrong."""
     config, run, prepared = job.config, job.run, job.prepared
     resolved = {
         "resolved.backbone": config.model.timm_name,
@@ -291,7 +291,7 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
     if config.training.use_weighted_sampling and config.loss.class_weights != "none":
         warnings.append(
             "training.use_weighted_sampling and loss.class_weights both correct the imbalance; "
-            "rare classes count twice over"
+            "rare classes are weighted twice"
         )
     if config.data.group_by == "none":
         warnings.append(
@@ -300,7 +300,7 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
         )
     if shared := near_duplicate_scan(prepared.audit, prepared.manifest, job.splits):
         warnings.append(
-            f"photographs that stand in several splits under different names: {len(shared)}, such "
+            f"photographs that are in several splits under different names: {len(shared)}, such "
             f"as {shared[0].in_words()}; `dermalyze leakage` lists them"
         )
     if job.metadata is not None:

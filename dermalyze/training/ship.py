@@ -19,6 +19,7 @@ from dermalyze.models.shipped import ShippedNetwork
 from dermalyze.registry import Candidate, Registered, register, rule_of
 from dermalyze.tracking import MODEL_URI_TAG, TrackedRun, open_undelivered, tags_of
 from dermalyze.training.device import in_full_precision
+from dermalyze.training.finished_run import FinishedRun
 from dermalyze.training.held import hold
 from dermalyze.training.job import (
     AUDIT,
@@ -29,7 +30,7 @@ from dermalyze.training.job import (
     Job,
     save_limits,
 )
-from dermalyze.training.judged import MODEL_CARD, RunFacts, write_evaluation
+from dermalyze.training.judged import MODEL_CARD, write_evaluation
 from dermalyze.training.limits import Runner, with_limits
 from dermalyze.training.state import TrainingState
 from serving.whole import write_text
@@ -125,7 +126,7 @@ def sync(run_id: str) -> str:
             return f"run {run_id} has nothing left to deliver"
         if not run.is_complete:
             return (
-                f"run {run_id} is delivered as far as it came; go on with `dermalyze train "
+                f"run {run_id} is delivered as far as it came; continue with `dermalyze train "
                 f"--resume {run_id}`"
             )
         registered = conclude(run)
@@ -163,15 +164,10 @@ def _evaluate(job: Job, predictions: Predictions) -> Evaluation:
     folder, run = job.folder / EVALUATION, job.run
     write_text(job.folder / AUDIT, job.prepared.audit.to_json())
     run.log_file(job.folder / AUDIT)
-    facts = RunFacts(
-        run_id=run.run_id,
-        params=run.params,
-        tags=run.tags,
-        files=job.folder,
-    )
     logger.info("evaluating: intervals, subgroups, report")
+    finished, settings = FinishedRun(run.as_stored()), job.config.evaluation
     evaluation = write_evaluation(
-        folder, predictions, facts, job.config.evaluation, job.prepared.read_image_bytes
+        folder, predictions, finished, settings, job.prepared.read_image_bytes
     )
     run.log_file(folder, EVALUATION)
     return evaluation

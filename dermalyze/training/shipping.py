@@ -15,85 +15,43 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from dermalyze.config import Config
 from dermalyze.data.loader import Rows
 from dermalyze.data.metadata import conversion, fields_of_members, metadata_of
-from dermalyze.data.prepare import Prepared
-from dermalyze.data.splits import Splits
-from dermalyze.evaluation.folder import PREDICTIONS, VALIDATION
-from dermalyze.evaluation.predictions import (
-    MEASURED,
-    predictions_table,
-    read_predictions,
-    taxonomy_beside,
-)
+from dermalyze.evaluation.predictions import MEASURED, predictions_table
 from dermalyze.evaluation.scored import scored_of
 from dermalyze.export.float16 import export_float16
 from dermalyze.export.int8 import Int8Images, LabelledImages, describe, export_int8
 from dermalyze.export.onnx import export_onnx
-from dermalyze.models.checkpoint import load_member
 from dermalyze.models.shipped import Member, ShippedNetwork
 from dermalyze.models.views import NUM_VIEWS
-from dermalyze.tracking import children_of, fetched, require_run, tags_of
-from dermalyze.training.device import choose_device, in_full_precision
-from dermalyze.training.ended import data_of_run
+from dermalyze.tracking import children_of, tags_of
+from dermalyze.training.finished_run import FinishedRun, open_finished
 from dermalyze.training.job import (
     AS_IN_THE_RUN,
-    BEST,
-    CONFIG,
-    EVALUATION,
     FOLD_TAG,
     FOLDS_TAG,
-    SPLIT_FILES,
     Here,
-    stored_config,
 )
 from dermalyze.training.limits import Runner, limits_in, with_limits
 from serving.errors import ArtifactError, DataError
 from serving.spec import ModelSpec
-from serving.taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Trained:
-    """One run: its network and what it keeps."""
-
-    run_id: str
-    params: dict[str, str]
-    member: Member
-    spec: ModelSpec
-    config: Config
-    files: Path
-    validation: pd.DataFrame | None  # its predictions on val, and on test; None: not kept
-    test: pd.DataFrame | None
-    taxonomy: Taxonomy
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Images:
     """The images of some runs, and which of them all have learned from, or none has."""
 
-    prepared: Prepared
-    config: Config
+    runner: Runner  # that runs networks over them
     train: Rows
     val: Rows
 
-    @property
-    def runner(self) -> Runner:
-        """What runs networks over them."""
-        return Runner(
-            prepared=self.prepared,
-            device=in_full_precision(choose_device(self.config.training)),
-            batch_size=self.config.training.batch_size,
-        )
-
     def labelled(self, rows: Rows, spec: ModelSpec) -> LabelledImages:
         """Return some of them as int8 wants them."""
-        manifest = self.prepared.manifest.iloc[rows]
+        manifest = self.runner.manifest(rows)
         return LabelledImages(
-            self.prepared.store,
+            self.runner.prepared.store,
             rows,
             np.array([spec.class_names.index(label) for label in manifest["label"]]),
             None if spec.metadata is None else metadata_of(manifest, spec.metadata),
@@ -123,25 +81,28 @@ def export_runs(
     """
     folds = _folds_of(run_ids)
     with ExitStack() as stack:
-        runs = [_trained(run_id, here, stack) for run_id in folds or run_ids]
+        runs = [stack.enter_context(open_finished(run_id, here)) for run_id in folds or run_ids]
         spec = _common_spec(runs, num_views=NUM_VIEWS if tta else 1)
         network = ShippedNetwork([_member_of(run, spec) for run in runs], num_views=spec.num_views)
         images, tables = None, _validation(runs)
         if precision == "int8":
-            images = _images_of(runs, here)
+            images = _images_of(runs)
             if len(images.val) == 0:
                 raise DataError(
                     "there is no validation image that none of these runs has learned from, and "
                     "int8 is proven on those; export one run, or --precision float32"
                 )
         if folds and not tta:
-            spec = _limits_of_folds(runs, spec)
+            # What each network said of the images that it had not seen.
+            answers = pd.concat([run.predictions.scored.table for run in runs], ignore_index=True)
+            scored = scored_of(answers, spec.taxonomy)
+            spec = limits_in(spec, scored, "out of fold, one network each")
         elif len(runs) > 1 or tta:
-            images = images or _images_of(runs, here)
+            images = images or _images_of(runs)
             spec = _limits_together(runs, network, spec, images)
         elif spec.scope is None:  # trained before there were limits
             try:
-                images = images or _images_of(runs, here)
+                images = images or _images_of(runs)
                 limited = with_limits(network, spec, images.runner, images.val)
                 network, spec, tables = limited.network, limited.spec, [limited.validation]
             except DataError as error:
@@ -174,7 +135,7 @@ def _folds_of(run_ids: Sequence[str]) -> list[str]:
     """Return the runs of the folds below a run; nothing if these are other runs.
 
     Raises:
-        ArtifactError: a run of folds is one of several, or not all its folds have ended well.
+        ArtifactError: a run of folds is one of several, or not all its folds are finished.
     """
     number = {run_id: tags_of(run_id).get(FOLDS_TAG) for run_id in run_ids}
     if not any(number.values()):
@@ -188,35 +149,13 @@ def _folds_of(run_ids: Sequence[str]) -> list[str]:
     wanted = [str(i + 1) for i in range(int(number[run_id] or 0))]
     if unfinished := [i for i in wanted if not children.get(i, ("", False))[1]]:
         raise ArtifactError(
-            f"of run {run_id}, fold {unfinished[0]} has not ended well; "
-            f"go on with `dermalyze train --resume {run_id}`"
+            f"fold {unfinished[0]} of run {run_id} is not finished; continue with `dermalyze train "
+            f"--resume {run_id}`"
         )
     return [children[i][0] for i in wanted]
 
 
-def _trained(run_id: str, here: Here, stack: ExitStack) -> _Trained:
-    names = (BEST, CONFIG, *SPLIT_FILES, EVALUATION)
-    checkpoint, config_file, *_, evaluation = stack.enter_context(fetched(run_id, names))
-    member, spec = load_member(checkpoint)
-    taxonomy = taxonomy_beside(evaluation / PREDICTIONS)
-    tables = [
-        read_predictions(evaluation / name, taxonomy)[0] if (evaluation / name).exists() else None
-        for name in (VALIDATION, PREDICTIONS)
-    ]
-    return _Trained(
-        run_id=run_id,
-        params=require_run(run_id),
-        member=member,
-        spec=spec,
-        config=stored_config(config_file, here),
-        files=config_file.parent,
-        validation=tables[0],
-        test=tables[1],
-        taxonomy=taxonomy,
-    )
-
-
-def _member_of(run: _Trained, spec: ModelSpec) -> Member:
+def _member_of(run: FinishedRun, spec: ModelSpec) -> Member:
     """Return a run's network, which takes metadata as all of them together do."""
     own = run.spec.metadata
     if own is not None and spec.metadata is not None and own != spec.metadata:
@@ -224,7 +163,7 @@ def _member_of(run: _Trained, spec: ModelSpec) -> Member:
     return run.member
 
 
-def _common_spec(runs: Sequence[_Trained], *, num_views: int) -> ModelSpec:
+def _common_spec(runs: Sequence[FinishedRun], *, num_views: int) -> ModelSpec:
     """Return the spec of all runs together, as far as it follows from theirs.
 
     Raises:
@@ -260,31 +199,21 @@ def _common_spec(runs: Sequence[_Trained], *, num_views: int) -> ModelSpec:
     )
 
 
-def _images_of(runs: Sequence[_Trained], here: Here) -> _Images:
+def _images_of(runs: Sequence[FinishedRun]) -> _Images:
     """Find the images of runs.
 
     Raises:
         DataError: the data is not what one of them was trained on.
     """
-    splits: list[Splits] = []
-    for run in runs:
-        prepared, found = data_of_run(run.run_id, run.params, run.config, here, run.files)
-        splits.append(found)
-    train, val = splits[0].train, splits[0].val
-    for other in splits[1:]:
-        train, val = np.intersect1d(train, other.train), np.intersect1d(val, other.val)
-    return _Images(prepared=prepared, config=runs[0].config, train=train, val=val)
-
-
-def _limits_of_folds(runs: Sequence[_Trained], spec: ModelSpec) -> ModelSpec:
-    """Fit the limits on what each fold's network said of the images that it had not seen."""
-    tables = [run.test for run in runs if run.test is not None]
-    scored = scored_of(pd.concat(tables, ignore_index=True), runs[0].taxonomy)
-    return limits_in(spec, scored, "out of fold, one network each")
+    train, val = runs[0].splits.train, runs[0].splits.val
+    for run in runs[1:]:
+        train = np.intersect1d(train, run.splits.train)
+        val = np.intersect1d(val, run.splits.val)
+    return _Images(runner=runs[0].runner, train=train, val=val)
 
 
 def _limits_together(
-    runs: Sequence[_Trained], network: ShippedNetwork, spec: ModelSpec, images: _Images
+    runs: Sequence[FinishedRun], network: ShippedNetwork, spec: ModelSpec, images: _Images
 ) -> ModelSpec:
     """Fit the limits on images that are validation images of all runs."""
     if len(images.val) == 0:
@@ -296,8 +225,9 @@ def _limits_together(
     return _limits_of(_validation(runs), spec, images, outputs["logits"])
 
 
-def _validation(runs: Sequence[_Trained]) -> list[pd.DataFrame]:
-    return [run.validation for run in runs if run.validation is not None]
+def _validation(runs: Sequence[FinishedRun]) -> list[pd.DataFrame]:
+    tables = [run.predictions.validation for run in runs]
+    return [scored.table for scored in tables if scored is not None]
 
 
 def _limits_of(
@@ -307,7 +237,7 @@ def _limits_of(
 
     The scope scores are those of each run's own validation, by fits that had not seen the image.
     """
-    manifest = images.prepared.manifest.iloc[images.val]
+    manifest = images.runner.manifest(images.val)
     measured: dict[str, NDArray[np.float64]] = {}
     if spec.scope is not None:
         found = [table.set_index("image_id").loc[manifest["image_id"]] for table in tables]
@@ -315,7 +245,7 @@ def _limits_of(
             name: np.mean([table[name].to_numpy(np.float64) for table in found], axis=0)
             for name in MEASURED
         }
-    taxonomy = images.prepared.taxonomy
+    taxonomy = images.runner.prepared.taxonomy
     table = predictions_table(manifest, logits, taxonomy, measured)
     return limits_in(spec, scored_of(table, taxonomy), "the validation split")
 
