@@ -177,7 +177,7 @@ def test_a_run_is_not_resumed_with_what_it_did_not_begin_with(store, demo, in_ev
         )
     rows = len(pd.read_csv(folder / "train_split.csv"))
     with changed(folder / "train_split.csv", lambda text: b"".join(text.splitlines(True)[:-5])):
-        assert refusal(run_id) == (
+        assert refusal(run_id, DataError) == (
             f"train_split.csv has {rows - 5} images, and the run began with {rows}; undo that, or "
             "train a new run"
         )
@@ -192,7 +192,7 @@ def test_a_run_is_not_resumed_with_what_it_did_not_begin_with(store, demo, in_ev
         changed(sums, lambda data: data),
     ):
         sums.unlink()  # as somebody who has put other pixels there
-        assert refusal(run_id) == (
+        assert refusal(run_id, DataError) == (
             f"the pixels in {pixels.parent} are not those that the run began with; they were "
             "changed, or decoded by another version of Pillow"
         )

@@ -14,7 +14,7 @@ from dermalyze.config_file import config_from, flatten, setting_names
 from dermalyze.data.demo import is_demo
 from dermalyze.data.prepare import Prepared
 from dermalyze.data.splits import SPLITS, Splits, split_digest
-from serving.errors import TrainingError
+from serving.errors import DataError, TrainingError
 
 BEGAN_TAG = "dermalyze.began_with"
 MACHINE_SETTINGS = (
@@ -88,13 +88,13 @@ class Began:
                     if found != num_images
                     else f"has {found} images, which are not those that the run began with"
                 )
-                raise TrainingError(f"{name}_split.csv {difference}; undo that, or train a new run")
+                raise DataError(f"{name}_split.csv {difference}; undo that, or train a new run")
         self.require_same_pixels(prepared)
 
     def require_same_pixels(self, prepared: Prepared) -> None:
         """Refuse pixels that the run did not begin with."""
         if self.pixels and prepared.pixels != self.pixels:
-            raise TrainingError(
+            raise DataError(
                 f"the pixels in {prepared.stored.folder} are not those that the run began with; "
                 "they were changed, or decoded by another version of Pillow"
             )

@@ -122,8 +122,8 @@ def reopen(run_id: str, here: Here) -> Kept:
 
     Raises:
         TrackingError: there is no such run, it is finished, or nothing is known of it.
-        TrainingError: its settings or the stored pixels are not what they were.
-        DataError: the images are not those of the run.
+        TrainingError: its settings are not what they were.
+        DataError: the images or the stored pixels are not those of the run.
     """
     params, tags = require_unfinished(run_id)
     if other := tags.get("dermalyze.run_id"):
