@@ -83,7 +83,7 @@ for name, taxonomy in (("two", TWO), ("odd", ODD)):
     )
     assert len(list(fit(state, data, config, device))) == 1
     spec = ModelSpec(taxonomy=taxonomy, input_size=(32, 32), run_id=name, metadata=fields)
-    save_checkpoint(Path(name + ".pt"), state.judged.state_dict(), config.model, spec)
+    save_checkpoint(Path(name + ".pt"), state.validated.state_dict(), config.model, spec)
     member, spec = load_member(Path(name + ".pt"))
     report = export_onnx(ShippedNetwork([member]), spec, Path(name + ".onnx"))
     assert report.agrees

@@ -246,7 +246,7 @@ def test_an_image_without_an_answer_or_with_two_is_refused(second, numbers):
     with pytest.raises(TrainingError) as caught:
         out_of_fold(manifest, [table_of("i0"), table_of(*second)])
     assert str(caught.value) == (
-        f"the folds judged {numbers}, expected one answer for each of 3; train the folds anew"
+        f"the folds evaluated {numbers}, expected one answer for each of 3; train the folds again"
     )
 
 

@@ -207,7 +207,7 @@ def test_a_run_that_stands_for_folds_is_refused(store):
     with pytest.raises(DataError) as caught:
         leakage_of(run.run_id)
     assert str(caught.value) == (
-        f"run {run.run_id} stands for several folds; pass the run id of one of them"
+        f"run {run.run_id} consists of several folds; pass the run id of one of them"
     )
 
 

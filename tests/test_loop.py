@@ -211,7 +211,7 @@ def test_a_frozen_backbone_stays_as_it_was_while_the_head_learns(data):
 
 def test_the_moving_average_is_judged_and_differs_from_the_last_weights(data):
     state, _ = run(settings("training.ema_decay=0.9", "training.epochs=1"), data)
-    last, average = state.classifier.state_dict(), state.judged.state_dict()
+    last, average = state.classifier.state_dict(), state.validated.state_dict()
     assert last.keys() == average.keys()
     assert not torch.equal(last["head.layers.1.weight"], average["head.layers.1.weight"])
 

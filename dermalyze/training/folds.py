@@ -62,7 +62,7 @@ class FoldsResult:
 
     run_id: str
     fold_run_ids: tuple[str, ...]  # in the order of the folds
-    metrics: dict[str, float]  # test/..., of all images together, each judged out of fold
+    metrics: dict[str, float]  # test/..., of all images together, each evaluated out of fold
     intervals: Mapping[str, Interval]
     caveat: str  # what the metrics do not say
 
@@ -79,7 +79,7 @@ class _Plan:
 
 
 def train_folds(config: Config, data_dir: Path, folds: int) -> FoldsResult:
-    """Train one network a fold, each tested on its fold, and judge all their answers together.
+    """Train one network per fold, each tested on its fold, and evaluate all answers together.
 
     Raises:
         ConfigError: `folds` is out of range, or the settings name splits of their own.
@@ -131,13 +131,13 @@ def out_of_fold(manifest: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> pd.Da
     """Put the folds' tables of predictions together, in the manifest's order.
 
     Raises:
-        TrainingError: an image was judged in no fold or in several.
+        TrainingError: an image was evaluated in no fold or in several.
     """
     table = pd.concat(tables)
     if sorted(table["image_id"]) != sorted(manifest["image_id"]):
         raise TrainingError(
-            f"the folds judged {table['image_id'].nunique()} images in {len(table)} answers, "
-            f"expected one answer for each of {len(manifest)}; train the folds anew"
+            f"the folds evaluated {table['image_id'].nunique()} images in {len(table)} answers, "
+            f"expected one answer for each of {len(manifest)}; train the folds again"
         )
     return table.set_index("image_id").loc[manifest["image_id"]].reset_index()
 
@@ -237,7 +237,7 @@ def _train_folds(run: TrackedRun, plan: _Plan) -> tuple[str, ...]:
 
 
 def _predictions_of(run: TrackedRun, number: int) -> Path:
-    """Return where the predictions of a fold are kept until those of all are judged."""
+    """Return where the predictions of a fold are kept until those of all are evaluated."""
     return run.folder / f"fold_{number}_predictions.csv"
 
 

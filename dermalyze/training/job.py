@@ -182,10 +182,10 @@ def save_latest(job: Job, state: TrainingState) -> None:
 
 
 def save_best(job: Job, state: TrainingState) -> None:
-    """Write the weights that are judged now as the best ones."""
+    """Write the weights of this epoch as the best ones."""
     save_checkpoint(
         job.folder / BEST,
-        state.judged.state_dict(),
+        state.validated.state_dict(),
         job.config.model,
         job.spec,
         {"training": {"epoch": state.epoch}},

@@ -1,7 +1,7 @@
 """What a run would have claimed if images of its test lesions had been in its training set.
 
 A second network is trained in the same way, but also on siblings: the further images of each test
-lesion.  Both are judged on the images that remain, one of each test lesion.
+lesion.  Both are evaluated on the images that remain, one of each test lesion.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ LEAKAGE_TAG = "dermalyze.leakage_of"  # of the second run: the id of the first
 METRICS = ("balanced_accuracy", "accuracy", "macro_auc")
 NAMES = ("as it is", "with siblings")
 CONDITIONS = (
-    "both networks have the settings, the seed, the validation images and the judged images in "
+    "both networks have the settings, the seed, the validation images and the evaluated images in "
     "common; the second one also saw the siblings, so its training set is larger, and each was "
     "trained once, so the luck of a training is part of the difference and not of its interval"
 )
@@ -102,7 +102,7 @@ def leakage_of(run_id: str, here: Here = AS_IN_THE_RUN) -> Leakage:
     with open_finished(run_id, here) as run:
         if FOLDS_TAG in run.stored.tags:
             raise DataError(
-                f"run {run_id} stands for several folds; pass the run id of one of them"
+                f"run {run_id} consists of several folds; pass the run id of one of them"
             )
         config = run.config
         if config.data.group_by == "none":

@@ -115,7 +115,7 @@ def fit(
                 return
             started = time.perf_counter()
             parts = []
-            for part in val_logits(state.judged, context):
+            for part in val_logits(state.validated, context):
                 if should_stop():  # the epoch's training is kept, its validation is done again
                     return
                 parts.append(part)

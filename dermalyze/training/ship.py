@@ -1,4 +1,4 @@
-"""The end of a run: the best epoch judged on the test split, exported, proven, registered."""
+"""The end of a run: the best epoch evaluated on the test split, exported, compared, registered."""
 
 import json
 import logging

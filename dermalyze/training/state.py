@@ -41,7 +41,7 @@ class TrainingState:
     stopped_early: bool = False
 
     @property
-    def judged(self) -> Classifier:
+    def validated(self) -> Classifier:
         """The weights that are validated and shipped: the moving average where there is one."""
         if self.ema is None:
             return self.classifier
