@@ -128,7 +128,9 @@ def watched(run_id: str, data_dir: Path) -> tuple[set[str], int]:
             : frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount
         ]
         for value in (frame.f_locals.get(name) for name in names):
-            if isinstance(value, FinishedRun | StoredRun) or value == run_id:
+            if isinstance(value, FinishedRun | StoredRun) or (
+                isinstance(value, str) and value == run_id
+            ):
                 files.add(str(Path(path).relative_to(root)))
 
     TrackingServiceClient.get_run = get_run  # type: ignore[method-assign]
