@@ -56,7 +56,7 @@ def test_a_word_beside_a_folder_of_that_name_is_a_warning(word, caplog):
 
     assert CliRunner().invoke(command, ["--data-dir", word]).output == f"{word}\n"
     Path(word).mkdir()
-    meant = {"demo": "the drawn demo data", "auto": "the usual data"}[word]
+    meant = {"demo": "the drawn demo data", "auto": "the default data"}[word]
     assert CliRunner().invoke(command, ["--data-dir", word]).output == f"{word}\n"
     assert caplog.messages == [
         f"--data-dir {word} means {meant}, not the folder {word} that is here; write ./{word} for "
