@@ -7,7 +7,8 @@ import pytest
 
 from dermalyze.config import Config
 from dermalyze.config_file import flatten
-from dermalyze.evaluation.fit import FitVerdict, format_verdict, judge_fit
+from dermalyze.evaluation.fit import FitVerdict, format_verdict
+from dermalyze.evaluation.fit import judge_fit as judge_any
 from serving.errors import DataError
 
 
@@ -39,6 +40,13 @@ def settling(start, end, pace=4.0):
 
 
 SETTLED = {"train_loss": settling(1.9, 0.4), "val_loss": settling(1.5, 0.55)}
+HAM10000_IMAGES = (327, 514, 1099, 115, 1113, 6705, 142)
+
+
+def judge_fit(history, images_of_classes=HAM10000_IMAGES):
+    return judge_any(history, images_of_classes)
+
+
 HARD_TO_LEARN = {"train": 0.5, "val": 0.45, "balanced": 0.3}
 
 
@@ -92,7 +100,7 @@ def test_growing_confidence_is_told_from_worse_answers():
         "val/balanced_accuracy went up meanwhile, from 0.580 to 0.690: "
         "the answers got better, their confidence worse"
     )
-    assert better.advice[0] == "judge epochs with training.monitor=val/balanced_accuracy"
+    assert better.advice[0] == "select epochs with training.monitor=val/balanced_accuracy"
     worse = judge_fit(epochs(20, **curves, balanced=lambda epoch: 0.7 - 0.005 * epoch))
     assert len(worse.reasons) == 1
     assert not any("monitor" in advice for advice in worse.advice)
@@ -135,6 +143,18 @@ def test_one_answer_for_every_image_is_underfitting_however_high_the_accuracy():
     )
     assert verdict.verdict == "underfitting"
     assert "let rare classes count with loss.class_weights=balanced" in verdict.advice
+
+
+@pytest.mark.parametrize(
+    ("images", "balanced", "chance"),
+    [((50, 50), 0.6, "0.500"), ((10,) * 23, 0.4, "0.043"), ((99, 1), 0.6, "0.500")],
+)
+def test_what_counts_as_low_follows_from_the_classes(images, balanced, chance):
+    verdict = judge_fit(epochs(20, **SETTLED, train=0.93, val=0.9, balanced=balanced), images)
+    assert verdict.verdict == "underfitting"
+    assert f"one answer for every image would score {chance}" in verdict.reasons[0]
+    better = judge_fit(epochs(20, **SETTLED, train=0.93, val=0.9, balanced=0.75), images)
+    assert better.verdict != "underfitting"
 
 
 def test_good_scores_with_falling_losses_are_still_improving():

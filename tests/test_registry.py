@@ -6,12 +6,13 @@ import pytest
 from mlflow.tracking import MlflowClient
 from simulated import THREE, simulate
 
+from dermalyze.config import TrackingConfig
 from dermalyze.evaluation.predictions import predictions_table, write_predictions
-from dermalyze.evaluation.promotion import Rule, compare_with_champion
+from dermalyze.evaluation.promotion import Rule, compare_with_champion, require_metric
 from dermalyze.evaluation.scored import Scored, scored_of
 from dermalyze.registry import Candidate, promote, register
-from serving.errors import TrackingError
-from serving.taxonomy import CLASS_NAMES, HAM10000
+from serving.errors import ConfigError, TrackingError
+from serving.taxonomy import HAM10000, Taxonomy
 
 RULE = Rule(metric="accuracy", margin=0.02, calibration_margin=0.02, must_be_better=True)
 BY_HAND = Rule(metric="accuracy", margin=0.02, calibration_margin=0.02, must_be_better=False)
@@ -22,7 +23,7 @@ def predictions(quality: float, *, sharpness: float = 1.0) -> Scored:
 
     Noise has variance 1, so logits times `quality` are calibrated; `sharpness` spoils it.
     """
-    images = simulate(600, seed=3, shares=dict.fromkeys(CLASS_NAMES, 1 / 7), signal=0.0)
+    images = simulate(600, seed=3, shares=dict.fromkeys(HAM10000.names, 1 / 7), signal=0.0)
     logits = (images.logits + quality * np.eye(7)[images.targets]) * quality * sharpness
     return scored_of(predictions_table(images.table, logits, HAM10000), HAM10000)
 
@@ -180,3 +181,30 @@ def test_a_version_that_is_not_there_is_one_sentence(store):
 def test_a_name_that_the_registry_refuses_is_one_sentence(store):
     with pytest.raises(TrackingError, match=r"^the registry refuses the model a/b: [^\n]+$"):
         register("a/b", candidate(), RULE)
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("test/recall", "test/recall/ and one of mel, nv_flat"),
+        ("test/recall/typo", "test/recall/ and one of mel, nv_flat"),
+        ("test/accuracy/mel", "test/accuracy"),
+        (
+            "test/malignant_auc",
+            "test/balanced_accuracy or another metric without malignant_, since none of these "
+            "classes is known to be malignant",
+        ),
+    ],
+)
+def test_a_champion_metric_that_these_classes_do_not_have_is_refused(metric, expected):
+    taxonomy = Taxonomy(names=("mel", "nv/flat"))
+    with pytest.raises(ConfigError) as caught:
+        require_metric(metric, taxonomy)
+    message = f"tracking.champion_metric must be {expected}, got {metric!r}"
+    assert str(caught.value) == message
+    assert TrackingConfig(champion_metric=metric)  # which the settings alone cannot know
+
+
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "recall/mel", "auc/nv", "malignant_auc"])
+def test_a_champion_metric_of_ham10000_is_accepted(metric):
+    require_metric(f"test/{metric}", HAM10000)

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import DataError
-from serving.taxonomy import CLASS_NAMES
 
 OVERFITTING = "overfitting"
 UNDERFITTING = "underfitting"
@@ -27,14 +26,13 @@ TOO_SHORT = "too short to say"
 
 MIN_EPOCHS = 5  # fewer points are no trend
 WINDOW = 3  # epochs in a moving mean: one lucky epoch is no minimum
-RISE = 0.10  # fraction by which val/loss must stand above its lowest mean
+RISE = 0.10  # fraction by which val/loss must be above its lowest mean
 GAP = 0.15  # by which train/accuracy must be ahead of val/accuracy
 TINY = 1e-12  # keeps a loss of 0 from dividing
-MIN_CHANGE = 0.02  # nats; a val/loss that moves less stands still, however small it is
+MIN_CHANGE = 0.02  # nats; a val/loss that moves less counts as constant, however small it is
 FALL = 0.05  # fraction by which a loss must fall in the last third to count as falling
-LOW_BALANCED_ACCURACY = 0.50  # less was not worth the training
-LOW_TRAIN_ACCURACY = 0.60  # the commonest class alone is 67 % of HAM10000
-CHANCE = 1 / len(CLASS_NAMES)  # balanced accuracy of one answer for every image
+LOW_GAIN = 5 / 12  # of the way from chance to 1; of 7 classes a balanced accuracy of 0.5
+LOW_SHARE = 0.9  # of the accuracy that answering the commonest class everywhere would have
 SCORES = ("train/accuracy", "val/accuracy", "val/balanced_accuracy")
 KEYS = ("epoch", "train/loss", "val/loss", *SCORES)
 
@@ -72,11 +70,14 @@ class _Trends:
     balanced_accuracy_end: float
 
 
-def judge_fit(history: Sequence[Mapping[str, float]]) -> FitVerdict:
-    """Judge a training by its history: one mapping an epoch, in order.
+def judge_fit(
+    history: Sequence[Mapping[str, float]], images_of_classes: Sequence[int]
+) -> FitVerdict:
+    """Say how a training went by its history: one mapping per epoch, in order.
 
-    The verdict is the first that holds of: too short to say, diverging, overfitting,
-    underfitting, still improving, good fit.
+    What counts as low follows from the training images of each class.  The verdict is the first
+    that holds of: too short to say, diverging, overfitting, underfitting, still improving, good
+    fit.
 
     Raises:
         DataError: an epoch lacks one of the metrics, or has one that is not a finite number.
@@ -85,11 +86,13 @@ def judge_fit(history: Sequence[Mapping[str, float]]) -> FitVerdict:
     if len(history) < MIN_EPOCHS:
         return _too_short(len(history))
     trends = _trends({key: np.array([entry[key] for entry in history]) for key in KEYS})
-    for judge in (_diverging, _overfitting, _underfitting, _still_improving):
-        verdict = judge(trends)
-        if verdict is not None:
-            return verdict
-    return _good_fit(trends)
+    return (
+        _diverging(trends)
+        or _overfitting(trends)
+        or _underfitting(trends, images_of_classes)
+        or _still_improving(trends)
+        or _good_fit(trends)
+    )
 
 
 def format_verdict(verdict: FitVerdict) -> str:
@@ -210,7 +213,7 @@ def _overfitting(trends: _Trends) -> FitVerdict | None:
             f"val/balanced_accuracy went up meanwhile, from {trends.balanced_accuracy_then:.3f} "
             f"to {trends.balanced_accuracy_end:.3f}: the answers got better, their confidence worse"
         )
-        advice.append("judge epochs with training.monitor=val/balanced_accuracy")
+        advice.append("select epochs with training.monitor=val/balanced_accuracy")
         advice.append("temper the confidence with loss.label_smoothing=0.1")
     advice += [
         "vary the images more: raise augmentation.level by a step, at most heavy",
@@ -225,14 +228,16 @@ def _overfitting(trends: _Trends) -> FitVerdict | None:
     return FitVerdict(verdict=OVERFITTING, reasons=tuple(reasons), advice=tuple(advice))
 
 
-def _underfitting(trends: _Trends) -> FitVerdict | None:
+def _underfitting(trends: _Trends, images_of_classes: Sequence[int]) -> FitVerdict | None:
+    chance = 1 / len(images_of_classes)  # balanced accuracy of one answer for every image
+    commonest = max(images_of_classes) / sum(images_of_classes)  # its accuracy
     reasons, advice = [], []
-    if trends.balanced_accuracy_best < LOW_BALANCED_ACCURACY:
+    if trends.balanced_accuracy_best < chance + LOW_GAIN * (1 - chance):
         reasons.append(
             f"val/balanced_accuracy reached only {trends.balanced_accuracy_best:.3f}; "
-            f"one answer for every image would score {CHANCE:.3f}"
+            f"one answer for every image would score {chance:.3f}"
         )
-    if trends.train_accuracy_end < LOW_TRAIN_ACCURACY:
+    if trends.train_accuracy_end < LOW_SHARE * commonest:
         reasons.append(
             f"train/accuracy ends at only {trends.train_accuracy_end:.3f}: even the training "
             "images are not learned"
@@ -245,11 +250,12 @@ def _underfitting(trends: _Trends) -> FitVerdict | None:
     else:
         reasons.append("the losses no longer fall: more epochs alone will not help")
         advice.append("try another training.lr, three times higher or lower")
-    if trends.balanced_accuracy_best < 1.2 * CHANCE:
+    if trends.balanced_accuracy_best < 1.2 * chance:
         advice.append("let rare classes count with loss.class_weights=balanced")
     advice += [
         "start from pretrained weights with model.pretrained, and model.freeze_backbone=false",
-        "hold back less: lower model.dropout_rate, training.weight_decay or augmentation.level",
+        "reduce regularization: lower model.dropout_rate, training.weight_decay or "
+        "augmentation.level",
         "take a larger model.size or data.image_size",
     ]
     return FitVerdict(verdict=UNDERFITTING, reasons=tuple(reasons), advice=tuple(advice))

@@ -11,6 +11,7 @@ import pandas as pd
 from dermalyze.config import DataConfig, EvaluationConfig
 from dermalyze.data.metadata import metadata_of, words_left_out
 from dermalyze.data.readers.dataset import open_dataset, read_image_bytes
+from dermalyze.data.splits import read_split
 from dermalyze.data.tables import FACTS, tidy_facts, with_groups, with_own_lesions
 from dermalyze.evaluation.compare import Comparison, compare
 from dermalyze.evaluation.evaluate import Evaluation, Predictions
@@ -237,7 +238,9 @@ def files_of_rows(image_ids: Sequence[str], images: Path, labels: Path) -> dict[
 def fit_of_run(run_id: str) -> FitVerdict:
     """Say whether a run over- or underfits."""
     with open_finished(run_id) as run:
-        return judge_fit(run.require_history())
+        history = run.require_history()
+        trained_on = read_split(run.stored.file("train_split.csv"))
+    return judge_fit(history, trained_on["label"].value_counts().tolist())
 
 
 def plot_run(run_id: str, output: Path) -> None:
