@@ -116,7 +116,7 @@ def test_pipes_among_the_images_of_a_data_folder_are_not_waited_for(tmp_path):
     done = CliRunner().invoke(main, ["prepare-data", "--data-dir", str(tmp_path), "--workers", "1"])
     assert done.output == (
         f"Error: {tmp_path} has 1 of 2 images missing or broken, listed in "
-        f"{tmp_path}/prepared/audit.txt; mend the data or pass --allow-problems\n"
+        f"{tmp_path}/prepared/audit.txt; fix the data, or pass --allow-problems\n"
     )
 
 
