@@ -9,6 +9,7 @@ from dermalyze.evaluation.predictions import read_predictions
 from serving.errors import DataError, MetadataError
 from serving.files import read_metadata
 from serving.tables import read_table, table_bytes
+from serving.taxonomy import HAM10000
 
 KNOWN = (("image_id",), ("age", "sex", "localization"))
 TABLE = "image_id,age,localization\nISIC_1,40,lower extremity\nISIC_2,,Rücken\n"
@@ -101,7 +102,11 @@ def test_a_file_that_is_no_table_by_its_size_is_not_read(tmp_path):
         f"{path} has 3,000,000,000 bytes; expected a table of images of at most 134,217,728; "
         "download it again"
     )
-    for read in (table_bytes, read_split, read_predictions, read_metadata):
+
+    def read_ham10000(path):
+        return read_predictions(path, HAM10000)
+
+    for read in (table_bytes, read_split, read_ham10000, read_metadata):
         with pytest.raises((DataError, MetadataError)) as caught:
             read(path)
         assert str(caught.value) == refused
