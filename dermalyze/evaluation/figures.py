@@ -54,7 +54,7 @@ _DIAGONAL: dict[str, Any] = {"color": GREY, "lw": 1.2, "ls": (0, (2, 4))}
 _STYLE: Any = {  # rc_context names every key in its type
     "font.size": 11,
     "legend.fontsize": 9.5,
-    "legend.handlelength": 2.6,
+    "legend.handlelength": 2.4,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -77,10 +77,14 @@ def _drawn(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 def save_png(path: Path, figure: Figure, *, disclaimer: bool = True) -> None:
     """Write a figure as PNG, whole or not at all."""
+    options: dict[str, Any] = {}
     if disclaimer:
-        figure.supxlabel(DISCLAIMER, fontsize=7, color=GREY)
+        # Below the figure, over whose lower edge a legend may reach; a tight box takes it in.
+        low = -0.35 / figure.get_figheight()
+        figure.text(0.5, low, DISCLAIMER, fontsize=7, color=GREY, ha="center", va="top")
+        options |= {"bbox_inches": "tight"}
     with whole_file(path) as partial:
-        _render(figure, partial, format="png", dpi=DPI, facecolor="white")
+        _render(figure, partial, format="png", dpi=DPI, facecolor="white", **options)
 
 
 def svg_address(figure: Figure) -> str:
@@ -238,7 +242,7 @@ def per_class(answers: Answers) -> Figure:
         axes.set_xticks(places, labels, fontsize=8, rotation=90 if long else 0)
         axes.set(ylim=(0, 1.08), ylabel="fraction")
         axes.grid(axis="y")
-    figure.suptitle(
+    axes.set_title(
         f"Per class: balanced accuracy {metrics['balanced_accuracy']:.3f}, "
         f"macro F1 {metrics['macro_f1']:.3f}",
         fontsize=10,
@@ -399,7 +403,7 @@ def forest(comparison: Comparison) -> Figure:
     parts = [(better, names) for better, names in parts if names]
     row = 0.2 + 0.15 * len(comparison.versus)  # inches per metric
     heights = [(len(names) + 0.4) * row for _, names in parts]
-    figure = Figure(figsize=(6.2, sum(heights) + 0.7 * len(parts) + 0.9), layout="constrained")
+    figure = Figure(figsize=(5.9, sum(heights) + 0.7 * len(parts) + 0.9), layout="constrained")
     rows = figure.subplots(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, (better, names) in zip(rows, parts, strict=True):
         _differences(axes, comparison, names)
@@ -448,7 +452,7 @@ def _legend(figure: Figure, axes: Axes, handles: list[Line2D], num_classes: int)
     elif handles:
         wide = max(len(str(handle.get_label())) for handle in handles) > 12
         columns = 2 if wide else 4
-        size = 9.5 if len(handles) <= 12 else 7
+        size = 8 if len(handles) <= 12 else 7
         figure.legend(
             handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=size
         )
@@ -456,8 +460,8 @@ def _legend(figure: Figure, axes: Axes, handles: list[Line2D], num_classes: int)
 
 def _square(x: str, y: str, num_classes: int = 0) -> tuple[Figure, Axes]:
     """Make axes from 0 to 1, with room below for the legend of many classes."""
-    shown = min(num_classes, MAX_LINES)
-    below = 0.16 * math.ceil(shown / 2) if num_classes > MAX_INSIDE else 0.0  # inches
+    shown = num_classes if num_classes <= MAX_LINES else len(COLORS) + 1
+    below = 0.3 + 0.17 * math.ceil(shown / 2) if num_classes > MAX_INSIDE else 0.0  # inches
     figure = Figure(figsize=(_WIDTH, 4.6 + below), layout="constrained")
     axes = figure.subplots()
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel=x, ylabel=y)
