@@ -130,8 +130,10 @@ def promote(version: int, name: str, config: Path | None, anyway: bool) -> None:
     from dermalyze.config_file import load_config
     from dermalyze.registry import promote as promote_version
     from dermalyze.registry import rule_of
+    from dermalyze.tracking import limit_calls
 
     tracking = TrackingConfig() if config is None else load_config(config).tracking
+    limit_calls(tracking.timeout_seconds)
     rule = rule_of(tracking, must_be_better=False)
     promoted = promote_version(name, str(version), rule, anyway=anyway)
     verdict = "champion" if promoted.is_champion else "not promoted"

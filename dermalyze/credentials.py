@@ -2,9 +2,15 @@
 
 import os
 import re
+from urllib.parse import quote
 
 _HIDDEN = "***"
-_SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY")
+_SECRET_VARIABLES = (
+    "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DERMALYZE_API_KEY", "PGPASSWORD",
+    "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "DATABRICKS_TOKEN", "HF_TOKEN",
+    "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_CLIENT_SECRET",
+)  # fmt: skip
+_SHORT = 6  # characters; a secret with fewer is replaced only where it is a word
 _ADDRESSES = (  # user:password@ or token@; the password of a database may hold a slash
     re.compile(r"(?<=://)(?:([^\s/@:'\"]*):[^\s/'\"]*|[^\s/@:'\"]+)@"),
     re.compile(r"(?<!http://)(?<!https://)(?<=://)([^\s/@:'\"]*):[^\s'\"]*@"),
@@ -18,11 +24,16 @@ _IN_QUERY = re.compile(
 def masked(text: str) -> str:
     """Return the text with every password and token of an address replaced by `***`.
 
-    The values of the environment variables that hold MLflow's credentials are replaced as well.
+    The values of the environment variables that hold credentials are replaced as well, as they are
+    and as an address has them.
     """
     for name in _SECRET_VARIABLES:
-        if secret := os.environ.get(name):
-            text = text.replace(secret, _HIDDEN)
+        secret = os.environ.get(name, "")
+        for form in {secret, quote(secret, safe="")} - {""}:
+            if len(secret) < _SHORT:
+                text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", _HIDDEN, text)
+            else:
+                text = text.replace(form, _HIDDEN)
     for address in _ADDRESSES:
         text = address.sub(_without_password, text)
     return _IN_QUERY.sub(rf"\1{_HIDDEN}", text)

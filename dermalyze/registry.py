@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from dermalyze.config import TrackingConfig
 from dermalyze.evaluation.cards import REGISTRY_LIMIT, shortened
@@ -89,7 +90,7 @@ def register(name: str, candidate: Candidate, rule: Rule) -> Registered:
     """
     use_store()
     client = _client(name)
-    version = _version_of(client, name, candidate)
+    version = _version_of(name, candidate)
     client.set_registered_model_alias(name, CHALLENGER, version)
     for key, value in {
         _SPLIT_TAG: candidate.test_split,
@@ -232,6 +233,8 @@ def judge(candidate: Candidate, champion: Any | None, rule: Rule) -> Decision:
         return _refusal(f"not compared: {incumbent} was judged on another test split")
     try:
         theirs = _predictions(champion.run_id)
+    except StoreAwayError:  # which says nothing about the champion
+        raise
     except DermalyzeError as error:
         return _refusal(f"not compared: the predictions of {incumbent} are not to be had ({error})")
     return compare_with_champion(candidate.predictions, theirs, rule, incumbent)
@@ -270,18 +273,16 @@ def _client(name: str) -> BoundedClient:
     return BoundedClient(f"the registry refuses the model {name}")
 
 
-def _version_of(client: BoundedClient, name: str, candidate: Candidate) -> str:
+def _version_of(name: str, candidate: Candidate) -> str:
     """Return the version of a candidate, made if it is not there."""
-    own = client.search_model_versions(f"name='{name}' and run_id='{candidate.run_id}'")
-    for version in own:
-        if version.source == candidate.model_uri:
-            return str(version.version)
+
+    def find_or_make() -> Any:  # asked again, it finds what was made before its answer was lost
+        own = MlflowClient().search_model_versions(f"name='{name}' and run_id='{candidate.run_id}'")
+        same = [version for version in own if version.source == candidate.model_uri]
+        return same[0] if same else mlflow.register_model(candidate.model_uri, name)
+
     with quiet("mlflow"):
-        version = call(
-            f"the registry refuses the model {name}",
-            lambda: mlflow.register_model(candidate.model_uri, name),
-        )
-    return str(version.version)
+        return str(call(f"the registry refuses the model {name}", find_or_make).version)
 
 
 def _champion(client: BoundedClient, name: str) -> Any | None:

@@ -37,6 +37,17 @@ def test_what_is_no_credential_stays(text):
     assert masked(text) == text
 
 
-def test_the_values_of_mlflows_variables_are_masked(monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc123")
-    assert masked("denied: Bearer abc123") == "denied: Bearer ***"
+@pytest.mark.parametrize(
+    "name",
+    ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY",
+     "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCESS_KEY", "DERMALYZE_API_KEY", "PGPASSWORD"],
+)  # fmt: skip
+def test_the_values_of_variables_with_credentials_are_masked(monkeypatch, name):
+    monkeypatch.setenv(name, "abc/12 3")
+    assert masked("denied: Bearer abc/12 3") == "denied: Bearer ***"
+    assert masked("at /?x=abc%2F12%203") == "at /?x=***"
+
+
+def test_a_short_password_is_masked_only_as_a_word(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "ml")
+    assert masked("mlflow.db: denied 'ml'") == "mlflow.db: denied '***'"

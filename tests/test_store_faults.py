@@ -12,7 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
@@ -21,7 +22,8 @@ from mlflow.tracking import MlflowClient
 from servers import free_port, mlflow_server, wait_for
 
 from dermalyze.config import TrackingConfig
-from dermalyze.tracking import open_run
+from dermalyze.tracking import fetched, limit_calls, open_run, tags_of
+from dermalyze.training.ship import sync as sync_run
 from serving.errors import StorageError, TrackingError
 
 ROOT = Path(__file__).parents[1]
@@ -50,13 +52,14 @@ def silent_server():
 
 
 @contextlib.contextmanager
-def answering(status, body):
-    """A server that gives everybody the same answer."""
+def answering(status, body, missing=0):
+    """A server that gives everybody the same answer, or breaks it off before its last bytes."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(body) + missing))
+            self.send_header("Location", "/login")  # for those who are redirected
             self.end_headers()
             self.wfile.write(body)
 
@@ -65,7 +68,12 @@ def answering(status, body):
         def log_message(self, *_):
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    with serving(HTTPServer(("127.0.0.1", 0), Handler)) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serving(server):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -74,6 +82,43 @@ def answering(status, body):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def relay(port, fault):
+    """A server that passes all on to another one, but where there is a fault.
+
+    `fault`, given method and path, returns a status to answer with, a number of seconds to wait, or
+    "lost", which breaks off the connection once the other one has answered.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            wrong = fault(f"{self.command} {self.path}")
+            if isinstance(wrong, int):
+                self.send_error(wrong)
+                return
+            time.sleep(wrong if isinstance(wrong, float) else 0)
+            other = HTTPConnection("127.0.0.1", port)
+            other.request(self.command, self.path, body, dict(self.headers))
+            answer = other.getresponse()
+            content = answer.read()
+            if wrong != "lost":
+                self.send_response(answer.status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        do_POST = do_PATCH = do_PUT = do_DELETE = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # whoever asked is gone
+    with serving(server) as url:
+        yield url
 
 
 def refusal(seconds=2):
@@ -107,12 +152,41 @@ def test_a_server_that_never_answers_is_one_sentence(address):
          "answered 401 (Unauthorized)"),
         (200, b"<html>Log in</html>", "answered with something else than MLflow does"),
         (502, b"<html>bad gateway, timeout</html>", "answered 502 (Bad Gateway)"),
+        (404, b"<html>no such page</html>", "answered 404 (Not Found)"),
+        (302, b"", "answered with something else than MLflow does"),
+        (200, b"{}", "answered with something else than MLflow does"),
     ],
 )  # fmt: skip
 def test_a_server_that_answers_something_else_is_one_sentence(address, status, body, reason):
     with answering(status, body) as url:
         address(url)
         assert refusal() == f"cannot open a run: the tracking store {url} {reason}; {REMEDY}"
+
+
+def test_an_answer_that_breaks_off_is_one_sentence(address):
+    with answering(200, b'{"experiment": {', missing=9) as url:
+        address(url)
+        assert refusal() == (
+            f"cannot open a run: the tracking store {url} broke off the connection; {REMEDY}"
+        )
+
+
+def test_a_program_that_answers_everything_with_json_is_not_taken_for_a_store(address):
+    with answering(200, b'{"status": "ok"}') as url:
+        address(url)
+        limit_calls(2)
+        for ask in (tags_of, artifacts_of, sync_run):
+            with pytest.raises(TrackingError) as caught:
+                ask("0" * 32)
+            assert str(caught.value) == (
+                f"cannot read run {'0' * 32}: the tracking store {url} answered with something "
+                f"else than MLflow does; {REMEDY}"
+            )
+
+
+def artifacts_of(run_id):
+    with fetched(run_id, ["config.yaml"]):
+        pass
 
 
 def test_a_missing_driver_is_named_and_the_password_is_not(address):
@@ -286,11 +360,62 @@ def test_ctrl_c_ends_a_run_within_two_seconds_while_the_store_hangs(place, port,
     assert program.stop(signal.SIGINT) < 4  # the issue's two seconds, and a busy machine
     assert program.process.returncode == 130
     assert program.log.read_text().endswith("Error: stopped\n")
+    halted(signal.SIGCONT)
+    with relay(
+        port, lambda what: 0.5 if "log-batch" in what else None
+    ) as slow:  # an entry at a time
+        program = Program(place / "slow", slow).opened()
+        program.tell(*(f"tags {number}" for number in range(20)))
+        assert program.stop(signal.SIGINT) < 4
+        left = re.search(r"warning: (\d+) entries .* are not delivered", program.log.read_text())
+        assert int(left[1]) > 10
     with socket.create_server(("127.0.0.1", 0)) as silent:
         opening = Program(place / "opens", f"http://127.0.0.1:{silent.getsockname()[1]}")
         silent.settimeout(60)
         silent.accept()  # it waits for an answer now
         assert opening.stop(signal.SIGINT) < 4
+
+
+@pytest.mark.slow
+def test_a_version_whose_making_was_not_confirmed_is_not_made_twice(place, port, server):
+    lost = []
+
+    def fault(what):
+        if "model-versions/create" in what and not lost:
+            lost.append(what)
+            return "lost"
+        return None
+
+    with relay(port, fault) as url:
+        program = Program(place / "confirmed", url).opened()
+        program.tell("model")
+        assert program.tell("register") == "version 1"
+        assert program.end()[0] == 0
+    assert lost
+    client = MlflowClient(f"http://127.0.0.1:{port}")
+    assert len(client.search_model_versions(f"run_id='{program.run_id}'")) == 1
+
+
+@pytest.mark.slow
+def test_what_a_proxy_refuses_for_its_size_is_kept_and_delivered_by_sync(place, port, server):
+    refused = True
+    with relay(port, lambda what: 413 if refused and what.startswith("PUT") else None) as url:
+        program = Program(place / "large", url).opened()
+        program.tell("epoch 1", "model")
+        code, text = program.end()
+        assert code == 1
+        reason = f"the tracking store {url} answered 413 (Request Entity Too Large)"
+        assert lines_of(text)[-1] == (
+            f"Error: run {program.run_id} is complete but not delivered: {reason}; all of it is "
+            f"kept in .dermalyze/runs/{program.run_id}: when the store is back, run `dermalyze "
+            f"sync {program.run_id}`"
+        )
+        refused = False
+        done = program.sync()
+    assert done.stdout == f"run {program.run_id} is delivered and finished\n", done.stderr
+    client = MlflowClient(f"http://127.0.0.1:{port}")
+    assert [file.path for file in client.list_artifacts(program.run_id)] == ["state.txt"]
+    assert len(client.get_run(program.run_id).outputs.model_outputs) == 1
 
 
 @pytest.mark.slow

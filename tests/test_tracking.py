@@ -26,6 +26,8 @@ from dermalyze.tracking import (
     stored_run,
     tags_of,
 )
+from dermalyze.tracking.outbox import Outbox
+from dermalyze.training.ship import sync
 from serving.errors import TrackingError
 
 CONFIG = TrackingConfig(experiment="lesions")
@@ -275,6 +277,65 @@ def test_what_the_store_will_never_take_is_put_aside_and_the_rest_is_delivered(s
 def log_a_param_and_stop(run):
     run.log_params({"a": 1})
     raise KeyboardInterrupt
+
+
+def stop_after_tags(**tags):
+    def log(run):
+        for name, value in tags.items():
+            run.set_tags({name: value})
+        run.outbox.add(run.run_id, "complete")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), open_run(TrackingConfig()) as run:
+        log(run)
+    return run.run_id, Path(f".dermalyze/runs/{run.run_id}")
+
+
+@pytest.mark.parametrize("damage", [b'{"kind": "ta', b"\xff\xfe\x00", b"null", b'{"kind": "tags"}'])
+def test_an_entry_that_was_damaged_is_put_aside_and_its_run_is_not_called_finished(
+    store, capsys, damage
+):
+    run_id, folder = stop_after_tags(first="a", second="b")
+    (folder / "outbox.delivered").unlink()
+    lines = (folder / "outbox.jsonl").read_bytes().split(b"\n")
+    lines[0] = damage
+    (folder / "outbox.jsonl").write_bytes(b"\n".join(lines))
+    for _ in range(2):
+        assert sync(run_id) == (
+            f"run {run_id} is delivered as far as it came; go on with `dermalyze train --resume "
+            f"{run_id}`"
+        )
+    assert capsys.readouterr().err == (
+        "warning: an entry of the outbox is damaged; what the tracking store refuses is kept in "
+        f"{folder}/outbox.refused.jsonl\n"
+    )
+    assert tags_of(run_id)["second"] == "b"
+    with open_run(TrackingConfig(), resume=run_id) as again:
+        again.set_tags({"first": "a"})
+    assert status(run_id) == "FINISHED"
+
+
+def test_a_note_of_more_entries_than_there_are_loses_none(store):
+    run_id, folder = stop_after_tags(first="a")
+    (folder / "outbox.delivered").write_text("99")
+    outbox = Outbox(folder)
+    outbox.close()
+    entry = {"kind": "tags", "run": run_id, "time": 0, "tags": {"later": "b"}}
+    with (folder / "outbox.jsonl").open("a") as file:  # as a killed program leaves it
+        file.write(json.dumps(entry) + "\n")
+    sync(run_id)
+    assert tags_of(run_id)["later"] == "b"
+
+
+def test_a_run_that_is_kept_in_another_folder_is_not_called_delivered(store, monkeypatch, tmp_path):
+    run_id, _ = stop_after_tags()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrackingError) as caught:
+        sync(run_id)
+    assert str(caught.value) == (
+        f"run {run_id} has not ended well, and {tmp_path}/.dermalyze/runs holds nothing of it; run "
+        "this in the folder that it was trained in"
+    )
 
 
 def test_an_entry_that_was_cut_off_is_dropped_and_those_before_it_are_delivered(store):

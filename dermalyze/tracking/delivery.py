@@ -26,6 +26,7 @@ from mlflow.tracking import MlflowClient
 from serving.errors import TrackingError
 
 MODEL_URI_TAG = "dermalyze.model_uri"
+DAMAGED = "damaged"  # the kind of an entry that cannot be read any more
 _BATCH = 100  # as many params or tags as MLflow takes at once; it takes more metrics
 
 Entry = dict[str, Any]  # "kind", "run" (its id), "time" (ms since 1970), and what the kind needs
@@ -36,7 +37,7 @@ def deliver(entry: Entry, work: Path) -> None:
     """Send one entry; `work` holds the folders of the runs, which paths are relative to.
 
     Raises:
-        TrackingError: a file to send is gone.
+        TrackingError: a file to send is gone, or the entry is damaged.
     """
     client, run_id = MlflowClient(), entry["run"]
     match entry["kind"]:
@@ -60,6 +61,8 @@ def deliver(entry: Entry, work: Path) -> None:
             _set_status(client, entry, work)
         case "complete":
             pass  # for `dermalyze sync` to know
+        case kind if kind == DAMAGED:
+            raise TrackingError("an entry of the outbox is damaged")
         case kind:
             raise TrackingError(f"unknown kind of entry {kind!r}; update Dermalyze")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dermalyze.credentials import masked
-from dermalyze.tracking.delivery import Entry, deliver, size_of
+from dermalyze.tracking.delivery import DAMAGED, Entry, deliver, size_of
 from dermalyze.tracking.store import Caught, StoreAwayError, StoreDeniedError, call
 from serving.disk import cannot_write, make_folder, writing
 from serving.errors import TrackingError
@@ -41,9 +41,10 @@ class Outbox:
         self._changed = threading.Condition()
         self._entries = _read(folder)
         self.stages: dict[str, str] = {}  # of runs, by their ids: what was last said of each
+        self.is_damaged = False  # something is lost that a resumed run logs again
         for entry in self._entries:
             self._note_stage(entry)
-        self._num_delivered = _num_delivered(folder)
+        self._num_delivered = _num_delivered(folder, len(self._entries))
         del self._entries[: self._num_delivered]
         self._away: StoreAwayError | None = None  # what the last try came to
         self._num_before = 0  # delivered when the store went away
@@ -91,13 +92,17 @@ class Outbox:
     def _note_stage(self, entry: Entry) -> None:
         if entry["kind"] in ("status", "complete"):
             self.stages[entry["run"]] = entry.get("status", "complete")
+        if entry.get("status") == "RUNNING":
+            self.is_damaged = False
+        elif entry["kind"] == DAMAGED:
+            self.is_damaged = True
 
     def flush(self, patience: float | None = None) -> None:
         """Wait until all is delivered.
 
         Args:
-            patience: seconds without any delivery after which to give up; by default calls, which
-                are bounded, are waited for, and given up once one has failed.
+            patience: seconds after which to give up; by default calls, which are bounded, are
+                waited for, and given up once one has failed.
 
         Raises:
             StoreAwayError: not all could be delivered.
@@ -106,13 +111,14 @@ class Outbox:
             self._hurry, self._away, start = True, None, time.monotonic()
             self._changed.notify_all()
             while self._entries and self._crash.error is None:
-                silent = time.monotonic() - max(start, self._progress)
+                now = time.monotonic()
+                silent = now - max(start, self._progress)
                 if isinstance(self._away, StoreDeniedError):
                     break
                 if patience is None:
                     if self._away is not None and not self._in_call and silent > _HICCUP_SECONDS:
                         break
-                elif silent > patience:
+                elif now - start > patience:
                     break
                 self._changed.wait(0.1)
             self._hurry = False
@@ -233,18 +239,37 @@ def undelivered(folder: Path) -> list[Entry]:
     return _read(folder)[_num_delivered(folder) :]
 
 
-def _num_delivered(folder: Path) -> int:
+def _num_delivered(folder: Path, num_entries: int) -> int:
+    """Return how many entries are delivered; too few do no harm, and too many would lose some."""
     path = folder / DELIVERED
-    text = path.read_text() if path.exists() else ""
-    return int(text) if text.isdigit() else 0
+    text = path.read_bytes()[:10] if path.exists() else b""
+    number = int(text) if text.isdigit() else 0
+    if number > num_entries:  # the file of the entries was cut off
+        with writing(path):
+            path.write_text(str(num_entries))
+    return min(number, num_entries)
 
 
 def _read(folder: Path) -> list[Entry]:
-    """Read all entries; one that a kill or a full disk cut off is removed from the file."""
+    """Read all entries; one that a kill or a full disk cut off is removed from the file.
+
+    A line that is damaged, as by a bad disk, becomes an entry of the kind `DAMAGED`.
+    """
     path = folder / OUTBOX
     if not path.exists():
         return []
     whole, _, rest = path.read_bytes().rpartition(b"\n")
     if rest:
         os.truncate(path, len(whole) + 1 if whole else 0)
-    return [json.loads(line) for line in whole.splitlines()]
+    return [_entry_of(line, folder) for line in whole.split(b"\n") if line]
+
+
+def _entry_of(line: bytes, folder: Path) -> Entry:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    if isinstance(entry, dict) and {"kind", "run", "time"} <= entry.keys():
+        return entry
+    text = line.decode(errors="replace")
+    return {"kind": DAMAGED, "run": folder.name, "time": 0, "line": text}

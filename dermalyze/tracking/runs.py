@@ -48,7 +48,7 @@ from serving.whole import write_text
 DEFAULT_EXPERIMENT = "dermalyze"
 EVERY_EPOCH = "train/loss"  # a metric that each logged epoch has
 _MODEL = "model"  # the folder of the model, in that of the run
-_SIGNAL_SECONDS = 1.5  # without a delivery, in which a program that was stopped ends
+_SIGNAL_SECONDS = 1.0  # for what is left to deliver, where a program is stopped
 
 
 @dataclass(kw_only=True)
@@ -136,11 +136,17 @@ class TrackedRun:
             return
         self.is_complete = True
         self.outbox.add(self.run_id, "complete")
-        try:
+        with self.left_to_sync("delivered"):
             self.outbox.flush()
+
+    @contextlib.contextmanager
+    def left_to_sync(self, done: str) -> Iterator[None]:
+        """Say how to finish the run, complete but not `done`, where the store goes away in here."""
+        try:
+            yield
         except StoreAwayError as error:
             raise StoreAwayError(
-                f"run {self.run_id} is complete but not delivered: {error.reason}; all of it is "
+                f"run {self.run_id} is complete but not {done}: {error.reason}; all of it is "
                 f"kept in {self.folder}: when the store is back, run `dermalyze sync "
                 f"{self.run_id}`"
             ) from error
@@ -206,14 +212,17 @@ def open_undelivered(run_id: str) -> Iterator[TrackedRun | None]:
     A complete run ends with the block.
 
     Raises:
-        TrackingError: there is no such run, or the store is away.
+        TrackingError: there is no such run, it has not ended and is not here, or the store is away.
     """
-    has_ended_well = _run(run_id).info.status == "FINISHED"
-    if has_ended_well:
+    if status_of(run_id) == "FINISHED":
         clear_finished(run_id)
-    if has_ended_well or not (WORK / run_id / OUTBOX).exists():
         yield None
         return
+    if not (WORK / run_id / OUTBOX).exists():
+        raise TrackingError(
+            f"run {run_id} has not ended well, and {WORK.resolve()} holds nothing of it; run this "
+            "in the folder that it was trained in"
+        )
     run = _reopened(run_id)
     try:
         yield run
@@ -237,11 +246,12 @@ def under_way(run: TrackedRun) -> Iterator[TrackedRun]:
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt) or run.status == "KILLED"
         run.status = "KILLED" if interrupted else "FAILED"
+        is_away = run.is_complete and isinstance(error, StoreAwayError)
         # A complete run ends as what it is once it is delivered.
-        if not (run.is_complete and isinstance(error, KeyboardInterrupt | StoreAwayError)):
+        if not (is_away or (run.is_complete and isinstance(error, KeyboardInterrupt))):
             run._end()
-        if not run.is_below:
-            _leave(run)
+        if not (is_away or run.is_below):  # else the error says what is left
+            _leave(run, _SIGNAL_SECONDS if interrupted else None)
         raise
 
 
@@ -293,10 +303,10 @@ def clear_finished(run_id: str) -> None:
         _clear(WORK / run_id)
 
 
-def _leave(run: TrackedRun) -> None:
-    """Deliver what can be delivered at once, and say where the rest is."""
+def _leave(run: TrackedRun, seconds: float | None) -> None:
+    """Deliver what can be delivered in some seconds, or at all, and say where the rest is."""
     try:
-        run.outbox.flush(_SIGNAL_SECONDS)
+        run.outbox.flush(seconds)
     except StoreAwayError:
         run.outbox.say_what_is_left()
 
@@ -330,7 +340,7 @@ def _reopened(run_id: str) -> TrackedRun:
     try:
         outbox.flush()
         tracked = _tracked(_run(run_id), outbox, resumed=True)
-        tracked.is_complete = outbox.stages.get(run_id) == "complete"
+        tracked.is_complete = outbox.stages.get(run_id) == "complete" and not outbox.is_damaged
         return tracked
     except BaseException:
         outbox.close()
@@ -622,10 +632,19 @@ def has_epochs(run_id: str) -> bool:
     return EVERY_EPOCH in _run(run_id).data.metrics
 
 
-def tell_project_run(tags: Mapping[str, str]) -> None:
-    """Tag the run that `mlflow run` has made for this process, if it has."""
+def reach_store(config: TrackingConfig, tags: Mapping[str, str]) -> None:
+    """Ask the store before the minutes of work that come before a run is opened.
+
+    The run that `mlflow run` has made for this process, if it has, is tagged.
+
+    Raises:
+        TrackingError: the store is away, or has no such experiment.
+    """
+    limit_calls(config.timeout_seconds)
     use_store()
-    if given := os.environ.get("MLFLOW_RUN_ID", ""):
+    if not (given := os.environ.get("MLFLOW_RUN_ID", "")):
+        _experiment(config.experiment, BoundedClient("cannot open a run"))
+    else:
         client = BoundedClient(f"cannot tag run {given}")
         for name, value in tags.items():
             client.set_tag(given, name, masked(value))

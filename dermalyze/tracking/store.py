@@ -28,6 +28,8 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with 
 import mlflow
 import requests
 from filelock import FileLock, Timeout
+from mlflow.entities import Experiment, Run
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.tracking import MlflowClient
 
@@ -50,6 +52,7 @@ _PACKAGES = (  # whose exceptions are failures of the store
 )  # fmt: skip
 _LOCKED = re.compile(r"database (table )?is locked")
 _CONFLICT = re.compile(r"UNIQUE constraint|duplicate key|Duplicate entry|ALREADY_EXISTS")
+_SOMETHING_ELSE = "answered with something else than MLflow does"
 _AWAY = (
     (re.compile(r"Connection refused"), "refused the connection"),
     (
@@ -58,13 +61,16 @@ _AWAY = (
     ),
     (re.compile(r"(?i)timed out|timeout"), "did not answer within {seconds:g} seconds"),
     (
-        re.compile(r"not in a valid JSON format|JSONDecodeError|Failed to parse"),
-        "answered with something else than MLflow does",
+        re.compile(
+            r"not in a valid JSON format|JSONDecodeError|Failed to parse|error code [23]\d\d|"
+            r"Exceeded \d+ redirects"
+        ),
+        _SOMETHING_ELSE,
     ),
     (
         re.compile(
-            r"(?i)connection (reset|aborted)|RemoteDisconnected|closed the connection|terminating "
-            r"connection|shutting down|starting up|connection already closed"
+            r"(?i)connection (reset|aborted|broken)|RemoteDisconnected|closed the connection|"
+            r"terminating connection|shutting down|starting up|connection already closed"
         ),
         "broke off the connection",
     ),
@@ -85,8 +91,8 @@ _DENIED = (
     ),
 )
 # Not in MLflow's own form: something in front of it, or another server.
-_NOT_MLFLOW = re.compile(r"too many (\d{3}) error responses|failed with error code (\d{3})")
-_ASKED_CODES = (400, 404, 409, 413, 422)  # what was asked is at fault, not the store
+_NOT_MLFLOW = re.compile(r"too many (\d{3}) error responses|failed with error code ([45]\d\d)")
+_ASKED_CODES = (400, 404, 409, 422)  # what was asked is at fault, not the store
 
 Answer = TypeVar("Answer")
 
@@ -295,6 +301,8 @@ def _ask(function: Callable[[], Any], seconds: float) -> Caught:
     def work() -> None:
         with asked:
             asked.value = function()
+            if not _has_identity(asked.value):
+                raise MlflowException("Failed to parse: no id")
 
     threading.Thread(target=work, name=_CALL_THREAD, daemon=True).start()
     if asked.done.wait(max(0.0, seconds)):
@@ -302,6 +310,18 @@ def _ask(function: Callable[[], Any], seconds: float) -> Caught:
     late = Caught()
     late.error = TimeoutError("timed out")
     return late
+
+
+def _has_identity(answer: Any) -> bool:
+    """Return whether an answer is not what MLflow makes of JSON that another program sends."""
+    match answer:
+        case Run():
+            return bool(answer.info.run_id)
+        case Experiment():
+            return bool(answer.experiment_id)
+        case ModelVersion():
+            return bool(answer.version)
+    return True
 
 
 def _is_of_store(error: BaseException) -> bool:
@@ -324,7 +344,7 @@ def _failure_of(error: BaseException) -> _Failure:
         if pattern.search(text):
             return _Failure(kind="denied", reason=reason)
     status = _status_of(chain, text)
-    if status in _ASKED_CODES and not _NOT_MLFLOW.search(text):
+    if status in _ASKED_CODES and _is_of_mlflow(chain, text):
         return _Failure(kind="refused", reason=_shortened(error))
     if status >= 400:
         kind: Literal["away", "denied"] = "away" if status >= 500 or status == 429 else "denied"
@@ -355,6 +375,16 @@ def _status_of(chain: list[BaseException], text: str) -> int:
             if status < 500 or isinstance(cause, RestException):
                 return status
     return 0
+
+
+def _is_of_mlflow(chain: list[BaseException], text: str) -> bool:
+    """Return whether MLflow itself gave the answer, and not something in front of it."""
+    answers = [
+        cause.response
+        for cause in chain
+        if isinstance(cause, requests.HTTPError) and cause.response is not None
+    ]
+    return not _NOT_MLFLOW.search(text) and all("error_code" in a.text for a in answers)
 
 
 def _shortened(error: BaseException) -> str:

@@ -25,8 +25,8 @@ from dermalyze.tracking import (
     TrackedRun,
     add_below,
     children_of,
+    reach_store,
     tags_of,
-    tell_project_run,
     under_way,
 )
 from dermalyze.training.began import Began, began_with
@@ -93,7 +93,7 @@ def train_folds(config: Config, data_dir: Path, folds: int) -> FoldsResult:
     config = resolve(config)
     began = Began.here(config, data_dir)
     tags = {FOLDS_TAG: str(folds), "dermalyze.demo_data": str(began.demo_data).lower()}
-    tell_project_run({**tags, **began.tags()})
+    reach_store(config.tracking, {**tags, **began.tags()})
     prepared = prepare_for(config, data_dir)
     if prepared.dataset.splits:
         logger.warning("folds deal all images anew; the splits that the data names are not used")

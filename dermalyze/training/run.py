@@ -34,7 +34,7 @@ from dermalyze.tracking import (
     StoreAwayError,
     TrackedRun,
     local_artifacts,
-    tell_project_run,
+    reach_store,
 )
 from dermalyze.training.began import Began
 from dermalyze.training.device import choose_device, set_determinism
@@ -83,7 +83,7 @@ def train(config: Config, data_dir: Path) -> RunResult:
     """
     config = resolve(config)
     began = Began.here(config, data_dir)
-    tell_project_run(began.tags())  # which is there already, and may be killed from now on
+    reach_store(config.tracking, began.tags())
     prepared = prepare_for(config, data_dir)
     splits = make_splits(config, prepared)
     began = began.with_data(prepared, splits)

@@ -33,6 +33,7 @@ from dermalyze.training.job import (
 from dermalyze.training.judged import MODEL_CARD, write_evaluation
 from dermalyze.training.limits import Runner, with_limits
 from dermalyze.training.state import TrainingState
+from serving.errors import TrackingError
 from serving.whole import write_text
 
 logger = logging.getLogger(__name__)
@@ -95,10 +96,23 @@ def conclude(run: TrackedRun) -> Registered | None:
     if not path.exists():
         return None
     wanted = json.loads(path.read_text(encoding="utf-8"))
-    registered = register(
+    with run.left_to_sync("registered"):
+        registered = _registered(run, wanted)
+    run.set_tags({"dermalyze.champion_reason": registered.reason})
+    return registered
+
+
+def _registered(run: TrackedRun, wanted: Mapping[str, Any]) -> Registered:
+    uri = tags_of(run.run_id).get(MODEL_URI_TAG)
+    if uri is None:
+        raise TrackingError(
+            f"the tracking store refused the model of run {run.run_id}, which is kept in "
+            f"{run.folder}; when the cause is gone, run `dermalyze train --resume {run.run_id}`"
+        )
+    return register(
         wanted["name"],
         Candidate(
-            model_uri=tags_of(run.run_id)[MODEL_URI_TAG],
+            model_uri=uri,
             run_id=run.run_id,
             test_split=wanted["test_split"],
             demo_data=wanted["demo_data"],
@@ -108,8 +122,6 @@ def conclude(run: TrackedRun) -> Registered | None:
         ),
         Rule(**wanted["rule"]),
     )
-    run.set_tags({"dermalyze.champion_reason": registered.reason})
-    return registered
 
 
 def sync(run_id: str) -> str:
