@@ -236,7 +236,8 @@ class Outbox:
 
 def undelivered(folder: Path) -> list[Entry]:
     """Return the entries in the folder of a run, in which no process works, that are left."""
-    return _read(folder)[_num_delivered(folder) :]
+    entries = _read(folder)
+    return entries[_num_delivered(folder, len(entries)) :]
 
 
 def _num_delivered(folder: Path, num_entries: int) -> int:
