@@ -293,7 +293,7 @@ def stop_after_tags(**tags):
 
 @pytest.mark.parametrize("damage", [b'{"kind": "ta', b"\xff\xfe\x00", b"null", b'{"kind": "tags"}'])
 def test_an_entry_that_was_damaged_is_put_aside_and_its_run_is_not_called_finished(
-    store, capsys, damage
+    store, caplog, damage
 ):
     run_id, folder = stop_after_tags(first="a", second="b")
     (folder / "outbox.delivered").unlink()
@@ -305,10 +305,10 @@ def test_an_entry_that_was_damaged_is_put_aside_and_its_run_is_not_called_finish
             f"run {run_id} is delivered as far as it came; go on with `dermalyze train --resume "
             f"{run_id}`"
         )
-    assert capsys.readouterr().err == (
-        "warning: an entry of the outbox is damaged; what the tracking store refuses is kept in "
-        f"{folder}/outbox.refused.jsonl\n"
-    )
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "an entry of the outbox is damaged; what the tracking store refuses is kept in "
+        f"{folder}/outbox.refused.jsonl"
+    ]
     assert tags_of(run_id)["second"] == "b"
     with open_run(TrackingConfig(), resume=run_id) as again:
         again.set_tags({"first": "a"})
