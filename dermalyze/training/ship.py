@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from dermalyze.data.splits import split_digest
 from dermalyze.evaluation.bootstrap import Interval
