@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dermalyze.config import ModelConfig
-from dermalyze.models.backbone import load_plugins, resize_filter_of
+from dermalyze.models.backbone import Weights, build_backbone, load_plugins, resize_filter_of
 from dermalyze.models.classifier import build_classifier, to_images
 from serving.errors import ConfigError
 
@@ -148,6 +148,19 @@ def test_wanted_weights_that_cannot_be_had_are_a_warning_or_an_error(plugin):
         f"no pretrained weights for {name}: its plug-in cannot load them: the weights file is "
         "gone; set model.pretrained to auto, false or a .safetensors file"
     )
+
+
+def test_a_backbone_in_the_package_starts_from_its_weights_without_a_network(monkeypatch):
+    monkeypatch.setattr("dermalyze.models.backbone._hub_file", None)  # not even asked for
+    config = ModelConfig(name="tf_efficientnet_lite0", pretrained=True)
+    backbone, weights = build_backbone(config, 32)
+    assert weights == Weights(source="tf_efficientnet_lite0, in this package")
+    own = backbone.network.state_dict()
+    assert own["conv_head.weight"].dtype == torch.float32
+    # Of the published file in float32, whose origin is told beside the weights.
+    assert float(own["bn1.running_var"].mean()) == pytest.approx(6.7053375, rel=1e-6)
+    assert float(own["conv_stem.weight"].std()) == pytest.approx(0.7711814, rel=1e-4)
+    assert float(own["conv_head.weight"].std()) == pytest.approx(0.0618234, rel=1e-4)
 
 
 def test_a_hub_that_does_not_answer_fails_fast_and_plainly(monkeypatch):

@@ -1,15 +1,18 @@
 """The files that MLflow, pip and conda read: they agree with each other and with the program."""
 
+import hashlib
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dermalyze import __version__
 from dermalyze.cli import main
 from dermalyze.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "dermalyze" / "models" / "weights"
 
 
 def requirements():
@@ -92,3 +95,32 @@ def test_every_config_loads_and_opens_with_its_command(path):
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
     assert any(word in first for word in ("make demo", "dermalyze train", "mlflow run"))
+
+
+def test_the_citation_and_the_package_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == __version__
+    assert citation["license"] == project["license"] == "Apache-2.0"
+    assert citation["authors"] == project["authors"] == [{"name": "Dermalyze contributors"}]
+
+
+def test_the_license_is_the_one_that_is_named():
+    text = (ROOT / "LICENSE").read_text()
+    assert hashlib.sha256(text.encode()).hexdigest() == (
+        "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    )  # of apache.org/licenses/LICENSE-2.0.txt
+    assert text == (WEIGHTS / "LICENSE").read_text()
+
+
+def test_packaged_weights_are_those_whose_origin_is_told_and_stay_small():
+    told = (WEIGHTS / "README.md").read_text()
+    for path in WEIGHTS.glob("*.safetensors"):
+        assert f"`{path.name}`" in told
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in told
+        assert path.stat().st_size <= 10_000_000
+
+
+def test_the_workflow_runs_what_must_pass_before_a_change_lands():
+    (job,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]

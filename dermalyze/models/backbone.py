@@ -28,6 +28,7 @@ from serving.spec import RESIZE_FILTERS
 
 HUB_TIMEOUT_SECONDS = 5.0
 WEIGHTS_NAME = "model.safetensors"
+_PACKAGED = Path(__file__).parent / "weights"  # timm name -> backbone, without a classifier
 _NUM_EARLY = 3  # levels of features: down to an eighth of the image's sides in most networks
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,11 @@ def _create_pretrained(
         network = _create(name, image_size, pretrained=False)
         load_safetensors(network, Path(wanted))
         return network, Weights(source=wanted)
+    packaged = _PACKAGED / f"{name}.safetensors"
+    if packaged.is_file():
+        network = _create(name, image_size, pretrained=False)
+        load_safetensors(network, packaged)
+        return network, Weights(source=f"{name}, in this package")
     settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
     file: Path | None = None
     if settings is None:  # a plug-in's model knows where its weights are
