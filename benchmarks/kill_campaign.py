@@ -123,6 +123,8 @@ def finish(place: Path, command: Command) -> str:
         process = start(place, words)
         process.wait(SECONDS)
         text = (place / "log").read_text()
+        if number == 0 and "out-of-date database schema" in text and delete_half_made(place):
+            return finish(place, command)  # MLflow was killed while it created its database
         if "Traceback" in text:
             return f"traceback: {text.strip().splitlines()[-1]}"
         if process.returncode == 0:
@@ -130,6 +132,17 @@ def finish(place: Path, command: Command) -> str:
         if run_ids and "nothing to resume" in text:
             return ""  # the kill came when all was done
     return f"not resumed: {text.strip().splitlines()[-1]}"
+
+
+def delete_half_made(place: Path) -> bool:
+    """Do what our commands say of a database that MLflow left half made; False: they do not."""
+    process = start(place, dermalyze("sync", "0" * 32))
+    process.wait(SECONDS)
+    if "mlflow.db is only half made" not in (place / "log").read_text():
+        return False
+    (place / "mlflow.db").unlink()
+    (place / "mlflow.db-journal").unlink(missing_ok=True)
+    return True
 
 
 def ask(place: Path, question: str, *values: str) -> list[Any]:

@@ -1,7 +1,5 @@
 """What a run ends by printing: its metrics and the next three things to type."""
 
-import base64
-import json
 import os
 import re
 import shlex
@@ -13,12 +11,9 @@ from pathlib import Path
 from dermalyze.evaluation.folder import format_metrics
 from dermalyze.tracking import use_store
 from dermalyze.training.folds import FoldsResult
-from dermalyze.training.ship import RunResult
-from serving.disk import make_folder
+from dermalyze.training.ship import REQUEST, RunResult
 from serving.taxonomy import DISCLAIMER
-from serving.whole import write_text
 
-REQUEST = Path(".dermalyze/request.json")
 PORT = 5001
 _LOCAL = "sqlite:///"
 
@@ -65,7 +60,7 @@ class Shell:
 
 
 def summarize(result: RunResult | FoldsResult, *, typed_here: bool = True) -> str:
-    """Write the summary; one test image is put into a request file that `curl` can send.
+    """Write the summary, with commands that can be typed next.
 
     With `typed_here` the user's shell is in the folder of this process and has its PATH.
     """

@@ -21,7 +21,6 @@ def result():
         intervals={},
         parity="same",
         registered=Registered(name="dermalyze", version="1", is_champion=True, reason="first"),
-        sample=b"x",
     )
 
 
@@ -31,6 +30,8 @@ def folders(tmp_path, monkeypatch):
     checkout, elsewhere = tmp_path / "a checkout", tmp_path / "elsewhere"
     checkout.mkdir()
     elsewhere.mkdir()
+    (checkout / ".dermalyze").mkdir()
+    (checkout / ".dermalyze" / "request.json").write_text('{"dataframe_records": []}')
     monkeypatch.chdir(checkout)
     for name in ("DERMALYZE_SHELL_PATH", "DERMALYZE_SHELL_FOLDER"):
         monkeypatch.delenv(name, raising=False)

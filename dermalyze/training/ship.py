@@ -1,9 +1,11 @@
 """The end of a run: the best epoch evaluated on the test split, exported, compared, registered."""
 
+import base64
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from dermalyze.data.splits import split_digest
@@ -34,11 +36,13 @@ from dermalyze.training.job import (
 from dermalyze.training.judged import MODEL_CARD, write_evaluation
 from dermalyze.training.limits import Runner, with_limits
 from dermalyze.training.state import TrainingState
+from serving.disk import make_folder
 from serving.errors import TrackingError
 from serving.whole import write_text
 
 logger = logging.getLogger(__name__)
 
+REQUEST = Path(".dermalyze/request.json")  # one test image, as `curl` can send it
 _REGISTRATION = "registration.json"  # what `conclude` needs to know beside the run's files
 _NUM_CHECK_IMAGES = 32  # test images that the exported file is checked on beside the drawn ones
 
@@ -52,7 +56,6 @@ class RunResult:
     intervals: Mapping[str, Interval]
     parity: str  # how far ONNX and PyTorch are apart, in words
     registered: Registered | None
-    sample: bytes  # one test image, JPEG or PNG
 
 
 def ship(job: Job, state: TrainingState) -> RunResult:
@@ -60,6 +63,9 @@ def ship(job: Job, state: TrainingState) -> RunResult:
     config, run = job.config, job.run
     predictions = _predict(job, state)
     parity, sample = _export(job)
+    make_folder(REQUEST.parent)
+    record = {"image": base64.b64encode(sample).decode("ascii")}
+    write_text(REQUEST, json.dumps({"dataframe_records": [record]}))
     evaluation = _evaluate(job, predictions)
     metrics = evaluation.logged()
     run.log_metrics({**metrics, "best_epoch": state.best_epoch})
@@ -80,7 +86,6 @@ def ship(job: Job, state: TrainingState) -> RunResult:
         intervals=evaluation.intervals,
         parity=parity,
         registered=conclude(run),
-        sample=sample,
     )
 
 
@@ -187,7 +192,7 @@ def _evaluate(job: Job, predictions: Predictions) -> Evaluation:
 
 
 def _export(job: Job) -> tuple[str, bytes]:
-    """Export the best epoch and prove it; return parity and one test image."""
+    """Export the best epoch and prove it; return parity in words and one test image."""
     member, spec = load_member(job.folder / BEST)
     manifest = job.prepared.manifest
     test_ids = [str(image_id) for image_id in manifest["image_id"].iloc[job.splits.test]]
