@@ -12,7 +12,7 @@ export DERMALYZE_SHELL_FOLDER := $(PWD)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help install demo test slow lint check bench kill-campaign fix clean
+.PHONY: help install demo retrain test slow lint check bench kill-campaign fix clean
 
 help:
 	@echo "make demo   train, export and register a model on drawn demo data"
@@ -32,8 +32,16 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)
 
-demo: $(READY)
+# Trained once, and again when the code, the settings or the store have changed.
+DEMO := .dermalyze/demo-is-trained
+demo: $(DEMO)
+	@echo "the demo model is trained, nothing has changed since; mlflow ui shows it, rm $(DEMO) trains again"
+
+$(DEMO): $(READY) configs/demo.yaml $(shell find dermalyze serving -name "*.py") $(if $(wildcard mlflow.db),,retrain)
 	mlflow run . --env-manager local -P size=small -P data_dir=demo
+	@touch $(DEMO)
+
+retrain:
 
 test: $(READY)
 	python -m pytest -q -m "not slow"

@@ -245,10 +245,13 @@ def _config(
         values["model.pretrained"] = values["model.pretrained"] == "true"
     path = config_path(demo_data) if config == "auto" else Path(config)
     resolved = load_config(path, settings, values)
-    if "model.size" in values and resolved.model.name != "auto":
-        raise ConfigError(
-            f"--size has no effect beside model.name {resolved.model.name}; leave one of them out"
-        )
+    name = resolved.model.name
+    if "model.size" in values and name != "auto":
+        if any(text.startswith("model.name=") for text in settings):
+            raise ConfigError(
+                f"--size has no effect beside model.name {name}; leave one of them out"
+            )
+        logger.info(f"model: {name}, named in {path}; --size has no effect")
     return resolved
 
 
@@ -301,7 +304,7 @@ def prepare_data(data_dir: str, output: Path | None, workers: int, **options: An
 
 @main.command("demo-data")
 @click.argument("folder", type=FOLDER)
-@click.option("--images", type=int, default=420, show_default=True, help="Number of images.")
+@click.option("--images", type=int, default=840, show_default=True, help="Number of images.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--layout", type=click.Choice(["zips", "folders"]), default="zips")
 def demo_data(folder: Path, images: int, seed: int, layout: str) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from strangers import header_of_a_large_png
 from tiny_model import TINY_ONNX, logits_by_hand
 
-from dermalyze.cli import main
+from dermalyze.cli import _config, main
 from serving.session import PROVIDERS
 
 INSTALLED = ", ".join(
@@ -141,7 +141,7 @@ class Ban:
         if name.split(".")[0] in banned:
             raise AssertionError(f"{name} is imported")
 sys.meta_path.insert(0, Ban())
-from dermalyze.cli import main
+from dermalyze.cli import _config, main
 for words in json.loads(sys.argv[1]):
     try:
         main(words, prog_name="dermalyze")
@@ -341,3 +341,13 @@ def test_every_command_has_help_and_says_what_it_is_for(call):
     code, output = call("--help")
     assert code == 0
     assert "never a diagnosis" in output
+
+
+def test_a_network_that_the_config_names_is_taken_and_said_where_a_size_is_given(caplog):
+    with caplog.at_level("INFO"):
+        config = _config("auto", True, (), {"size": "small"})
+    assert config.model.timm_name == "tf_efficientnet_lite0"
+    assert caplog.messages == [
+        f"model: tf_efficientnet_lite0, named in {CONFIG.with_name('demo.yaml')}; "
+        "--size has no effect"
+    ]

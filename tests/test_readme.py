@@ -1,6 +1,7 @@
 """The README's commands, as its reader would type them, in a copy of the project."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -114,6 +115,27 @@ def test_make_demo_ends_with_three_commands_that_work_as_printed(project, demo_o
         answer = shell(project, curl)
     assert "predicted_class_description" in answer
     assert "not a diagnosis" in answer
+
+
+@pytest.mark.slow
+def test_make_demo_ends_with_a_model_that_works_on_its_drawn_data(project, demo_output):
+    assert "size has no effect" in demo_output
+    assert "pretrained: tf_efficientnet_lite0, in this package" in demo_output
+    (path,) = (project / "mlruns").rglob("judgement.json")
+    found = json.loads(path.read_text())
+    assert found["metrics"]["balanced_accuracy"]["estimate"] >= 0.85
+    without = [
+        name
+        for name, metric in found["metrics"].items()
+        if name.startswith("recall/") and metric["low"] is None
+    ]
+    assert without == []
+    assert found["prediction_sets"]["mean_size"] <= 2
+    again = shell(project, blocks()[0], activated=False)
+    assert again == (
+        "the demo model is trained, nothing has changed since; mlflow ui shows it, "
+        "rm .dermalyze/demo-is-trained trains again\n"
+    )
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from dermalyze.config import require, require_choice
@@ -19,10 +20,11 @@ from dermalyze.data.demo_drawing import KINDS, Random, draw_scene, photograph
 from serving.disk import make_folder, writing
 from serving.errors import DataError
 
-VERSION = 1  # of the drawings: another one means other bytes
+VERSION = 2  # of the drawings: another one means other bytes
 LAYOUTS = ("zips", "folders")
 MARKER = "demo.json"
 PARTS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
+MASKS = "HAM10000_segmentations_lesion_tschandl"
 METADATA = "HAM10000_metadata.csv"
 COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
 MIN_IMAGES, MIN_LESIONS = 6, 5  # of each class: three splits need them
@@ -32,7 +34,7 @@ MISSING = {"age": 0.006, "sex": 0.006, "localization": 0.023}  # fraction of the
 
 
 def make_demo_data(
-    folder: Path, *, num_images: int = 420, seed: int = 0, layout: str = "zips"
+    folder: Path, *, num_images: int = 840, seed: int = 0, layout: str = "zips"
 ) -> Path:
     """Draw the demo data into `folder`, whole or not at all, and return it.
 
@@ -92,7 +94,7 @@ def _random(seed: int, purpose: str, index: int = 0) -> Random:
 
 def _class_counts(num_images: int) -> dict[str, int]:
     """Share `num_images` out as in the real set, but with a floor for the rare classes."""
-    floor = min(2 * MIN_IMAGES, max(MIN_IMAGES, num_images // 35))
+    floor = max(MIN_IMAGES, num_images // 12)
     counts = dict.fromkeys(KINDS, floor)
     for _ in range(num_images - sum(counts.values())):  # Sainte-Lague: to the furthest below
         counts[min(counts, key=lambda label: (counts[label] + 0.5) / KINDS[label].num_images)] += 1
@@ -135,6 +137,7 @@ def _write(folder: Path, rows: list[dict[str, str]], seed: int, layout: str) -> 
         writer.writeheader()
         writer.writerows(rows)
     photographs: dict[str, bytes] = {}
+    masks: dict[str, bytes] = {}
     lesion = 0
     rows = sorted(rows, key=lambda row: row["lesion_id"])  # each scene is drawn once
     for row in tqdm(rows, "drawing", unit="image", disable=None):
@@ -142,20 +145,29 @@ def _write(folder: Path, rows: list[dict[str, str]], seed: int, layout: str) -> 
         if number != lesion:
             lesion, scene = number, draw_scene(row["dx"], _random(seed, "scene", number))
         of_view = _random(seed, "view", int(row["image_id"].removeprefix("DEMO_")))
-        buffer = io.BytesIO()
-        picture = photograph(scene, _random(seed, "hair", number), of_view)
-        picture.save(buffer, "JPEG", quality=88)
-        photographs[f"{row['image_id']}.jpg"] = buffer.getvalue()
+        picture, mask = photograph(scene, _random(seed, "hair", number), of_view)
+        photographs[f"{row['image_id']}.jpg"] = _encoded(picture, "JPEG")
+        masks[f"{row['image_id']}_segmentation.png"] = _encoded(mask, "PNG")
     names = sorted(photographs)
     half = len(names) // 2
-    for part, chosen in zip(PARTS, (names[:half], names[half:]), strict=True):
+    parts = {
+        part: {name: photographs[name] for name in chosen}
+        for part, chosen in zip(PARTS, (names[:half], names[half:]), strict=True)
+    }
+    for part, files in {**parts, MASKS: masks}.items():
         if layout == "folders":
             (folder / part).mkdir()
-            for name in chosen:
-                (folder / part / name).write_bytes(photographs[name])
+            for name, data in files.items():
+                (folder / part / name).write_bytes(data)
             continue
-        with zipfile.ZipFile(folder / f"{part}.zip", "w") as file:  # stored: JPEG is dense
-            for name in chosen:
+        with zipfile.ZipFile(folder / f"{part}.zip", "w") as file:  # stored: the files are dense
+            for name in sorted(files):
                 entry = zipfile.ZipInfo(name)  # its date is 1980, always
                 entry.create_system, entry.external_attr = 3, 0o644 << 16
-                file.writestr(entry, photographs[name])
+                file.writestr(entry, files[name])
+
+
+def _encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=88)
+    return buffer.getvalue()

@@ -17,6 +17,8 @@ Color = Plane | tuple[float, float, float]
 Layers = Iterator[tuple[Color, Plane]]  # a color, and how much of it goes where, 0..1
 Random = np.random.Generator
 
+ATYPICAL = 0.2  # fraction of the lesions that are hard to tell
+COVERED = 0.3  # opacity from which skin counts as lesion
 WIDTH, HEIGHT = 600, 450  # of a photograph, pixels
 SCENE, PATCH = 480, 300  # side of the scene and of its middle, where the lesion lies
 TONES = np.array(
@@ -25,16 +27,28 @@ TONES = np.array(
 )  # fmt: skip  # of skin and light together
 
 
-def photograph(scene: Image.Image, of_lesion: Random, of_view: Random) -> Image.Image:
-    """Take one picture: 600 x 450, RGB; `of_lesion` gives what its pictures have in common."""
+def photograph(
+    scene: Image.Image, of_lesion: Random, of_view: Random
+) -> tuple[Image.Image, Image.Image]:
+    """Take one picture: 600 x 450, RGB, and the mask of its lesion: L, 0 or 255.
+
+    `of_lesion` gives what pictures of one lesion have in common.
+    """
     angle, zoom = math.radians(of_view.uniform(-30, 30)), of_view.uniform(0.92, 1.12)
     cosine, sine = math.cos(angle), math.sin(angle)
     center = np.array([WIDTH / 2, HEIGHT / 2]) + of_view.uniform(-32, 32, 2)
     back = np.array([[cosine, sine], [-sine, cosine]]) / (2 * zoom)  # to the scene's pixels
     lines = np.column_stack([back, SCENE / 2 - back @ center])
-    image = scene.transform(
-        (WIDTH, HEIGHT), Image.Transform.AFFINE, lines.ravel().tolist(), Image.Resampling.BILINEAR
+    image, mask = (
+        part.transform(
+            (WIDTH, HEIGHT),
+            Image.Transform.AFFINE,
+            lines.ravel().tolist(),
+            Image.Resampling.BILINEAR,
+        )
+        for part in (scene.convert("RGB"), scene.getchannel("A"))  # else alpha would darken colors
     )
+    mask = mask.point(lambda level: 255 if level >= 128 else 0)
     if of_lesion.random() < 0.4:
         _draw_hair(image, of_lesion, back.T / (2 * (back[0] @ back[0])), center)
     if of_view.random() < 0.12:
@@ -48,10 +62,11 @@ def photograph(scene: Image.Image, of_lesion: Random, of_view: Random) -> Image.
         light *= ((1 - radius) * 20).clip(0.02, 1) * (1.06 - 0.3 * radius**2)
     grain = of_view.standard_normal((HEIGHT, WIDTH), dtype=np.float32) * np.float32(2.5)
     bands = []
-    for band, tint in zip(image.split(), of_view.normal(1, 0.015, 3).tolist(), strict=True):
+    tints = of_lesion.normal(1, 0.07, 3) * of_view.normal(1, 0.015, 3)  # of cameras and lamps
+    for band, tint in zip(image.split(), tints.tolist(), strict=True):
         plane = np.asarray(band, np.float32) * light * tint + grain
         bands.append(Image.fromarray(plane.clip(0, 255).astype(np.uint8)))
-    return Image.merge("RGB", bands)
+    return Image.merge("RGB", bands), mask
 
 
 def _draw_hair(image: Image.Image, random: Random, turn: Plane, center: Plane) -> None:
@@ -80,17 +95,17 @@ def _draw_ruler(image: Image.Image, random: Random) -> None:
 
 
 def draw_scene(label: str, random: Random) -> Image.Image:
-    """Draw skin and, in the middle of it, a lesion with what its class is known by."""
+    """Draw skin and, in the middle of it, a lesion of one class: RGBA, opaque inside the lesion."""
     tone = random.dirichlet(np.full(len(TONES), 0.5)).astype(np.float32) @ TONES
     rough = 0.02 * _noise(random, 5, SCENE) + 0.014 * _noise(random, 40, SCENE)
     rough -= 0.02 * np.maximum(_noise(random, 130, SCENE) - 0.8, 0)
     skin = np.stack([tone[0] + 0.6 * rough, tone[1] + rough, tone[2] + rough])
     edge = (SCENE - PATCH) // 2
     bare = skin[:, edge : edge + PATCH, edge : edge + PATCH]
-    patch = bare.copy()
-    for color, cover in KINDS[label].layers(random):
-        for plane, value in zip(patch, color, strict=True):
-            plane += cover * (value - plane)
+    patch, inside = _painted(bare, label, random)
+    if random.random() < ATYPICAL:  # signs of another class, up to more than its own
+        other = str(random.choice([name for name in KINDS if name != label]))
+        patch += random.uniform(0.3, 0.6) * (_painted(bare, other, random)[0] - patch)
     # Nothing on skin is straight: bend the drawing; and no lesion is as plain as another.
     y, x = (
         (at + 2.2 * _noise(random, 14) + 0.6 * _noise(random, 60)).clip(0, PATCH - 1).astype(int)
@@ -98,8 +113,20 @@ def draw_scene(label: str, random: Random) -> Image.Image:
     )
     plainness = random.uniform(0.6, 1.0) * (1 + 0.06 * _noise(random, 75))
     bare += (patch - bare)[:, y, x] * plainness  # a view of `skin`
-    bands = [Image.fromarray(plane) for plane in (skin.clip(0, 1) * 255).astype(np.uint8)]
-    return Image.merge("RGB", bands)
+    lesion = np.zeros((1, SCENE, SCENE), np.float32)
+    lesion[0, edge : edge + PATCH, edge : edge + PATCH] = inside[y, x] >= COVERED
+    planes = (np.concatenate([skin, lesion]).clip(0, 1) * 255).astype(np.uint8)
+    return Image.merge("RGBA", [Image.fromarray(plane) for plane in planes])
+
+
+def _painted(bare: Plane, label: str, random: Random) -> tuple[Plane, Plane]:
+    """Paint a lesion of one class on skin (3, H, W); return that and how much is covered (H, W)."""
+    patch, covered = bare.copy(), np.zeros_like(bare[0])
+    for color, cover in KINDS[label].layers(random):
+        for plane, value in zip(patch, color, strict=True):
+            plane += cover * (value - plane)
+        covered = np.maximum(covered, cover)
+    return patch, covered
 
 
 def _noise(random: Random, cells: int, side: int = PATCH) -> Plane:
