@@ -91,9 +91,6 @@ def summarize(result: RunResult | FoldsResult, *, typed_here: bool = True) -> st
         result.parity,
     ]
     if result.registered is not None:
-        image = base64.b64encode(result.sample).decode("ascii")
-        make_folder(REQUEST.parent)
-        write_text(REQUEST, json.dumps({"dataframe_records": [{"image": image}]}))
         model = result.registered
         alias = "champion" if model.is_champion else "challenger"
         lines += [
