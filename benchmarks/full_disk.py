@@ -46,6 +46,9 @@ COMMANDS = {
     "train --folds": (*TRAIN, "--folds", "2"),
     "evaluate": ("evaluate", "--run-id", RUN, "--output", "new"),
     "report": ("report", "--run-id", RUN, "--output", "new"),
+    "evaluate again": ("evaluate", "--run-id", RUN, "--output", "old"),
+    "report again": ("report", "--run-id", RUN, "--output", "old"),
+    "compare again": ("compare", RUN, OTHER, "--output", "old"),
     "plot-training": ("plot-training", "--run-id", RUN, "--output", "new.png"),
     "export-onnx float32": ("export-onnx", "--run-id", RUN, "--output", "new.onnx"),
     "export-onnx float16": (
@@ -153,6 +156,9 @@ def make(
         runs[LEFT] = next(iter(_begun(folder))).name
     model = next(folder.glob("mlruns/**/model.onnx"))
     shutil.copyfile(model, folder / "model.onnx")
+    (folder / "old").mkdir()  # as if of an earlier evaluation
+    for path in (*folder.glob("mlruns/**/evaluation/*"), Path("comparison.json"), Path("mine.txt")):
+        (folder / "old" / path.name).write_text("old\n")
     (folder / "images").mkdir()
     with zipfile.ZipFile(next((folder / "demo").glob("*.zip"))) as archive:
         for name in archive.namelist()[:4]:

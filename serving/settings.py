@@ -8,7 +8,9 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import urlsplit
 
 from serving.errors import ConfigError
@@ -18,7 +20,8 @@ PREFIX = "DERMALYZE_"  # of each variable: DERMALYZE_MODEL, DERMALYZE_MAX_BODY_B
 _TOP: dict[str, float] = {"max_pixels": MAX_PIXELS, "max_images": 1000, "threads": 1024}
 _FROM_ZERO = ("threads", "watch_seconds")
 # What the Host and Origin headers hold, in small letters; a port is looked at apart from it.
-_HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
+_LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _DEFAULT_PORTS = {"http": 80, "https": 443}  # which browsers leave out
@@ -68,11 +71,16 @@ class ServiceSettings:
                 f"{PREFIX}API_KEY must be ASCII text without spaces around it; set another key"
             )
         for host in self.allowed_hosts:
-            if not _HOST.fullmatch(host.lower()):
+            if _host_in(host) != host.lower():
                 raise ConfigError(
                     f"--allowed-host ({PREFIX}ALLOWED_HOSTS) must be a host name without scheme, "
                     f"port or path, such as {_host_in(host)!r}, got {host!r}"
                 )
+        if "*" in self.cors_origins and len(self.cors_origins) > 1:
+            raise ConfigError(
+                f"--cors-origin ({PREFIX}CORS_ORIGINS) must be '*', which stands for all pages, or "
+                "origins, not both"
+            )
         for origin in self.cors_origins:
             if origin != "*" and _origin_in(origin) != origin:
                 raise ConfigError(
@@ -120,13 +128,27 @@ class ServiceSettings:
 
 
 def _host_in(text: str) -> str:
-    """Return the host name that was probably meant."""
+    """Return the host name that was probably meant, in small letters: the text itself if it is."""
     try:
-        name = urlsplit(text if "//" in text else f"//{text}").hostname or ""
+        is_address = text.count(":") > 1 and not re.search(r"[/\[]", text)
+        name = urlsplit(
+            text if "//" in text else f"//[{text}]" if is_address else f"//{text}"
+        ).hostname
     except ValueError:
-        name = ""
-    name = f"[{text}]" if text.count(":") > 1 and "/" not in text else name
-    return name if _HOST.fullmatch(name) else "lesions.example.org"
+        name = None
+    return _as_sent(name or "") or "lesions.example.org"
+
+
+def _as_sent(name: str) -> str:
+    """Return a host name as a browser sends it; nothing if it is none."""
+    with suppress(ValueError):
+        if ":" in name and "%" not in name:  # no zone: it means something on one machine only
+            return f"[{IPv6Address(name)}]"
+        name = name.removesuffix(".").encode("idna").decode()  # raises a ValueError
+        if name.rpartition(".")[2].isdigit():
+            return str(IPv4Address(name))
+        return name if _HOST.fullmatch(name) else ""
+    return ""
 
 
 def _origin_in(text: str) -> str:
@@ -136,8 +158,8 @@ def _origin_in(text: str) -> str:
         scheme, name, port = parts.scheme, parts.hostname or "", parts.port
     except ValueError:
         scheme, name, port = "", "", None
-    name = f"[{name}]" if ":" in name else name
-    if not _HOST.fullmatch(name) or not _SCHEME.fullmatch(scheme):
+    name = _as_sent(name)
+    if not name or not _SCHEME.fullmatch(scheme):
         return "https://lesions.example.org"
     return f"{scheme}://{name}" + (
         f":{port}" if port and port != _DEFAULT_PORTS.get(scheme) else ""

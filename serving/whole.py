@@ -1,12 +1,15 @@
-"""Files that appear whole or not at all, also if the power fails."""
+"""Files and folders that appear whole or not at all, also if the power fails."""
 
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serving.disk import writing
+from serving.disk import make_folder, writing
+from serving.errors import DermalyzeError
+
+PARTIAL = ".partial"  # the end of the name of what is not whole yet
 
 
 @contextmanager
@@ -18,7 +21,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the operating system refuses.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     with writing(path):
         try:
             yield partial
@@ -27,6 +30,98 @@ def whole_file(path: Path) -> Iterator[Path]:
             sync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path, *, keep: bool = True) -> Iterator[Path]:
+    """Yield a folder to write files into; it becomes `path` if the block ends well.
+
+    Otherwise, and after a kill, the files at `path` are those from before.  A kill between the two
+    renames at the end leaves nothing there; the next call puts back what was.  A folder that cannot
+    be replaced (a mount, the current one, somebody else's, one with folders in it, one in a folder
+    that cannot be written) gets the files one by one at the end: only a kill then leaves some.
+
+    Args:
+        path: the folder, there or not.
+        keep: whether what it holds stays, unless the block deletes or replaces it.  The files in
+            the yielded folder are the same ones: replace them as `whole_file` does, never in place.
+
+    Raises:
+        StorageError: the operating system refuses.
+    """
+    place = path.resolve()
+    earlier = place.with_name(f".{place.name}.earlier")
+    with writing(path):
+        make_folder(place.parent)
+        if earlier.exists() and not place.exists():
+            earlier.rename(place)
+        is_movable = _is_movable(place)
+        made = place.with_name(f".{place.name}{PARTIAL}") if is_movable else place / PARTIAL
+        try:
+            shutil.rmtree(made, ignore_errors=True)  # a kill has left it
+            made.mkdir()
+            if keep and place.exists():
+                _link_files(place, made)
+            try:
+                yield made
+            except DermalyzeError as error:
+                error.args = (str(error).replace(str(made), str(path)),)
+                raise
+            sync(made)
+            if is_movable:
+                _exchange(made, place, earlier)
+            else:
+                _move_files(made, place)
+            sync(place.parent if is_movable else place)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _is_movable(place: Path) -> bool:
+    if not os.access(place.parent, os.W_OK):
+        return False
+    if not place.exists():
+        return True
+    is_ours = os.name == "nt" or place.stat().st_uid == os.geteuid()
+    has_folders = any(file.is_dir() for file in place.iterdir() if file.name != PARTIAL)
+    return is_ours and not has_folders and not place.is_mount() and place != Path.cwd()
+
+
+def _link_files(place: Path, made: Path) -> None:
+    """Put the same files into another folder, without their bytes where that is possible."""
+    for file in place.iterdir():
+        if not file.is_dir():
+            try:
+                os.link(file, made / file.name, follow_symlinks=False)
+            except OSError:  # some file systems have none
+                shutil.copy2(file, made / file.name, follow_symlinks=False)
+    shutil.copystat(place, made)
+    if os.name != "nt":
+        with suppress(OSError):
+            os.chown(made, -1, place.stat().st_gid)
+
+
+def _exchange(made: Path, place: Path, earlier: Path) -> None:
+    """Put a folder in the place of another, which comes back if that cannot be."""
+    shutil.rmtree(earlier, ignore_errors=True)
+    if place.exists():
+        place.rename(earlier)
+    try:
+        made.rename(place)
+    except OSError:
+        if earlier.exists():
+            earlier.rename(place)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _move_files(made: Path, place: Path) -> None:
+    """Give one folder the files of another."""
+    for file in place.iterdir():
+        if not file.is_dir() and not os.path.lexists(made / file.name):
+            file.unlink()
+    for file in made.iterdir():
+        file.replace(place / file.name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -123,6 +123,12 @@ def test_a_query_that_cannot_be_answered_is_refused_without_an_echo(
             415,
             "the content type must be image/jpeg, image/png or multipart/form-data",
         ),
+        (
+            png(),
+            "application/octet-stream",  # as `curl --data-binary` would say, or a proxy
+            415,
+            "the content type must be image/jpeg, image/png or multipart/form-data",
+        ),
         (b"x", "multipart/form-data", 400, "the content type multipart/form-data needs a boundary"),
         (
             b"--b\r\nSECRET",
@@ -280,7 +286,11 @@ def test_another_host_name_is_refused_where_names_are_listed():
         for host, status in (
             ("good.example", 200),
             ("GOOD.example:8000", 200),
+            ("good.example.", 200),  # the same name, as DNS writes it
+            ("good.example.:8000", 200),
+            ("good.example..", 400),
             ("[::1]:8000", 200),
+            ("::1", 400),
             ("bad.example", 400),
             ("good.example.bad", 400),
             ("", 400),
@@ -295,6 +305,17 @@ def test_only_listed_pages_of_other_hosts_may_ask():
             headers = {"origin": origin, "access-control-request-method": "POST"}
             asked = client.options("/predict", headers=headers)
             assert (asked.headers.get("access-control-allow-origin") == origin) == allowed
+
+
+def test_where_every_page_may_ask_none_may_send_what_a_browser_has_stored():
+    """So that a page without the key cannot use that of its visitor."""
+    with client_of(cors_origins=("*",), api_key="right") as client:
+        origin = {"origin": "https://any.example"}
+        for key, status in (("", 401), ("right", 200)):
+            answer = client.get("/version", headers={**origin, "x-api-key": key})
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == "*"
+            assert "access-control-allow-credentials" not in answer.headers
 
 
 def test_a_request_beyond_those_in_flight_is_told_to_come_again(monkeypatch):

@@ -316,7 +316,17 @@ def jpeg():
 
 
 @pytest.mark.parametrize(
-    "kind", ["image/jpeg", "image/jpg", "IMAGE/JPG; q=1", "image/pjpeg", "image/png", "image/x-png"]
+    "kind",
+    [
+        "image/jpeg",
+        "image/jpg",
+        "IMAGE/JPG; q=1",
+        "image/pjpeg",
+        "Image/PJPEG;name=a.jpg",
+        "image/png",
+        "image/x-png",
+        'image/X-PNG; name="a;b.png"; charset=binary',
+    ],
 )
 def test_a_photograph_is_known_by_every_name_of_its_type(client, predictor, kind):
     response = client.post("/predict", content=jpeg(), headers={"content-type": kind})

@@ -50,6 +50,16 @@ def test_a_setting_out_of_range_is_refused(name, value, message):
         ("https://Clinic.example.org/", "clinic.example.org"),
         ("clinic.example.org/lesions", "clinic.example.org"),
         ("::1", "[::1]"),
+        ("[0:0::1]", "[::1]"),
+        ("http://[::1]:8000", "[::1]"),
+        ("[::1", "lesions.example.org"),
+        ("[clinic]", "lesions.example.org"),
+        ("[fe80::1%25eth0]", "lesions.example.org"),
+        ("clinic.example.org.", "clinic.example.org"),
+        ("clinic..example.org", "lesions.example.org"),
+        ("m\u00fcnchen.example", "xn--mnchen-3ya.example"),
+        ("10.0.0.256", "lesions.example.org"),
+        ("10.1", "lesions.example.org"),
         ("*", "lesions.example.org"),
         ("*.example.org", "lesions.example.org"),
         ("", "lesions.example.org"),
@@ -78,6 +88,10 @@ def test_a_host_that_no_request_can_name_is_refused(given, meant):
         ("https://*.example.org", "https://lesions.example.org"),
         ("https://clinic.example.org:99999", "https://lesions.example.org"),
         ("https://user@clinic.example.org", "https://clinic.example.org"),
+        ("https://clinic.example.org.", "https://clinic.example.org"),
+        ("http://[0::1]:8080", "http://[::1]:8080"),
+        ("https://m\u00fcnchen.example", "https://xn--mnchen-3ya.example"),
+        ("//clinic.example.org", "https://lesions.example.org"),
         ("null", "https://null"),
         ("", "https://lesions.example.org"),
     ],
@@ -91,11 +105,22 @@ def test_an_origin_that_no_browser_sends_is_refused(given, meant):
     )
 
 
+@pytest.mark.parametrize("given", ["*,https://clinic.example.org", "https://a.example,*", "*,*"])
+def test_all_pages_beside_some_is_refused(given):
+    with pytest.raises(ConfigError) as caught:
+        ServiceSettings.from_environment({"DERMALYZE_CORS_ORIGINS": given})
+    assert str(caught.value) == (
+        "--cors-origin (DERMALYZE_CORS_ORIGINS) must be '*', which stands for all pages, or "
+        "origins, not both"
+    )
+
+
 def test_hosts_origins_and_paths_that_can_match_are_taken():
     hosts = ("localhost", "Clinic.example.org", "10.0.0.7", "[::1]", "[FE80::1]", "my_service")
-    origins = ("https://clinic.example.org", "http://localhost:3000", "http://[::1]:8080", "*")
+    origins = ("https://clinic.example.org", "http://localhost:3000", "http://[::1]:8080")
     settings = ServiceSettings(allowed_hosts=hosts, cors_origins=origins, root_path="/a/b-c")
     assert ServiceSettings.from_environment(settings.to_environment()) == settings
+    assert ServiceSettings(cors_origins=("*",), api_key="key").cors_origins == ("*",)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def address(monkeypatch, tmp_path):
 
     def choose(uri):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        mlflow.set_tracking_uri(uri)
+        mlflow.set_tracking_uri(None)  # it is the variable that users set
 
     yield choose
     mlflow.set_tracking_uri(None)
@@ -197,8 +197,17 @@ def test_a_missing_driver_is_named_and_the_password_is_not(address):
     )
 
 
-@pytest.mark.parametrize("uri", ["localhost:5000", "127.0.0.1:5000", "mlflow.example.org"])
-def test_an_address_without_its_scheme_is_refused(address, uri):
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "localhost:5000", "127.0.0.1:5000", "mlflow.example.org", "//mlflow.example.org",
+        "://mlflow.example.org", "http:/mlflow.example.org", "http://", "https:///runs",
+        "http://:5000", "http://localhost:port", "http://localhost:99999", "http://local host",
+        "http://[::1", "sqlite:/mlflow.db", "sqlite:mlflow.db", "sqlite://", "sqlite:///",
+        "sqlite:///:memory:",
+    ],
+)  # fmt: skip
+def test_an_address_that_cannot_be_one_is_refused(address, uri):
     address(uri)
     assert refusal() == (
         "MLFLOW_TRACKING_URI must be an address such as http://HOST:PORT or sqlite:///mlflow.db, "

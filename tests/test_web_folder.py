@@ -75,15 +75,15 @@ def test_what_was_there_comes_back_if_the_new_folder_cannot_take_its_place(
     target = tmp_path / "page"
     export_web(rich, target)
     before = (target / "service_worker.js").read_bytes()
-    real = Path.replace
+    real = Path.rename
 
-    def replace(self, place):
-        if self.name == "page" and place == target and self != target:
+    def rename(self, place):
+        if self.name == ".page.partial":
             raise OSError("no")
         return real(self, place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", replace)
+        patch.setattr(Path, "rename", rename)
         with pytest.raises(StorageError, match="no"):
             export_web(rich, target)
     assert (target / "service_worker.js").read_bytes() == before

@@ -1,12 +1,14 @@
 """Files appear whole or not at all, whatever ends the writing."""
 
 import errno
+import itertools
 import os
+import signal
 
 import pytest
 
 from serving.errors import StorageError
-from serving.whole import whole_file, write_text
+from serving.whole import whole_file, whole_folder, write_text
 
 
 def test_a_text_takes_the_place_of_the_one_before(tmp_path):
@@ -99,3 +101,115 @@ def test_names_that_cannot_be_are_one_sentence(tmp_path):
             write_text(path, "text")
         assert str(caught.value) == f"cannot write {path}: {why}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+OLD = {"report.html": "old", "numbers.json": "old", "extra.csv": "old", "mine.txt": "mine"}
+NEW = {"report.html": "new", "numbers.json": "new", "mine.txt": "mine"}
+CALLS = ("rename", "replace", "link", "mkdir", "unlink", "rmdir", "fsync", "open")
+
+
+def contents(folder):
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+
+
+def write_new(place):
+    with whole_folder(place) as folder:
+        write_text(folder / "report.html", "new")
+        write_text(folder / "numbers.json", "new")
+        (folder / "extra.csv").unlink(missing_ok=True)
+
+
+def killed_at(number, place):
+    """Write the folder in another process, which is killed before a call; say whether it was."""
+    child = os.fork()
+    if child == 0:
+        calls = itertools.count(1)
+
+        def counted(real):
+            def call(*arguments, **named):
+                if next(calls) == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments, **named)
+
+            return call
+
+        for name in CALLS:
+            setattr(os, name, counted(getattr(os, name)))
+        write_new(place)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("before", [None, OLD])
+def test_a_folder_is_old_or_new_whenever_its_writing_is_killed(tmp_path, before):
+    after = NEW if before else {name: NEW[name] for name in ("report.html", "numbers.json")}
+    num_absent = 0
+    for number in itertools.count(1):
+        place = tmp_path / str(number) / "evaluation"
+        place.parent.mkdir()
+        if before is not None:
+            place.mkdir()
+            for name, text in before.items():
+                (place / name).write_text(text)
+        if not killed_at(number, place):
+            break
+        if place.exists():
+            assert contents(place) in (before, after)
+        else:
+            num_absent += 1
+        with whole_folder(place):  # which tidies up
+            pass
+        assert contents(place) in (before or {}, after)
+        assert list(place.parent.iterdir()) == [place]
+    assert contents(place) == after
+    assert list(place.parent.iterdir()) == [place]
+    assert number > 10
+    assert before is None or num_absent == 1
+
+
+@pytest.mark.parametrize("why", ["current", "with a folder", "mount"])
+def test_a_folder_that_cannot_be_replaced_gets_the_files(tmp_path, monkeypatch, why):
+    place = tmp_path / "evaluation"
+    place.mkdir()
+    for name, text in OLD.items():
+        (place / name).write_text(text)
+    if why == "current":
+        monkeypatch.chdir(place)
+    elif why == "mount":
+        monkeypatch.setattr(type(place), "is_mount", lambda path: path == place)
+    else:
+        (place / "folder").mkdir()
+    number = place.stat().st_ino
+
+    def write():
+        with whole_folder(place) as folder:
+            write_text(folder / "report.html", "half")
+            raise OSError(errno.ENOSPC, "no room")
+
+    with pytest.raises(StorageError):
+        write()
+    assert contents(place) == OLD
+    write_new(place)
+    assert contents(place) == NEW
+    assert place.stat().st_ino == number
+    folders = [path.name for path in place.iterdir() if path.is_dir()]
+    assert folders == (["folder"] if why == "with a folder" else [])
+
+
+def test_what_cannot_be_written_in_a_folder_is_called_what_the_user_calls_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path.relative_to(tmp_path) / "evaluation"
+
+    def write():
+        with whole_folder(place) as folder:
+            write_text(folder / "none" / "report.html", "new")
+
+    with pytest.raises(StorageError) as caught:
+        write()
+    assert str(caught.value) == (
+        "cannot write evaluation/none/report.html: no such file or directory; look at the disk, or "
+        "name another place"
+    )

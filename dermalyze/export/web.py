@@ -22,6 +22,7 @@ from serving.described import describe
 from serving.disk import make_folder, read_bounded, writing
 from serving.errors import ArtifactError, ConfigError
 from serving.predictor import Predictor
+from serving.whole import PARTIAL, sync, whole_folder
 
 RUNTIME = "onnxruntime-web"
 RUNTIME_VERSION = "1.30.0"
@@ -56,13 +57,7 @@ def export_web(model: Path, output: Path, *, runtime: Path | None = None) -> str
     """
     _check_place(output)
     predictor = Predictor(model)
-    make_folder(output.parent)
-    with (
-        writing(output),
-        tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder,
-    ):
-        made = Path(folder) / "page"
-        made.mkdir()
+    with whole_folder(output, keep=False) as made:
         _copy(resources.files("serving") / "static", made)
         _copy(resources.files("dermalyze.export") / "browser", made)
         _write_runtime(made, runtime)
@@ -75,8 +70,9 @@ def export_web(model: Path, output: Path, *, runtime: Path | None = None) -> str
         _add_policy(made / "index.html")
         _list_files(made)
         size = sum(file.stat().st_size for file in made.iterdir())
+        for file in made.iterdir():
+            sync(file)
         made.chmod(0o755)
-        _put(made, output)
     return (
         f"{len(names)} files, {size / 1e6:.1f} MB; put them on any web server, "
         f"or look at them here: python -m http.server --bind 127.0.0.1 --directory {output}"
@@ -89,7 +85,7 @@ def _check_place(output: Path) -> None:
         return
     if not output.is_dir():
         raise ConfigError(f"{output} is a file; choose a folder for the page")
-    found = {file.name for file in output.iterdir()}
+    found = {file.name for file in output.iterdir()} - {PARTIAL}  # which a kill has left
     if found and _MARK not in found:
         raise ConfigError(
             f"{output} is not empty and no earlier export; choose another folder for the page"
@@ -108,20 +104,6 @@ def _files_of(folder: Path) -> set[str]:
         return set(mark["files"])
     except (OSError, ValueError, TypeError, KeyError):
         return {_MARK}
-
-
-def _put(made: Path, output: Path) -> None:
-    """Put a folder in its place; what was there comes back if that cannot be."""
-    if not output.exists():
-        made.replace(output)
-        return
-    earlier = made.with_name("earlier")
-    output.replace(earlier)
-    try:
-        made.replace(output)
-    except OSError:
-        earlier.replace(output)
-        raise
 
 
 def _copy(source: Traversable, target: Path) -> None:

@@ -20,6 +20,7 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -40,6 +41,8 @@ from serving.errors import TrackingError
 from serving.whole import sync
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
+# One in memory would be another one for each thread.
+_DATABASE_FILE = re.compile(r"sqlite(\+\w+)?:///(?!:memory:|\?).+")
 _CALL_THREAD = "dermalyze-store"  # the name of the thread of a call
 _CREATING_SECONDS = 120.0  # for a new database, which takes 3 to 20
 _UNFINISHED_SECONDS = 5.0  # since the last change of a database that another program may be making
@@ -402,11 +405,23 @@ def _error_of(what: str, failure: _Failure, error: BaseException) -> TrackingErr
 
 
 def _check_address(variable: str, uri: str) -> None:
-    if "://" not in uri and not uri.startswith(("databricks", "sqlite:")):
+    if not _is_address(uri):
         raise TrackingError(
             f"{variable} must be an address such as http://HOST:PORT or sqlite:///mlflow.db, "
             f"got {masked(uri)!r}"
         )
+
+
+def _is_address(uri: str) -> bool:
+    if uri.startswith("sqlite"):
+        return _DATABASE_FILE.fullmatch(uri) is not None
+    try:
+        parts = urlsplit(uri)
+        if parts.scheme in ("http", "https"):
+            return bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", uri)
+    except ValueError:  # half an IPv6 address, or a port that is none
+        return False
+    return uri.startswith("databricks") or (bool(parts.scheme) and "://" in uri)
 
 
 def _check_database(uri: str) -> None:
@@ -419,8 +434,6 @@ def _check_database(uri: str) -> None:
     if url.get_backend_name() != "sqlite":
         # MLflow tries ten times, 100 seconds in all, to connect; `call` tries again itself.
         mlflow_database.MAX_RETRY_COUNT = 1
-        return
-    if url.database in (None, "", ":memory:"):
         return
     path = Path(str(url.database))
     with reading(path):

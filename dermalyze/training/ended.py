@@ -32,14 +32,13 @@ from dermalyze.training.job import (
 )
 from dermalyze.training.judged import ReadImage, write_evaluation
 from dermalyze.training.limits import with_limits
-from serving.disk import make_folder
 from serving.errors import DataError, ImageError
 from serving.files import find_images, left_out, some
 from serving.matching import match_files
 from serving.preprocess import read_bytes
 from serving.tables import read_table, table_bytes
 from serving.taxonomy import Taxonomy
-from serving.whole import write_text
+from serving.whole import whole_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +62,10 @@ def evaluate_run(
         rows = getattr(run.splits, split)
         predictions = run.runner.predictions(limited, rows, split, context)
         run.stored.replace(AUDIT, prepared.audit.to_json())
-        evaluation = write_evaluation(
-            output, predictions, run, run.config.evaluation, prepared.read_image_bytes
-        )
+        with whole_folder(output) as folder:
+            evaluation = write_evaluation(
+                folder, predictions, run, run.config.evaluation, prepared.read_image_bytes
+            )
     place = EVALUATION if split == "test" else f"{EVALUATION}_{split}"
     add_to_run(run.stored, output, place, evaluation.logged())
     return evaluation
@@ -113,14 +113,14 @@ def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) ->
         split="images",
         context={"run_id": run_id, "labels": labels.name},
     )
-    settings = EvaluationConfig()
-    return write_evaluation(
-        output,
-        predictions,
-        run.without_files(),
-        settings,
-        lambda name: read_bytes(files[name]),
-    )
+    with whole_folder(output) as folder:
+        return write_evaluation(
+            folder,
+            predictions,
+            run.without_files(),
+            EvaluationConfig(),
+            lambda name: read_bytes(files[name]),
+        )
 
 
 def report_run(run_id: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Evaluation:
@@ -128,17 +128,12 @@ def report_run(run_id: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Eval
 
     Without its images, which are looked for where the run found them, pictures are missing.
     """
-    make_folder(output)
     with open_finished(run_id, here) as run:
-        folder = here.data_dir or Path(run.stored.params.get("data.dir", ""))
+        data_dir = here.data_dir or Path(run.stored.params.get("data.dir", ""))
         config = run.require_settings()
-        return write_evaluation(
-            output,
-            run.predictions,
-            run,
-            config.evaluation,
-            _reader(folder, config.data),
-        )
+        read_image = _reader(data_dir, config.data)
+        with whole_folder(output) as folder:
+            return write_evaluation(folder, run.predictions, run, config.evaluation, read_image)
 
 
 def report_predictions(
@@ -150,7 +145,8 @@ def report_predictions(
         split="predictions",
         validation=None if validation is None else read_scored(validation),
     )
-    return write_evaluation(output, evaluated, None, settings, None)
+    with whole_folder(output) as folder:
+        return write_evaluation(folder, evaluated, None, settings, None)
 
 
 def compare_runs(run_ids: Sequence[str], *, output: Path | None) -> Comparison:
@@ -165,9 +161,10 @@ def compare_runs(run_ids: Sequence[str], *, output: Path | None) -> Comparison:
             models.append(run.predictions.scored)
     comparison = compare(run_ids, models)
     if output is not None:
-        make_folder(output)
-        write_text(output / "comparison.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
-        save_png(output / "forest.png", forest(comparison))
+        with whole_folder(output) as folder:
+            text = json.dumps(comparison.to_dict(), indent=1) + "\n"
+            write_text(folder / "comparison.json", text)
+            save_png(folder / "forest.png", forest(comparison))
     return comparison
 
 

@@ -46,7 +46,7 @@ def write_evaluation(
 ) -> Evaluation:
     """Evaluate predictions; write tables, plots, judgement.json, report.html and the cards.
 
-    The cards are written if the run's files are all there.
+    The cards are written if the run's files are all there; else those of before are deleted.
 
     Args:
         folder: gets what is written.
@@ -77,6 +77,8 @@ def write_evaluation(
             **({} if run is None else _of_run(run)),
         ),
     )
+    for name in (MODEL_CARD, DATA_CARD):  # of what was evaluated there before
+        (folder / name).unlink(missing_ok=True)
     if run is not None and config is not None and run.audit and splits and run.history:
         cards = CardInputs(
             evaluation=evaluation,
