@@ -302,7 +302,7 @@ def test_an_entry_that_was_damaged_is_put_aside_and_its_run_is_not_called_finish
     (folder / "outbox.jsonl").write_bytes(b"\n".join(lines))
     for _ in range(2):
         assert sync(run_id) == (
-            f"run {run_id} is delivered as far as it came; go on with `dermalyze train --resume "
+            f"run {run_id} is delivered as far as it came; continue with `dermalyze train --resume "
             f"{run_id}`"
         )
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
