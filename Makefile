@@ -43,10 +43,10 @@ $(DEMO): $(READY) configs/demo.yaml $(shell find dermalyze serving -name "*.py")
 
 retrain:
 
-test: $(READY)
-	python -m pytest -q -m "not slow"
-
 # Two files at a time, each with one core for its computing: most of it is Python, and waiting.
+test: $(READY)
+	OMP_NUM_THREADS=1 python -m pytest -q -m "not slow" -n 2 --dist loadfile
+
 slow: $(READY)
 	OMP_NUM_THREADS=1 python -m pytest -q -m slow -n 2 --dist loadfile --durations 25
 
