@@ -2,7 +2,7 @@
 // transparency, and cut 16 bits.
 
 import { toSrgb } from "./color.js";
-import { Damaged, orientationOf, turned, Unknown } from "./upright.js";
+import { Damaged, ImageError, orientationOf, turned, Unknown } from "./upright.js";
 
 const TEXT_LIMIT = 2 ** 20; // bytes that a compressed text or profile may unpack to
 const CHANNELS = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }; // by the kind of color
@@ -118,13 +118,18 @@ function imageData(bytes, first) {
   return { packed, exif };
 }
 
-/** Unpack what follows a name; throws Damaged where it is too large. */
+/** Unpack what follows a name; throws ImageError where it is too large. */
 async function unpackedText(data) {
   const end = data.indexOf(0);
   if (end < 0) return null;
   if (data[end + 1]) throw new Unknown(); // a way of packing that nobody knows
   const content = await unpacked([data.subarray(end + 2)], TEXT_LIMIT + 1);
-  if (content.length > TEXT_LIMIT) throw new Damaged();
+  if (content.length > TEXT_LIMIT) {
+    const limit = TEXT_LIMIT.toLocaleString("en-US");
+    throw new ImageError(
+      `the image has a color profile or a text of more than ${limit} bytes; save it without`,
+    );
+  }
   return content;
 }
 
