@@ -160,7 +160,7 @@ def make(
     for path in (*folder.glob("mlruns/**/evaluation/*"), Path("comparison.json"), Path("mine.txt")):
         (folder / "old" / path.name).write_text("old\n")
     (folder / "images").mkdir()
-    with zipfile.ZipFile(next((folder / "demo").glob("*.zip"))) as archive:
+    with zipfile.ZipFile(next((folder / "demo").glob("*_part_1.zip"))) as archive:
         for name in archive.namelist()[:4]:
             archive.extract(name, folder / "images")
     shutil.copytree(folder, copy)

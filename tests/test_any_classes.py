@@ -145,7 +145,7 @@ def test_each_class_has_its_own_column_and_a_row_is_a_line(tmp_path, model, pred
 
 def test_mlflow_serves_it(store, model, predictor, png):
     with mlflows_own(model) as client:
-        body = {"inputs": [base64.b64encode(png).decode()]}
+        body = {"dataframe_records": [{"image": base64.b64encode(png).decode()}]}
         answer = client.post("/invocations", json=body)
     assert answer.json() == {"predictions": [predictor.predict(png).to_dict()]}
 
