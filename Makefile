@@ -35,7 +35,7 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 # Trained once, and again when the code, the settings or the store have changed.
 DEMO := .dermalyze/demo-is-trained
 demo: $(DEMO)
-	@echo "the demo model is trained, nothing has changed since; mlflow ui shows it, rm $(DEMO) trains again"
+	@echo "the demo model is there: mlflow ui shows it; make demo trains again if code, settings or store change, or after rm $(DEMO)"
 
 $(DEMO): $(READY) configs/demo.yaml $(shell find dermalyze serving -name "*.py") $(if $(wildcard mlflow.db),,retrain)
 	mlflow run . --env-manager local -P size=small -P data_dir=demo
