@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 from servers import free_port, mlflow_server, wait_for
 
 from dermalyze.config import TrackingConfig
-from dermalyze.tracking import fetched, limit_calls, open_run, tags_of
+from dermalyze.tracking import fetch, limit_calls, open_run, tags_of
 from dermalyze.training.ship import sync as sync_run
 from serving.errors import StorageError, TrackingError
 
@@ -185,8 +185,7 @@ def test_a_program_that_answers_everything_with_json_is_not_taken_for_a_store(ad
 
 
 def artifacts_of(run_id):
-    with fetched(run_id, ["config.yaml"]):
-        pass
+    fetch(run_id, "config.yaml", Path("fetched"))
 
 
 def test_a_missing_driver_is_named_and_the_password_is_not(address):
