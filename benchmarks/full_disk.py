@@ -84,6 +84,7 @@ class Disk:
 
     folder: Path
     is_mounted: bool
+    temporary: Path | None = None  # for temporary files; None: there as well
 
     def fill(self, made: Made) -> None:
         """Put a fresh copy there, with room around it."""
@@ -101,13 +102,14 @@ class Disk:
 
     def run(self, program: Commands, words: Sequence[object], room: int | None) -> Done:
         """Run a command with that many bytes of room; None: without a bound."""
-        (self.folder / TEMPORARY).mkdir(exist_ok=True)
+        temporary = self.temporary or self.folder / TEMPORARY
+        temporary.mkdir(exist_ok=True)
         if room is not None and self.is_mounted:
             self._resize(self.used() + room)
         done = program.run(
             words,
             self.folder,
-            environment={"TMPDIR": str(self.folder / TEMPORARY)},
+            environment={"TMPDIR": str(temporary)},
             max_file_bytes=-1 if room is None or self.is_mounted else room,
         )
         self._resize(2**31)

@@ -1,5 +1,7 @@
 """A disk that gets full: one sentence, nothing half written, and a run that can be resumed."""
 
+import dataclasses
+
 import pytest
 
 from benchmarks.forked import commands
@@ -12,7 +14,7 @@ ROOMS = [
     ("demo-data zips", 0),
     ("demo-data folders", 600_000),
     ("prepare-data", 500_000),
-    ("evaluate again", 200_000),
+    ("evaluate again", 100_000),
     ("report again", 100_000),
     ("plot-training", 0),
     ("export-onnx float16", 100_000),
@@ -39,8 +41,10 @@ def made(program, place, tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "room"), ROOMS)
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
-    program, place, made, name, room
+    program, place, made, name, room, tmp_path
 ):
+    if name.endswith(" again"):  # or what is fetched first would fill the disk
+        place = dataclasses.replace(place, temporary=tmp_path)
     if not place.is_mounted:  # a bound for each file, that of standard error as well
         room = 8192
     done, found = faults(program, place, made, COMMANDS[name], room)
