@@ -1,7 +1,7 @@
 """Do prediction sets and abstention keep what they promise on a real run?
 
 Over 500 random halvings of its validation and test lesions: coverage of each class beside the
-beta-binomial bounds of that many lesions.  Then once as it is shipped: fitted on val, judged on
+beta-binomial bounds of that many lesions.  Then once as it is shipped: fitted on val, checked on
 test.
 
     python -m benchmarks.limits RUN_ID DATA_DIR
@@ -68,7 +68,7 @@ def resplit(scored: Scored, probs: np.ndarray) -> pd.DataFrame:
                         "class": name,
                         "level": level,
                         "calibration": n,
-                        "judged": num_judged,
+                        "checked": num_judged,
                         "supported": supported,
                         "coverage": found,
                         "low": low,
@@ -93,9 +93,9 @@ def main() -> None:
     table = resplit(both, softmax(both.logits, float(temperature)))
     means = table.groupby(["level", "class"]).mean(numeric_only=True)
     print(means.round(3).to_string())
-    judged = asdict(check_limits(test, fit_limits(validation), replicates=2000))
-    judged["abstention"].pop("curve")
-    print(json.dumps(judged, indent=1))
+    checked = asdict(check_limits(test, fit_limits(validation), replicates=2000))
+    checked["abstention"].pop("curve")
+    print(json.dumps(checked, indent=1))
     figures = [
         Figure(
             what=f"coverage of {name}, level {level:g}",
@@ -108,7 +108,7 @@ def main() -> None:
         )
         for (level, name), row in means.iterrows()
     ]
-    publish("limits", figures, shipped=judged, inside_bounds=means["not_below"].to_dict().__str__())
+    publish("limits", figures, shipped=checked, inside_bounds=means["not_below"].to_dict().__str__())
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from dermalyze.cli_options import (
     FOLDER,
     PRECISION,
     RUN_DATA,
+    SETTINGS,
     auto_option,
     column_options,
     data_option,
@@ -164,13 +165,7 @@ _OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may
     "--prepared", click.STRING, "Folder of the decoded images; auto: prepared/ in the data."
 )
 @column_options
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Any setting of the config, such as training.lr=1.0e-3; repeatable.",
-)
+@SETTINGS
 @plugin_option(expose_value=True)
 @click.option("--resume", metavar="RUN_ID", default="", help="Continue a stopped run.")
 def train(
@@ -484,13 +479,7 @@ def _with_progress(items: Iterable[Item], length: int, *, table: bool) -> Iterat
     help="Images per epoch, for the estimate of its duration.",
 )
 @auto_option("--config", click.STRING, "YAML file; auto: configs/default.yaml.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Any setting of the config, such as training.lr=1.0e-3; repeatable.",
-)
+@SETTINGS
 def benchmark(num_batches: int, num_images: int, config: str, settings: tuple[str, ...]) -> None:
     """Time the parts of a training step on this machine."""
     resolved = _config(config, False, settings, {})

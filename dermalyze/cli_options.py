@@ -35,6 +35,13 @@ FOLDER = UsablePath(file_okay=False)
 FILE = UsablePath(dir_okay=False)
 FILE_OR_FOLDER = UsablePath()
 PRECISION = click.Choice(["float32", "float16", "int8"])
+SETTINGS = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any setting of the config, such as training.lr=1.0e-3; repeatable.",
+)
 RUN_ID = click.option("--run-id", required=True, help="An MLflow run of `dermalyze train`.")
 
 

@@ -20,7 +20,7 @@ SCHEDULES = ("cosine_warm_restarts", "constant")
 AUGMENTATION_LEVELS = ("none", "light", "medium", "heavy", "custom")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 CHAMPION_CLASS_METRICS = ("precision", "recall", "f1", "auc", "average_precision")
-CHAMPION_METRICS = (  # those of which more is better
+CHAMPION_METRICS = (  # higher is better
     "accuracy",
     "balanced_accuracy",
     "macro_precision",

@@ -120,7 +120,7 @@ def test_stopped_in_the_second_fold_they_go_on_there_and_end_alike(whole, demo):
         f"stopped in fold 2 of 2; continue with `dermalyze train --resume {run_id}`"
     )
     below = children_of(run_id, FOLD_TAG)
-    assert [ended_well for _, ended_well in below.values()] == [True, False]
+    assert [is_finished for _, is_finished in below.values()] == [True, False]
     assert (status(run_id), status(below["2"][0])) == ("KILLED", "KILLED")
     first = MlflowClient().get_run(below["1"][0]).info
     again = []

@@ -148,8 +148,8 @@ def test_the_second_run_differs_in_its_training_set_alone(run_id, second):
 def test_stopped_it_goes_on_in_the_same_run_and_done_it_only_compares(run_id, stopped, second):
     message, below = stopped
     assert message == f"stopped; continue with `dermalyze leakage --run-id {run_id}`"
-    ((leaky_run_id, has_ended_well),) = below.values()
-    assert not has_ended_well
+    ((leaky_run_id, is_finished),) = below.values()
+    assert not is_finished
     result, said = second
     assert result.leaky_run_id == leaky_run_id
     assert [line.split("  ")[0] for line in said if line.startswith("epoch")] == ["epoch 2/2"]

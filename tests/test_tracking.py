@@ -333,7 +333,7 @@ def test_a_run_that_is_kept_in_another_folder_is_not_called_delivered(store, mon
     with pytest.raises(TrackingError) as caught:
         sync(run_id)
     assert str(caught.value) == (
-        f"run {run_id} has not ended well, and {tmp_path}/.dermalyze/runs holds nothing of it; run "
+        f"run {run_id} is not finished, and {tmp_path}/.dermalyze/runs holds nothing of it; run "
         "this in the folder that it was trained in"
     )
 

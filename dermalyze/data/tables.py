@@ -33,7 +33,7 @@ def read_frame(
     """Read a table with these columns and any others; `path` is what it is called in an error.
 
     Raises:
-        DataError: it is no table, lacks a column or has no row.
+        DataError: it is not a table, lacks a column or has no rows.
     """
     try:
         table = pd.DataFrame(read_table(data, path, required, optional))
@@ -52,7 +52,7 @@ def read_frame(
 
 
 def columns_of(path: Path, known: Sequence[str]) -> list[str]:
-    """Return the names of a table's columns; none where it is no table that can be read.
+    """Return the names of a table's columns; none if it cannot be read as a table.
 
     Args:
         path: the table.

@@ -1,7 +1,7 @@
 """Everything that is computed from a set of predictions, as one typed result.
 
 It follows from tables of predictions, so it can be computed again without a network, for anybody's
-predictions in that form.  `judgement.json` is the result, written down.  C classes.  Never imports
+predictions in that form.  `judgement.json` stores the result.  C classes.  Never imports
 torch.
 """
 

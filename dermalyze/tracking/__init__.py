@@ -7,27 +7,13 @@ switched off.
 from dermalyze.tracking.delivery import MODEL_URI_TAG
 from dermalyze.tracking.outbox import WORK
 from dermalyze.tracking.runs import (
-    StoredRun,
     TrackedRun,
     add_below,
-    add_to_run,
-    artifact_names,
-    children_of,
     clear_finished,
-    fetch,
-    has_epochs,
-    is_place_missing,
-    local_artifacts,
     open_run,
     open_undelivered,
-    opened,
-    project_arguments,
     reach_store,
-    require_run,
     require_unfinished,
-    status_of,
-    stored_run,
-    tags_of,
     under_way,
 )
 from dermalyze.tracking.store import (
@@ -40,6 +26,22 @@ from dermalyze.tracking.store import (
     limit_calls,
     quiet,
     use_store,
+)
+from dermalyze.tracking.stored_runs import (
+    StoredRun,
+    add_to_run,
+    artifact_names,
+    children_of,
+    fetch,
+    has_epochs,
+    is_place_missing,
+    local_artifacts,
+    opened,
+    project_arguments,
+    require_run,
+    status_of,
+    stored_run,
+    tags_of,
 )
 
 __all__ = [

@@ -1,14 +1,11 @@
-"""Runs: opening one, what it logs, and reading those that have ended.
+"""Runs that are under way: opening one, what it logs, its end.
 
 What an open run logs goes to its outbox; all that it reads was read when it was opened.
 """
 
 import contextlib
 import os
-import shlex
 import shutil
-import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,14 +15,9 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.entities import FileInfo, Metric
 from mlflow.entities import Run as MlflowRun
-from mlflow.store.artifact.artifact_repo import ArtifactRepository
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.uri import is_local_uri
 
 from dermalyze.config import TrackingConfig
 from dermalyze.credentials import masked
@@ -40,13 +32,11 @@ from dermalyze.tracking.store import (
     quiet,
     use_store,
 )
-from serving.disk import make_folder, require_room, writing_temporary_files
+from dermalyze.tracking.stored_runs import EVERY_EPOCH, StoredRun, read_run, status_of
 from serving.errors import TrackingError
 from serving.taxonomy import DISCLAIMER
-from serving.whole import write_text
 
 DEFAULT_EXPERIMENT = "dermalyze"
-EVERY_EPOCH = "train/loss"  # a metric that each logged epoch has
 _MODEL = "model"  # the folder of the model, in that of the run
 _SIGNAL_SECONDS = 1.0  # for what is left to deliver, where a program is stopped
 
@@ -151,7 +141,7 @@ class TrackedRun:
                 f"{self.run_id}`"
             ) from error
 
-    def as_stored(self) -> "StoredRun":
+    def as_stored(self) -> StoredRun:
         """Return the run with what it has logged and keeps here; the store is not asked."""
         return StoredRun(
             run_id=self.run_id,
@@ -220,7 +210,7 @@ def open_undelivered(run_id: str) -> Iterator[TrackedRun | None]:
         return
     if not (WORK / run_id / OUTBOX).exists():
         raise TrackingError(
-            f"run {run_id} has not ended well, and {WORK.resolve()} holds nothing of it; run this "
+            f"run {run_id} is not finished, and {WORK.resolve()} holds nothing of it; run this "
             "in the folder that it was trained in"
         )
     run = _reopened(run_id)
@@ -289,7 +279,7 @@ def _clear(folder: Path) -> None:
 
 
 def clear_finished(run_id: str) -> None:
-    """Remove what a kill at the very end of a run, which has ended well, has left here of it.
+    """Remove what a kill at the very end of a finished run has left here.
 
     What another machine did not deliver before the run was finished elsewhere stays.
 
@@ -335,11 +325,11 @@ def _tracked(run: MlflowRun, outbox: Outbox, *, resumed: bool) -> TrackedRun:
 
 def _reopened(run_id: str) -> TrackedRun:
     """Open a run again, once what it has left undelivered is delivered."""
-    _run(run_id)
+    read_run(run_id)
     outbox = Outbox(WORK / run_id)
     try:
         outbox.flush()
-        tracked = _tracked(_run(run_id), outbox, resumed=True)
+        tracked = _tracked(read_run(run_id), outbox, resumed=True)
         tracked.is_complete = outbox.stages.get(run_id) == "complete" and not outbox.is_damaged
         return tracked
     except BaseException:
@@ -431,205 +421,19 @@ def _made_experiment(name: str) -> str:
     return str(found.experiment_id if found else client.create_experiment(name))
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredRun:
-    """A run as the store had it when it was read; its files are copied when they are asked for."""
-
-    run_id: str
-    params: dict[str, str]
-    tags: dict[str, str]
-    status: str  # RUNNING, FINISHED, FAILED, KILLED or, of a fold that has not begun, SCHEDULED
-    folder: Path  # for the copies
-    artifact_uri: str = ""  # empty: all files are in the folder
-    _listed: dict[str, list[FileInfo]] = field(default_factory=dict)  # by folder
-    _copied: set[str] = field(default_factory=set)
-
-    def find(self, name: str) -> Path | None:
-        """Return a copy of a file of the run; None: it has no such file.
-
-        Raises:
-            StoreAwayError: the tracking store is away.
-            StorageError: there is no room for it.
-        """
-        path = self.folder / name
-        if not self.artifact_uri:
-            return path if path.exists() else None
-        if name in self._copied:
-            return path
-        what = f"cannot fetch {name} of run {self.run_id}"
-        artifacts = call(what, lambda: get_artifact_repository(self.artifact_uri))
-        size = call(what, lambda: self._size_of(name, artifacts))
-        if size is None:
-            return None
-        make_folder(self.folder)
-        require_room(self.folder, size)  # MLflow would say that there is no such artifact
-        call(
-            what,
-            lambda: artifacts.download_artifacts(name, str(self.folder)),  # type: ignore[no-untyped-call]
-            num_bytes=size,
-        )
-        self._copied.add(name)
-        return path
-
-    def replace(self, name: str, text: str) -> None:
-        """Take a text for a file of the run from now on; the store keeps its own."""
-        write_text(self.folder / name, text)
-        self._copied.add(name)
-
-    def _size_of(self, name: str, artifacts: ArtifactRepository) -> int | None:
-        """Return the bytes of a file or folder; None: there is none.  Folders are listed once."""
-
-        def files(folder: str) -> list[FileInfo]:
-            if folder not in self._listed:
-                self._listed[folder] = artifacts.list_artifacts(folder or None)
-            return self._listed[folder]
-
-        for found in files(name.rpartition("/")[0]):
-            if found.path == name and found.is_dir:
-                return sum(file.file_size or 0 for file in files(name))
-            if found.path == name:
-                return found.file_size or 0
-        return None
-
-    def file(self, name: str) -> Path:
-        """Return a copy of a file of the run.
-
-        Raises:
-            TrackingError: it has no such file.
-            DermalyzeError: as `find`.
-        """
-        path = self.find(name)
-        if path is not None:
-            return path
-        place = _place_of(self.artifact_uri)
-        if _is_missing(place):
-            raise TrackingError(
-                f"the files of run {self.run_id} belong in {place}, which does not exist; if the "
-                "project was moved, move it back or make that folder a link to the new one"
-            )
-        raise TrackingError(
-            f"run {self.run_id} has no {name}; did its training end? see `mlflow ui`"
-        )
-
-
-def stored_run(run_id: str, folder: Path) -> StoredRun:
-    """Read a run, whose files will be copied into `folder`.
-
-    Raises:
-        TrackingError: there is no such run, or the tracking store is away.
-    """
-    run = _run(run_id)
-    return StoredRun(
-        run_id=run_id,
-        params=dict(run.data.params),
-        tags=dict(run.data.tags),
-        status=str(run.info.status),
-        folder=folder,
-        artifact_uri=run.info.artifact_uri,
-    )
-
-
-def require_run(run_id: str) -> dict[str, str]:
-    """Return the parameters of a run.
-
-    Raises:
-        TrackingError: there is no such run, or the tracking store is away.
-    """
-    return dict(_run(run_id).data.params)
-
-
-def tags_of(run_id: str) -> dict[str, str]:
-    """Return the tags of a run.
-
-    Raises:
-        TrackingError: there is no such run, or the tracking store is away.
-    """
-    return dict(_run(run_id).data.tags)
-
-
-def children_of(run_id: str, tag: str) -> dict[str, tuple[str, bool]]:
-    """Return the runs below a run, by the value of a tag: their ids and whether they ended well.
-
-    Runs without the tag and deleted ones do not count.
-
-    Raises:
-        TrackingError: the tracking store is away.
-    """
-    use_store()
-    client = BoundedClient(f"cannot read the runs below {run_id}")
-    found = client.search_runs(
-        [client.get_run(run_id).info.experiment_id],
-        f"tags.`mlflow.parentRunId` = '{run_id}'",
-        order_by=["attributes.start_time ASC"],
-    )
-    return {
-        run.data.tags[tag]: (run.info.run_id, run.info.status == "FINISHED")
-        for run in found
-        if tag in run.data.tags
-    }
-
-
 def require_unfinished(run_id: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the parameters and tags of a run that has not ended well.
+    """Return the parameters and tags of a run that is not finished.
 
-    Of one that has, what a kill has left here is removed.
+    Of a finished one, what a kill has left here is removed.
 
     Raises:
         TrackingError: there is no such run, or nothing is left to do in it.
     """
-    run = _run(run_id)
+    run = read_run(run_id)
     if run.info.status == "FINISHED":
         clear_finished(run_id)
         raise TrackingError(f"run {run_id} is already finished")
     return dict(run.data.params), dict(run.data.tags)
-
-
-def fetch(run_id: str, name: str, folder: Path) -> Path:
-    """Copy one file of a run into `folder`; as `StoredRun.file`."""
-    return stored_run(run_id, folder).file(name)
-
-
-def local_artifacts(run_id: str) -> Path | None:
-    """Return the folder on this machine that holds the files of a run; None: a server has them.
-
-    MLflow decides on it when the experiment is created, so it stays when the project is moved.
-    """
-    return _place_of(_run(run_id).info.artifact_uri)
-
-
-def is_place_missing(run_id: str) -> bool:
-    """Return whether the files of a run belong on this machine, in a folder that is not there."""
-    return _is_missing(local_artifacts(run_id))
-
-
-def _place_of(artifact_uri: str) -> Path | None:
-    if not is_local_uri(artifact_uri):  # type: ignore[no-untyped-call]
-        return None
-    return Path(local_file_uri_to_path(artifact_uri))  # type: ignore[no-untyped-call]
-
-
-def _is_missing(place: Path | None) -> bool:
-    return place is not None and not place.parents[1].is_dir()  # that of the experiment
-
-
-def artifact_names(run_id: str) -> set[str]:
-    """Return the names of a run's files and folders, at the top."""
-    client = BoundedClient(f"cannot read run {run_id}")
-    return {found.path for found in client.list_artifacts(run_id)}
-
-
-def status_of(run_id: str) -> str:
-    """Return RUNNING, FINISHED, FAILED, KILLED or, of a fold that has not begun, SCHEDULED.
-
-    Raises:
-        TrackingError: there is no such run, or the tracking store is away.
-    """
-    return str(_run(run_id).info.status)
-
-
-def has_epochs(run_id: str) -> bool:
-    """Return whether the metrics of an epoch of a run are logged."""
-    return EVERY_EPOCH in _run(run_id).data.metrics
 
 
 def reach_store(config: TrackingConfig, tags: Mapping[str, str]) -> None:
@@ -648,61 +452,3 @@ def reach_store(config: TrackingConfig, tags: Mapping[str, str]) -> None:
         client = BoundedClient(f"cannot tag run {given}")
         for name, value in tags.items():
             client.set_tag(given, name, masked(value))
-
-
-def project_arguments(run_id: str) -> list[str]:
-    """Return what `mlflow run` was asked for, of a run in which nothing has begun; else nothing.
-
-    Raises:
-        TrackingError: there is no such run, or the tracking store is away.
-    """
-    run = _run(run_id)
-    params, tags = run.data.params, run.data.tags
-    begun = any(name.startswith("dermalyze.") for name in tags) or run.info.status == "FINISHED"
-    if begun or tags.get("mlflow.project.entryPoint") != "main":
-        return []
-    arguments = [(f"--{name.replace('_', '-')}", *shlex.split(params[name])) for name in params]
-    return [word for words in arguments for word in words]
-
-
-@contextlib.contextmanager
-def opened(run_id: str) -> Iterator[StoredRun]:
-    """Read a run, whose files are copied into a folder that lives as long as the block.
-
-    Raises:
-        TrackingError: there is no such run, or the tracking store is away.
-    """
-    with writing_temporary_files():
-        temporary = tempfile.TemporaryDirectory(prefix="dermalyze-")
-    with temporary as folder:
-        yield stored_run(run_id, Path(folder))
-
-
-def add_to_run(run: StoredRun, folder: Path, name: str, metrics: Mapping[str, float]) -> None:
-    """Add files, below `name` or at the top if it is empty, and metrics to a run that has ended.
-
-    Raises:
-        TrackingError: the tracking store is away.
-    """
-    what, time_ms = f"cannot add to run {run.run_id}", time.time_ns() // 1_000_000
-    artifacts = call(what, lambda: get_artifact_repository(run.artifact_uri))
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    call(
-        what,
-        lambda: artifacts.log_artifacts(str(folder), name or None),  # type: ignore[no-untyped-call]
-        num_bytes=size,
-    )
-    values = [Metric(key, value, time_ms, 0) for key, value in metrics.items()]
-    if values:
-        call(what, lambda: MlflowClient().log_batch(run.run_id, metrics=values))
-
-
-def _run(run_id: str) -> MlflowRun:
-    store = use_store()
-    try:
-        return call(f"cannot read run {run_id}", lambda: MlflowClient().get_run(run_id))
-    except TrackingError as error:
-        if is_missing(error.__cause__):
-            message = f"no run {run_id!r} in {store}; see `mlflow ui` for its run ids"
-            raise TrackingError(message) from error
-        raise

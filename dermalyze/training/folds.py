@@ -118,8 +118,8 @@ def resume_folds(run_id: str, here: Here = AS_IN_THE_RUN) -> FoldsResult:
                 f"`dermalyze train --resume {run_id}`"
             )
         kept = reopen(run_id, here)
-        for child, has_ended_well in children_of(run_id, FOLD_TAG).values():
-            if not has_ended_well:
+        for child, is_finished in children_of(run_id, FOLD_TAG).values():
+            if not is_finished:
                 with hold(child):  # or it would be found out only in the middle
                     mend_checkpoints(child)
         plan = _plan(kept.now, kept.prepared, int(kept.tags[FOLDS_TAG]))
@@ -201,8 +201,8 @@ def _train_folds(run: TrackedRun, plan: _Plan) -> tuple[str, ...]:
     with ExitStack() as holds:
         for number, splits in enumerate(plan.splits, start=1):
             title = f"fold {number} of {len(plan.splits)}"
-            run_id, has_ended_well = known.get(str(number), ("", False))
-            if has_ended_well:
+            run_id, is_finished = known.get(str(number), ("", False))
+            if is_finished:
                 logger.info(f"{title}: run {run_id} is already finished")
                 if not _predictions_of(run, number).exists():
                     with open_finished(run_id) as fold:

@@ -161,8 +161,8 @@ def with_siblings(manifest: pd.DataFrame, splits: Splits) -> Splits:
 
 def _train_leaky(run_id: str, began: Began, prepared: Prepared, splits: Splits) -> str:
     """Train the second network as far as it is not trained yet; return its run."""
-    leaky_run_id, has_ended_well = children_of(run_id, LEAKAGE_TAG).get(run_id, ("", False))
-    if has_ended_well:
+    leaky_run_id, is_finished = children_of(run_id, LEAKAGE_TAG).get(run_id, ("", False))
+    if is_finished:
         clear_finished(leaky_run_id)
         logger.info(f"run {leaky_run_id}, with siblings, is already finished")
         return leaky_run_id

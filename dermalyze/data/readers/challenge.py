@@ -39,7 +39,7 @@ def one_hot_labels(truth: pd.DataFrame, classes: Sequence[str], path: Path) -> p
     """Return the class of each row; two ones become "MEL+NV", none "": no class has such a name.
 
     Raises:
-        DataError: a value is no number.
+        DataError: a value is not a number.
     """
     ones = pd.DataFrame({name: _ones(truth, name, path) for name in classes})
     return pd.Series(["+".join(ones.columns[row]) for row in ones.to_numpy()], truth.index)

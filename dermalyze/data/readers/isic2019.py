@@ -44,7 +44,6 @@ TAXONOMY = Taxonomy(
     ),
     not_recorded=("skin type",),
 )
-_TITLE = "ISIC 2019"
 _PREFIX = "ISIC_2019_Training_"
 _IMAGES = (f"{_PREFIX}Input".lower(),)
 _NO_CLASS = "UNK"
@@ -53,20 +52,22 @@ _FACTS = {"age_approx": "age", "anatom_site_general": "localization"}  # ISIC's 
 
 def fits(folder: DataFolder) -> Fit | None:
     """Say whether the images of the challenge are there."""
-    return Fit(Certainty.NAMED, _TITLE) if named_sources(folder.entries, _IMAGES) else None
+    return Fit(Certainty.NAMED, TAXONOMY.title) if named_sources(folder.entries, _IMAGES) else None
 
 
 def read(folder: DataFolder) -> Dataset:
     """Read both tables and list the images."""
     classes = (*TAXONOMY.names, _NO_CLASS)
-    path, truth = read_table_of(folder, _TITLE, f"{_PREFIX}GroundTruth", ("image", *classes))
+    path, truth = read_table_of(
+        folder, TAXONOMY.title, f"{_PREFIX}GroundTruth", ("image", *classes)
+    )
     _, facts = read_table_of(
-        folder, _TITLE, f"{_PREFIX}Metadata", ("image", *_FACTS, "lesion_id", "sex")
+        folder, TAXONOMY.title, f"{_PREFIX}Metadata", ("image", *_FACTS, "lesion_id", "sex")
     )
     rows = truth[["image"]].assign(label=one_hot_labels(truth, classes, path))
     table = joined(rows, facts).rename(columns=_FACTS)
     sources = named_sources(folder.entries, _IMAGES)
-    dataset = dataset_of(folder, _TITLE, TAXONOMY, manifest_rows(table, path), sources)
+    dataset = dataset_of(folder, TAXONOMY.title, TAXONOMY, manifest_rows(table, path), sources)
     of_no_class = dataset.rows["label"] == _NO_CLASS
     return replace(
         dataset,

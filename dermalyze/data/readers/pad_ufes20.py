@@ -42,7 +42,7 @@ _PARTS = ("imgs_part_1", "imgs_part_2", "imgs_part_3")
 
 def fits(folder: DataFolder) -> Fit | None:
     """Say whether a table with the columns of PAD-UFES-20 lies beside images."""
-    return Fit(Certainty.NAMED, "PAD-UFES-20") if _tables(folder) and _sources(folder) else None
+    return Fit(Certainty.NAMED, TAXONOMY.title) if _tables(folder) and _sources(folder) else None
 
 
 def read(folder: DataFolder) -> Dataset:
@@ -51,7 +51,7 @@ def read(folder: DataFolder) -> Dataset:
     table = read_frame(read_file(path), path, _REQUIRED).rename(columns=_NAMES)
     table["label"] = table["label"].str.upper()
     rows = manifest_rows(table, path)
-    return dataset_of(folder, "PAD-UFES-20", TAXONOMY, rows, _sources(folder))
+    return dataset_of(folder, TAXONOMY.title, TAXONOMY, rows, _sources(folder))
 
 
 def _tables(folder: DataFolder) -> list[Path]:
