@@ -108,7 +108,8 @@ def main() -> None:
         )
         for (level, name), row in means.iterrows()
     ]
-    publish("limits", figures, shipped=checked, inside_bounds=means["not_below"].to_dict().__str__())
+    inside = str(means["not_below"].to_dict())
+    publish("limits", figures, shipped=checked, inside_bounds=inside)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,12 @@ class DataConfig:
         for name, value in (("prepared", self.prepared), ("splits", self.splits)):
             require(value != "", f"data.{name}", "auto or a folder", value)
 
+    @property
+    def named_columns(self) -> list[str]:
+        """The settings that name a column of a table."""
+        names = ("image_column", "label_column", "group_column")
+        return [f"data.{name}" for name in names if getattr(self, name) != "auto"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -305,6 +305,15 @@ def test_data_that_fits_several_layouts_is_one_sentence(tmp_path):
     assert dataset.rows["label"].tolist() == ["a", "b"]
 
 
+@pytest.mark.parametrize("name", ["image_column", "label_column", "group_column"])
+def test_a_column_of_data_that_has_no_table_is_refused(tmp_path, name):
+    write(tmp_path, class_folders(2))
+    assert error_of(tmp_path, **{name: "x"}) == (
+        f"{tmp_path} is one folder per class, which has no table to take columns from; leave out "
+        f"data.{name}"
+    )
+
+
 def test_two_tables_of_labels_and_a_single_class_are_refused(tmp_path):
     write(tmp_path, {"a.csv": "image,label\np1,x\n", **PHOTOS})
     assert error_of(tmp_path) == f"{tmp_path}/a.csv has one class, 'x'; expected two or more"

@@ -153,7 +153,13 @@ def open_dataset(data_dir: Path, settings: DataConfig | None = None) -> Dataset:
                 f"{data_dir} fits several layouts, {found}; expected one, leave the others out of "
                 "the folder (--image-column and --label-column choose a table)"
             )
-        dataset = chosen[0][0].read(folder)
+        reader, fit = chosen[0]
+        if folder.settings.named_columns and fit.certainty != Certainty.ASKED:
+            raise DataError(
+                f"{data_dir} is {fit.found}, which has no table to take columns from; leave out "
+                f"{', '.join(folder.settings.named_columns)}"
+            )
+        dataset = reader.read(folder)
         if (data_dir / TAXONOMY_FILE).exists():
             taxonomy = with_taxonomy_file(dataset.taxonomy, data_dir / TAXONOMY_FILE)
             dataset = replace(dataset, taxonomy=taxonomy)

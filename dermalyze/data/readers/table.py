@@ -52,7 +52,7 @@ def fits(folder: DataFolder) -> Fit | None:
     if not tables or not image_sources(folder):
         return None
     settings = folder.settings
-    if settings.image_column != "auto" or settings.label_column != "auto":
+    if settings.named_columns:
         return Fit(Certainty.ASKED, "one table")
     known = [path for path in tables if _has_columns(path, settings)]
     found = f"one table ({', '.join(path.name for path in known or tables)})"
