@@ -41,7 +41,7 @@ def asked(monkeypatch):
 def logged(folder, **texts):
     """A finished run that keeps some files."""
     folder.mkdir(exist_ok=True)
-    with open_run(CONFIG.tracking, tags={"dermalyze.warnings": "one; two"}) as run:
+    with open_run(CONFIG.tracking, tags={"dermalyze.warnings": "one; of two parts\ntwo"}) as run:
         run.log_params({"resolved.backbone": "test_efficientnet"})
         for name, text in texts.items():
             path = folder / name.replace("__", ".")
@@ -59,7 +59,7 @@ def test_a_run_is_asked_for_once_whatever_is_read_of_it(store, asked):
         assert found.history == HISTORY
         assert found.best_epoch == 2  # the first of equals
         assert found.facts == {"run id": run.run_id, "backbone": "test_efficientnet"}
-        assert found.warnings == ("one", "two")
+        assert found.warnings == ("one; of two parts", "two")
         assert (found.audit, found.split_tables) == (None, {})
     assert asked == [run.run_id]
 

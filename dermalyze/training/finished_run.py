@@ -69,8 +69,7 @@ class FinishedRun:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the training warned of."""
-        text = self.stored.tags.get("dermalyze.warnings", "")
-        return tuple(text.split("; ")) if text else ()
+        return tuple(self.stored.tags.get("dermalyze.warnings", "").splitlines())
 
     @property
     def facts(self) -> dict[str, object]:

@@ -310,7 +310,7 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
     run.set_tags(
         {
             "dermalyze.pretrained": weights.source,
-            **({"dermalyze.warnings": "; ".join(warnings)} if warnings else {}),
+            **({"dermalyze.warnings": "\n".join(warnings)} if warnings else {}),
         }
     )
     source = str(prepared.folder)
