@@ -483,6 +483,24 @@ def test_a_database_that_mlflow_left_half_made_is_one_sentence(address, tmp_path
 
 
 @pytest.mark.slow
+def test_a_database_whose_writer_was_killed_is_rolled_back_and_opened(place):
+    folder = place / "hot"
+    uri = f"sqlite:///{folder}/mlflow.db"
+    assert Program(folder, uri).opened().end() == (0, "")
+    code = (
+        "import os, signal, sqlite3\n"
+        f"db = sqlite3.connect({str(folder / 'mlflow.db')!r})\n"
+        "db.execute('PRAGMA cache_size = 1')\n"  # so that pages reach the file before the commit
+        "db.execute('UPDATE runs SET name = hex(zeroblob(9999))')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert (folder / "mlflow.db-journal").stat().st_size > 0
+    assert Program(folder, uri).opened().end() == (0, "")
+    assert [path.name for path in folder.glob("mlflow.db*")] == ["mlflow.db"]
+
+
+@pytest.mark.slow
 def test_a_model_that_a_kill_left_half_logged_is_the_one_that_is_finished(place):
     folder = place / "killed"
     program = Program(folder, f"sqlite:///{folder}/mlflow.db").opened()

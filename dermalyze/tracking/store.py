@@ -483,7 +483,7 @@ def _is_whole(path: Path, uri: str) -> bool:
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     with contextlib.closing(
-        sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", 1, uri=True)
+        sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", 1, uri=True)
     ) as db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
         if not tables:
