@@ -67,8 +67,8 @@ def signs(place: Path, text: str) -> dict[str, bool]:
         "start": True,
         "trained": f"epoch {EPOCHS}/{EPOCHS}" in text,
         "resumed": "resumed run" in text,
-        "scored": (work / "evaluation" / "val_predictions.csv").exists(),
-        "logged": "judging" in text,
+        "scored": (work / "training_curves.png").exists(),
+        "logged": "evaluating: " in text,
         "judged": (work / "evaluation" / "model_card.md").exists(),
     }
 
