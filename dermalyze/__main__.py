@@ -1,5 +1,25 @@
-"""`python -m dermalyze`: the command line where nothing is installed, as in an MLflow Project."""
+"""The program `dermalyze`, also as `python -m dermalyze` where nothing is installed."""
 
-from dermalyze.cli import main
+import signal
 
-main(prog_name="dermalyze")
+from dermalyze.cli_signals import SIGNALS, end
+
+
+def run() -> None:
+    """Run the command line; a signal before its first line and after its last one ends it too."""
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, end)
+    from dermalyze.cli import main
+
+    try:
+        main(prog_name="dermalyze")
+    except KeyboardInterrupt:  # it came between the two
+        end(signal.SIGINT)
+    finally:  # nothing of ours may run while Python takes itself apart
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    run()

@@ -5,6 +5,7 @@ Results go to stdout, progress and warnings to stderr.
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,6 +41,7 @@ from dermalyze.cli_options import (
     run_data,
 )
 from dermalyze.cli_serve import export_web, serve
+from dermalyze.cli_signals import Stop, ended_by_signals
 from dermalyze.cli_streams import ReaderGoneError, guarded_streams, log_lines
 from dermalyze.credentials import masked
 from serving.errors import ConfigError, DermalyzeError, ImageError, TooManyPixelsError
@@ -48,6 +50,7 @@ from serving.sizes import MAX_PIXELS, PILLOWS_LIMIT
 logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
+EXIT_TERMINATED = 143  # and one that SIGTERM ended
 EXIT_READER_GONE = 141  # and one that wrote to a closed pipe
 
 
@@ -56,19 +59,22 @@ class OneLineErrors(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the chosen command; exit 1 for what was asked, 2 for how it was asked."""
-        try:
-            with guarded_streams(), log_lines():
-                self._main(*args, **kwargs)
-        except SystemExit as end:
-            tracking = sys.modules.get("dermalyze.tracking")
-            if tracking is not None and tracking.is_calling():
-                # A call that the store does not answer would hold Python's own end up.
-                for stream in (sys.stdout, sys.stderr):
-                    stream.flush()
-                os._exit(end.code if isinstance(end.code, int) else 1)
-            raise
+        with ended_by_signals() as stop:
+            try:
+                with guarded_streams(), log_lines():
+                    self._main(stop, *args, **kwargs)
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+                tracking = sys.modules.get("dermalyze.tracking")
+                waits = tracking is not None and tracking.is_calling()
+                if waits or code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+                    # Python's own end waits for threads, and takes seconds once torch is imported.
+                    for stream in (sys.stdout, sys.stderr):
+                        stream.flush()
+                    os._exit(code)
+                raise
 
-    def _main(self, *args: Any, **kwargs: Any) -> None:
+    def _main(self, stop: Stop, *args: Any, **kwargs: Any) -> None:
         kwargs["standalone_mode"] = False
         try:
             code = super().main(*args, **kwargs)
@@ -78,7 +84,7 @@ class OneLineErrors(click.Group):
         except click.ClickException as error:
             _fail(error.format_message(), 1)
         except (click.Abort, KeyboardInterrupt):
-            _fail("stopped", EXIT_INTERRUPTED)
+            _fail("stopped", EXIT_TERMINATED if stop.number == signal.SIGTERM else EXIT_INTERRUPTED)
         except ReaderGoneError:
             sys.exit(EXIT_READER_GONE)
         except DermalyzeError as error:

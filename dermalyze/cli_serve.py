@@ -174,6 +174,8 @@ def _ended_in_order() -> Iterator[None]:
         signal.raise_signal(signal.SIGTERM)  # as the server, once it runs, takes it
 
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # the server finishes what is in flight
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, terminate)
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from serving.answering import Case
+from serving.disk import reason_of
 from serving.errors import ConfigError, DataError, ImageError, MetadataError, listed, one_line
 from serving.limits import DEFAULT_LEVEL
 from serving.matching import IMAGE_SUFFIXES, has_image_suffix, match_files
@@ -106,8 +107,10 @@ def read_metadata(path: Path) -> dict[str, Metadata]:
     try:
         columns = read_table(table_bytes(path), path, ("image_id",), COLUMNS)
     except (OSError, ValueError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else error
         raise MetadataError(
-            f"cannot read {path}; expected a CSV with image_id and any of {', '.join(COLUMNS)}"
+            f"cannot read {path}: {reason}; expected a CSV with image_id and any of "
+            f"{', '.join(COLUMNS)}"
         ) from error
     except DataError as error:
         raise MetadataError(str(error)) from error
@@ -213,6 +216,7 @@ def predict_files(
     rest = iter(paths)
     names = _PictureNames()
     pool = ThreadPoolExecutor(workers)
+    can_wait = True
     waiting: deque[tuple[list[Path], Future[list[Answer]]]] = deque()
     try:
         while some := list(islice(rest, _TOGETHER)):
@@ -223,8 +227,11 @@ def predict_files(
                 yield from zip(first, future.result(), strict=True)
         for first, future in waiting:
             yield from zip(first, future.result(), strict=True)
-    finally:  # also after Ctrl-C, and when nobody wants the rest
-        pool.shutdown(cancel_futures=True)
+    except KeyboardInterrupt:
+        can_wait = False  # for a thread that may read a pipe
+        raise
+    finally:  # also when nobody wants the rest
+        pool.shutdown(wait=can_wait, cancel_futures=True)
 
 
 def predict_one_lesion(

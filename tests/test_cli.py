@@ -92,8 +92,8 @@ LONG = "n" * 300  # more than a file system takes
          "export-onnx --help`)"),
         (["predict", "--model", "m", "--one-lesion", "--explain", "d", "a"], 2, "--explain shows "
          "one image at a time; leave out --one-lesion (see `dermalyze predict --help`)"),
-        (["predict", "--model", "m", "--metadata", "no.csv", __file__], 1, "cannot read no.csv; "
-         "expected a CSV with image_id and any of age, sex, localization"),
+        (["predict", "--model", "m", "--metadata", "no.csv", __file__], 1, "cannot read no.csv: no "
+         "such file or directory; expected a CSV with image_id and any of age, sex, localization"),
         (["predict", "--model", "no.onnx", __file__], 1, "no model at no.onnx; create one with "
          "`dermalyze export-onnx`"),
         (["predict", "--model", "no.onnx", "a.jpg"], 1, "no image at a.jpg; expected a file or a "

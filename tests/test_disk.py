@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_model import TINY_ONNX
 
 from dermalyze.cli import main
-from serving import disk
+from serving import disk, tables
 from serving.disk import read_bounded
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -73,6 +73,7 @@ def test_every_command_says_of_such_a_file_that_it_cannot_be_read(
     tmp_path, pipe, photograph, hurry, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", 1_000_000)
     table = "expected a CSV with image_id and any of age, sex, localization"
     end = "it did not end within 0 seconds"
     config = "more than the 1,048,576 bytes that are expected"
@@ -80,8 +81,9 @@ def test_every_command_says_of_such_a_file_that_it_cannot_be_read(
     os.mkfifo(plugin)
     predict = ("predict", photograph, "--model", TINY_ONNX)
     for words, said in {
-        (*predict, "--metadata", ZERO): f"cannot read {ZERO}; {table}",
-        (*predict, "--metadata", pipe): f"cannot read {pipe}; {table}",
+        (*predict, "--metadata", ZERO): f"cannot read {ZERO}: more than the "
+        f"1,000,000 bytes that are expected; {table}",
+        (*predict, "--metadata", pipe): f"cannot read {pipe}: {end}; {table}",
         ("predict", "--model", TINY_ONNX, "--one-lesion", pipe): "image 1 of 1: cannot "
         f"read {pipe}: {end}",
         ("predict", photograph, "--model", pipe): f"no model at {pipe}; create one with "

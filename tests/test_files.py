@@ -327,7 +327,13 @@ def test_metadata_is_read_from_a_csv(tmp_path):
         ),
         (
             None,
-            "cannot read {path}; expected a CSV with image_id and any of age, sex, localization",
+            "cannot read {path}: no such file or directory; expected a CSV with image_id and any "
+            "of age, sex, localization",
+        ),
+        (
+            "image_id,age\na,40,back\n",
+            "cannot read {path}: a line has more or fewer values than there are names; expected a "
+            "CSV with image_id and any of age, sex, localization",
         ),
     ],
 )

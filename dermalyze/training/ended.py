@@ -32,6 +32,7 @@ from dermalyze.training.job import (
 )
 from dermalyze.training.judged import ReadImage, write_evaluation
 from dermalyze.training.limits import with_limits
+from serving.disk import reason_of
 from serving.errors import DataError, ImageError
 from serving.files import find_images, left_out, some
 from serving.matching import match_files
@@ -189,7 +190,10 @@ def read_labels(path: Path, taxonomy: Taxonomy) -> pd.DataFrame:
     try:
         table = pd.DataFrame(read_table(table_bytes(path), path, required, ("lesion_id", *FACTS)))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}; expected a CSV with image_id and label") from error
+        reason = reason_of(error) if isinstance(error, OSError) else error
+        raise DataError(
+            f"cannot read {path}: {reason}; expected a CSV with image_id and label"
+        ) from error
     if absent := [name for name in required if name not in table.columns]:
         raise DataError(f"{path} has no column {absent[0]}; expected image_id and label")
     if table.empty:
