@@ -1,7 +1,7 @@
 """Standard output and error of the command line: where log lines go, closed pipes, full disks.
 
 Results that cannot be printed end the command.  Progress that cannot be printed ends nothing: a
-training of hours is worth more than its lines.
+training of hours is worth more than its lines.  Once there is room, lines are printed again.
 """
 
 import logging
@@ -48,10 +48,10 @@ class _Stream:
         try:
             yield
         except OSError as error:
+            if self._name == "stderr":  # later lines may find room
+                return
             # What is left in the buffer would fail once more when Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            if self._name == "stderr":
-                return
             if isinstance(error, BrokenPipeError):
                 raise ReaderGoneError from error
             raise StorageError(

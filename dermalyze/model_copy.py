@@ -1,19 +1,14 @@
 """The copy of a registered model that a service works with: fetched, followed, deleted."""
 
-import fcntl
 import multiprocessing
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from dermalyze.cli_streams import log_lines
+from dermalyze.cli_streams import guarded_streams, log_lines
+from serving.disk import owned_folder, writing_temporary_files
 from serving.errors import ArtifactError, ConfigError
 from serving.isolation import end_with_parent, isolated
-
-_PREFIX = "dermalyze-serve-"  # of the folder of a copy, in the system's folder for temporary files
-_LOCK = "lock"  # in it: locked as long as its service lives
 
 
 @contextmanager
@@ -30,20 +25,13 @@ def copy_of(model: str, seconds: float) -> Iterator[Path]:
         ConfigError: something is to be followed that has no alias.
         TrackingError: there is no such model.
         ArtifactError: the process that fetches it died.
+        StorageError: a copy cannot be made.
     """
     if seconds and "@" not in model:
         raise ConfigError(f"--watch needs a file or models:/NAME@ALIAS, got {model!r}")
     with ExitStack() as stack:
-        try:
-            _delete_abandoned()
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)))
-            stack.enter_context(_locked(folder))
-        except OSError as error:
-            raise ArtifactError(
-                f"cannot make a folder for a copy of {model}: {error.strerror}; set TMPDIR to a "
-                "folder that can be written"
-            ) from error
-        path = folder / "model.onnx"
+        with writing_temporary_files():
+            path = stack.enter_context(owned_folder()) / "model.onnx"
         try:
             version = isolated(_fetch, model, path)
         except ChildProcessError as error:
@@ -63,23 +51,6 @@ def copy_of(model: str, seconds: float) -> Iterator[Path]:
             following.join()
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock that says that the service of this folder lives; the system frees it."""
-    with (folder / "new").open("xb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        (folder / "new").rename(folder / _LOCK)  # which is never there without being locked
-        yield
-
-
-def _delete_abandoned() -> None:
-    """Delete the copies of services that were killed: their lock is there, and nobody holds it."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError), (folder / _LOCK).open("rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-
-
 def _fetch(model: str, path: Path) -> str:
     from dermalyze.registry import fetch_model
 
@@ -90,5 +61,5 @@ def _follow(model: str, path: Path, version: str, seconds: float) -> None:
     end_with_parent()
     from dermalyze.registry import follow
 
-    with log_lines():  # this process is a new one
+    with guarded_streams(), log_lines():  # this process is a new one
         follow(model, path, version, seconds)

@@ -215,7 +215,7 @@ def follow(uri: str, path: Path, version: str, seconds: float) -> None:
             if version_of(uri) != version:
                 version = fetch_model(uri, path)
                 logger.info(f"version {version} of {uri} is there")
-        except TrackingError as error:  # a server that is away may come back
+        except DermalyzeError as error:  # a server may come back, and a full disk get room
             logger.info(str(error))
 
 

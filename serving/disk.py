@@ -5,13 +5,17 @@ import os
 import select
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from serving.errors import StorageError
+
+if sys.platform != "win32":
+    import fcntl
 
 _ELSEWHERE = "name a place that can be written to"
 _REMEDIES = {
@@ -29,6 +33,8 @@ _SLACK = 2**16  # bytes: files take whole blocks
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PIPE_SECONDS = 60.0  # until all is there that a pipe or a device gives
 _PIECE = 2**20  # bytes of it that are read at once
+_PREFIX = "dermalyze-"  # of temporary folders
+_LOCK = "lock"  # in each: locked as long as its process lives
 
 
 def reason_of(error: OSError) -> str:
@@ -142,5 +148,29 @@ def temporary_folder() -> Iterator[Path]:
     Raises:
         StorageError: it cannot be made, or what the block writes finds no room there.
     """
-    with writing_temporary_files(), tempfile.TemporaryDirectory(prefix="dermalyze-") as folder:
-        yield Path(folder)
+    with writing_temporary_files(), owned_folder() as folder:
+        yield folder
+
+
+@contextmanager
+def owned_folder() -> Iterator[Path]:
+    """Yield a temporary folder; if its process is killed, the next one of ours deletes it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
+        folder = Path(name) / "files"
+        folder.mkdir()
+        if sys.platform == "win32":
+            yield folder
+            return
+        for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+            with suppress(OSError), lock.open("rb+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it: killed
+                shutil.rmtree(lock.parent)
+        with (folder.parent / "new").open("xb") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            (folder.parent / "new").rename(folder.parent / _LOCK)  # never there without being held
+            yield folder

@@ -10,15 +10,13 @@ import ctypes
 import logging
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
 import sys
-import tempfile
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 import h11
 import uvicorn
@@ -27,11 +25,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess, multiprocess
 
 from serving.bounds import BUSY, error_body
-from serving.disk import writing_temporary_files
+from serving.disk import owned_folder, writing_temporary_files
 from serving.envelope import NO_MEMORY
-from serving.errors import ConfigError
+from serving.errors import ConfigError, DermalyzeError
 from serving.isolation import end_with_parent
-from serving.metrics import MULTIPROCESS
+from serving.metrics import MULTIPROCESS, require_room_for
 from serving.settings import PREFIX, ServiceSettings
 
 if sys.platform != "win32":
@@ -61,12 +59,40 @@ _LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "handlers": {
+        "stderr": {
+            "class": "serving.server.LogLines",
+            "stream": "ext://sys.__stderr__",
+            "formatter": "line",
+        }
+    },
     "loggers": {
         "serving": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
         "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
     },
 }
+
+
+class LogLines(logging.StreamHandler[TextIO]):
+    """The log of each process; on a full disk lines are lost, until there is room again."""
+
+    _torn = ""  # what ends a line that was written in part
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, apart from one that was not written to its end."""
+        return self._torn + super().format(record)
+
+    def flush(self) -> None:
+        """Take the line as written if there is no error."""
+        super().flush()
+        self._torn = ""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Say nothing of a line that cannot be written."""
+        if isinstance(sys.exception(), OSError):
+            self._torn = "\n"
+        else:
+            super().handleError(record)
 
 
 class BoundedConnection(h11.Connection):
@@ -248,7 +274,13 @@ class DrainingServer(uvicorn.Server):
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal; one of several processes also ends when that above them is gone."""
         end_with_parent(signal.SIGTERM)
-        super().run(sockets)
+        try:
+            super().run(sockets)
+        except DermalyzeError as error:
+            if self.config.workers == 1:
+                raise
+            log.error("a process could not start and is started again: %s", error)
+            sys.exit(1)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept who has connected, close the socket, answer all, within the grace period."""
@@ -308,13 +340,9 @@ def serve(settings: ServiceSettings, *, host: str, port: int, workers: int = 1) 
 
     Raises:
         ConfigError: the address cannot be listened on.
+        StorageError: several processes have no room to count together.
     """
     os.environ |= settings.to_environment()  # what `create_app` reads, in this process or others
-    listening = _listen(host, port)
-    with writing_temporary_files():
-        counts = tempfile.mkdtemp(prefix="dermalyze-") if workers > 1 else ""
-    if counts:
-        os.environ[MULTIPROCESS] = counts
     config = uvicorn.Config(
         "serving.app:create_app",
         factory=True,
@@ -330,16 +358,18 @@ def serve(settings: ServiceSettings, *, host: str, port: int, workers: int = 1) 
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
     )
     shown = f"[{host}]" if ":" in host else host
-    log.info("listening on http://%s:%d", shown, listening.getsockname()[1])
-    try:
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(contextlib.closing(_listen(host, port)))
+        if workers > 1:
+            with writing_temporary_files():
+                counts = stack.enter_context(owned_folder())
+                require_room_for(workers, counts)
+            os.environ[MULTIPROCESS] = str(counts)
+        log.info("listening on http://%s:%d", shown, listening.getsockname()[1])
         if workers > 1:
             Workers(config, sockets=[listening]).run()
         else:
             DrainingServer(config).run(sockets=[listening])
-    finally:
-        listening.close()
-        if counts:
-            shutil.rmtree(counts, ignore_errors=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -2,12 +2,16 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from serving.disk import make_folder, writing
-from serving.errors import DermalyzeError
+from serving.errors import DermalyzeError, StorageError
+
+if sys.platform != "win32":
+    import fcntl
 
 PARTIAL = ".partial"  # the end of the name of what is not whole yet
 
@@ -16,20 +20,22 @@ PARTIAL = ".partial"  # the end of the name of what is not whole yet
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield the name to write a file under; it becomes `path` if the block ends well.
 
-    Otherwise what was written is removed, and what stood at `path` stays.
+    Otherwise what was written is removed, and what stood at `path` stays.  Of several processes
+    that write it at once, each waits for the one before.
 
     Raises:
         StorageError: the operating system refuses.
     """
     partial = path.with_name(path.name + PARTIAL)
-    with writing(path):
+    with writing(path), _held(partial, lambda: os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)):
         try:
             yield partial
             sync(partial)  # or a power cut may leave the new name with nothing in it
             partial.replace(path)
-            sync(path.parent)
-        finally:
+        except BaseException:
             partial.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
 
 
 @contextmanager
@@ -47,34 +53,80 @@ def whole_folder(path: Path, *, keep: bool = True) -> Iterator[Path]:
             the yielded folder are the same ones: replace them as `whole_file` does, never in place.
 
     Raises:
-        StorageError: the operating system refuses.
+        StorageError: the operating system refuses, or another process writes the folder.
     """
     place = path.resolve()
-    earlier = place.with_name(f".{place.name}.earlier")
-    with writing(path):
+    with writing(path), ExitStack() as stack:
         make_folder(place.parent)
+        is_movable = _is_movable(place)
+        own = place.with_name(f".{place.name}{PARTIAL}") if is_movable else place / PARTIAL
+        made, earlier = own / "new", own / "earlier"
+        try:
+            stack.enter_context(_held(own, lambda: _open_folder(own), wait=False))
+        except BlockingIOError as error:
+            raise StorageError(
+                f"cannot write {path}: another process is writing it; wait for that one, or name "
+                "another folder"
+            ) from error
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
         if earlier.exists() and not place.exists():
             earlier.rename(place)
-        is_movable = _is_movable(place)
-        made = place.with_name(f".{place.name}{PARTIAL}") if is_movable else place / PARTIAL
+        shutil.rmtree(made, ignore_errors=True)  # a kill has left it
+        made.mkdir(parents=True)
+        if keep and place.exists():
+            _link_files(place, made)
         try:
-            shutil.rmtree(made, ignore_errors=True)  # a kill has left it
-            made.mkdir()
-            if keep and place.exists():
-                _link_files(place, made)
+            yield made
+        except DermalyzeError as error:
+            error.args = (str(error).replace(str(made), str(path)),)
+            raise
+        sync(made)
+        if is_movable:
+            _exchange(made, place, earlier)
+        else:
+            _move_files(made, place)
+        sync(place.parent if is_movable else place)
+
+
+@contextmanager
+def _held(path: Path, opened: Callable[[], int], *, wait: bool = True) -> Iterator[None]:
+    """Keep other processes out of a file or folder within the block, which may move or delete it.
+
+    Raises:
+        BlockingIOError: another process is in, and this one is not to wait.
+    """
+    if sys.platform == "win32":  # what is open there can be neither moved nor deleted
+        yield
+        return
+    while True:
+        descriptor = opened()
+        try:
             try:
-                yield made
-            except DermalyzeError as error:
-                error.args = (str(error).replace(str(made), str(path)),)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
                 raise
-            sync(made)
-            if is_movable:
-                _exchange(made, place, earlier)
-            else:
-                _move_files(made, place)
-            sync(place.parent if is_movable else place)
+            except OSError:  # a file system without locks
+                pass
+            if _is_at(descriptor, path):  # else its holder has moved or deleted it
+                yield
+                return
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+def _open_folder(path: Path) -> int:
+    """Make a folder, unless it is there, and open it."""
+    while True:
+        with suppress(FileExistsError):
+            path.mkdir()
+        with suppress(FileNotFoundError):  # whose process has ended in this moment
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _is_movable(place: Path) -> bool:
@@ -83,7 +135,10 @@ def _is_movable(place: Path) -> bool:
     if not place.exists():
         return True
     is_ours = os.name == "nt" or place.stat().st_uid == os.geteuid()
-    has_folders = any(file.is_dir() for file in place.iterdir() if file.name != PARTIAL)
+    try:
+        has_folders = any(file.is_dir() for file in place.iterdir() if file.name != PARTIAL)
+    except FileNotFoundError:  # another process is replacing it
+        return True
     return is_ours and not has_folders and not place.is_mount() and place != Path.cwd()
 
 

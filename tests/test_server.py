@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import http.client
 import io
+import itertools
 import json
 import os
 import re
@@ -404,24 +405,126 @@ def test_a_new_champion_answers_without_a_lost_request(tmp_path, registered, tem
     assert not list(temporary.glob("dermalyze-*"))  # it ended by SIGTERM
 
 
-def test_a_copy_of_a_killed_service_is_deleted_by_the_next_and_of_a_living_one_never(
+def test_folders_of_a_killed_service_are_deleted_by_the_next_and_of_a_living_one_never(
     tmp_path, registered, temporary
 ):
     environment = registered | {"TMPDIR": str(temporary)}
     with service(tmp_path, "--workers", 2, **environment) as own:
         os.killpg(own.pid, signal.SIGKILL)
-    (copy,) = temporary.glob("dermalyze-serve-*")
-    assert (copy / "model.onnx").is_file()
-    living, foreign = temporary / "dermalyze-serve-living", temporary / "dermalyze-serve-foreign"
+    left = set(temporary.glob("dermalyze-*"))
+    assert len(list(temporary.glob("dermalyze-*/files/model.onnx"))) == 1
+    assert list(temporary.glob("dermalyze-*/files/*.db"))
+    living, foreign = temporary / "dermalyze-living", temporary / "dermalyze-foreign"
     for folder in (living, foreign):
         folder.mkdir()
     with (living / "lock").open("xb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with service(tmp_path, "--workers", 2, **environment) as own:
-            assert not copy.exists()
+            assert not left & set(temporary.glob("dermalyze-*"))
             os.killpg(own.pid, signal.SIGINT)
             wait_for(lambda: not alive(own.pid))
-        assert set(temporary.glob("dermalyze-serve-*")) == {living, foreign}
+        assert set(temporary.glob("dermalyze-*")) == {living, foreign}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB and 200 files."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=200", "none", folder]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)  # a process may still be ending
+
+
+def fill(folder):
+    """Leave no room for a byte or a name; return the folder that took it."""
+    filler = folder / "filler"
+    filler.mkdir()
+    with (filler / "all").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    with contextlib.suppress(OSError):
+        for i in itertools.count():
+            (filler / str(i)).touch()
+    return filler
+
+
+@pytest.mark.parametrize(("workers", "log"), [(1, "disk"), (2, "disk"), (2, ".")])
+def test_on_a_full_disk_a_service_answers_and_with_room_it_logs_again(
+    tmp_path, small_disk, workers, log
+):
+    """Its log is there, or only what its processes count."""
+    with service(tmp_path / log, "--workers", workers, TMPDIR=str(small_disk)) as own:
+        filler = fill(small_disk)
+        for i in range(200):  # their lines are more than a buffer holds
+            assert own.status("/predict", png()) == 200
+            assert own.status(f"/{i}", png()) == 404
+        if workers > 1:  # one that ends cannot be replaced yet
+            ended = children_of(own.pid)[-1]
+            os.kill(ended, signal.SIGKILL)
+            wait_for(lambda: not Path(f"/proc/{ended}").exists())
+            for _ in range(20):
+                assert own.status("/predict", png()) == 200
+            refused = f"is started again: cannot write to {small_disk}: no space left; make room "
+            if log == ".":
+                wait_for(lambda: refused in own.log.read_text(), 30)
+        shutil.rmtree(filler)
+        before = own.log.read_text().count("status=200")
+        for _ in range(20):
+            own.predict()
+        wait_for(lambda: own.log.read_text().count("status=200") >= before + 20)
+    text = own.log.read_text()
+    assert "Traceback" not in text
+    assert "Logging error" not in text
+    if workers == 1:
+        line = re.compile(
+            r"model: .*|[-0-9]{10} [:,0-9]{12} [A-Z]+ (request_id=\w+ .* ms=|listen).*"
+        )
+        assert len([each for each in text.splitlines() if not line.fullmatch(each)]) <= 1
+        assert not re.search(r"\d{4}-.*\d{4}-\d\d-", text)  # no line in another
+
+
+def test_without_room_to_count_together_a_start_is_one_sentence(small_disk):
+    with (small_disk / "most").open("wb") as file:
+        file.write(bytes(3 * 2**20))
+    words = ["serve", "--model", TINY_ONNX, "--port", "0", "--workers", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dermalyze", *words],
+        env=os.environ | {"TMPDIR": str(small_disk)},
+        capture_output=True,
+        timeout=60,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        1,
+        f"Error: cannot write to {small_disk}: no space left; make room there or set TMPDIR to "
+        "another folder",
+    )
+    assert [path.name for path in small_disk.iterdir()] == ["most"]
+
+
+def test_a_new_champion_that_finds_no_room_answers_once_there_is_room(registered, small_disk):
+    """The log has no room either."""
+    from mlflow import MlflowClient
+
+    options = ["--watch", "--watch-seconds", "0.2"]
+    MlflowClient().set_registered_model_alias("watched", "champion", 1)
+    with service(small_disk, *options, **registered, TMPDIR=str(small_disk)) as own:
+        first = own.predict()
+        MlflowClient().set_registered_model_alias("watched", "champion", 2)
+        wait_for(lambda: 'reloads_total{outcome="ok"} 1.0' in own.metrics(), 60)
+        filler = fill(small_disk)
+        for _ in range(50):  # the last block of the log is full then, too
+            own.predict()
+        MlflowClient().set_registered_model_alias("watched", "champion", 1)
+        for _ in range(50):
+            time.sleep(0.1)
+            assert own.predict() == first
+        shutil.rmtree(filler)
+        wait_for(lambda: 'reloads_total{outcome="ok"} 2.0' in own.metrics(), 60)
+        wait_for(lambda: "version 1 of models:/watched@champion" in own.log.read_text())
 
 
 def test_a_start_that_fails_or_is_ended_leaves_no_copy(tmp_path, registered, temporary):

@@ -10,6 +10,7 @@ import pytest
 from dermalyze.export import web
 from dermalyze.export.web import export_web
 from serving.errors import ArtifactError, ConfigError, StorageError
+from serving.predictor import Predictor
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +46,20 @@ def test_a_folder_that_is_no_export_is_left_alone(rich, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_what_comes_into_the_folder_meanwhile_is_not_replaced(rich, tmp_path, monkeypatch):
+    target = tmp_path / "page"
+
+    def load(model):
+        target.mkdir()
+        (target / "report.html").write_text("of another command")
+        return Predictor(model)
+
+    monkeypatch.setattr(web, "Predictor", load)
+    with pytest.raises(ConfigError, match="is not empty and no earlier export"):
+        export_web(rich, target)
+    assert [path.name for path in target.iterdir()] == ["report.html"]
+
+
 def test_a_runtime_that_is_not_the_known_one_is_refused(rich, tmp_path, monkeypatch):
     tarball = tmp_path / "x.tgz"
     tarball.write_bytes(b"other")
@@ -78,7 +93,7 @@ def test_what_was_there_comes_back_if_the_new_folder_cannot_take_its_place(
     real = Path.rename
 
     def rename(self, place):
-        if self.name == ".page.partial":
+        if self.name == "new":
             raise OSError("no")
         return real(self, place)
 

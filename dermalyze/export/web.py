@@ -58,6 +58,7 @@ def export_web(model: Path, output: Path, *, runtime: Path | None = None) -> str
     _check_place(output)
     predictor = Predictor(model)
     with whole_folder(output, keep=False) as made:
+        _check_place(output)  # again, where no other command of ours can write to it
         _copy(resources.files("serving") / "static", made)
         _copy(resources.files("dermalyze.export") / "browser", made)
         _write_runtime(made, runtime)

@@ -5,7 +5,6 @@ Each function asks the store anew; a `StoredRun` asked it once.
 
 import contextlib
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
 from dermalyze.tracking.store import BoundedClient, call, is_missing, use_store
-from serving.disk import make_folder, require_room, writing_temporary_files
+from serving.disk import make_folder, owned_folder, require_room, writing_temporary_files
 from serving.errors import TrackingError
 from serving.whole import write_text
 
@@ -235,10 +234,10 @@ def opened(run_id: str) -> Iterator[StoredRun]:
     Raises:
         TrackingError: there is no such run, or the tracking store is away.
     """
-    with writing_temporary_files():
-        temporary = tempfile.TemporaryDirectory(prefix="dermalyze-")
-    with temporary as folder:
-        yield stored_run(run_id, Path(folder))
+    with contextlib.ExitStack() as stack:
+        with writing_temporary_files():
+            folder = stack.enter_context(owned_folder())
+        yield stored_run(run_id, folder)
 
 
 def add_to_run(run: StoredRun, folder: Path, name: str, metrics: Mapping[str, float]) -> None:

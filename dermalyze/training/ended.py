@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ from dermalyze.training.job import (
 )
 from dermalyze.training.judged import ReadImage, write_evaluation
 from dermalyze.training.limits import with_limits
-from serving.disk import reason_of
+from serving.disk import reason_of, temporary_folder
 from serving.errors import DataError, ImageError
 from serving.files import find_images, left_out, some
 from serving.matching import match_files
@@ -56,19 +58,21 @@ def evaluate_run(
     Raises:
         DataError: the data is not what the run was trained on.
     """
-    with open_finished(run_id, here) as run:
+    with open_finished(run_id, here) as run, ExitStack() as stack:
         network, prepared = ShippedNetwork([run.member]), run.prepared
         limited = with_limits(network, run.spec, run.runner, run.splits.val)
         context = {"run_id": run_id, "data_fingerprint": prepared.fingerprint}
         rows = getattr(run.splits, split)
         predictions = run.runner.predictions(limited, rows, split, context)
         run.stored.replace(AUDIT, prepared.audit.to_json())
+        copy = stack.enter_context(temporary_folder())  # other commands may write to `output` next
         with whole_folder(output) as folder:
             evaluation = write_evaluation(
                 folder, predictions, run, run.config.evaluation, prepared.read_image_bytes
             )
-    place = EVALUATION if split == "test" else f"{EVALUATION}_{split}"
-    add_to_run(run.stored, output, place, evaluation.logged())
+            shutil.copytree(folder, copy, dirs_exist_ok=True)
+        place = EVALUATION if split == "test" else f"{EVALUATION}_{split}"
+        add_to_run(run.stored, copy, place, evaluation.logged())
     return evaluation
 
 
