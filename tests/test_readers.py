@@ -1,12 +1,14 @@
 """Every reader of a table has one rule for what is missing, for ages and for ids."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermalyze.data.readers.dataset import open_dataset
-from dermalyze.evaluation.predictions import group_numbers, read_predictions
+from dermalyze.evaluation.predictions import group_numbers, predictions_table, read_predictions
+from dermalyze.evaluation.scored import scored_of
 from dermalyze.training.ended import files_of_rows, read_labels
 from serving.errors import DataError, DermalyzeError
 from serving.files import read_metadata
@@ -20,7 +22,30 @@ IDS = ("X1", "X2")
 def labels(folder, columns):
     table = pd.DataFrame({"image_id": IDS, "label": "nv"}).assign(**columns)
     table.to_csv(folder / "labels.csv", index=False)
-    return read_labels(folder / "labels.csv", HAM10000)
+    return read_labels(folder / "labels.csv", HAM10000, "lesion")
+
+
+@pytest.mark.parametrize(
+    ("group_by", "patients", "drawn", "number"),
+    [
+        ("lesion", "PPQQ", "lesion", 3),
+        ("patient", "PPQQ", "patient", 2),
+        ("none", "PPQQ", "image", 4),
+        ("patient", "    ", "lesion", 3),
+    ],
+)
+def test_intervals_of_other_images_draw_what_the_run_grouped_by(
+    tmp_path, caplog, group_by, patients, drawn, number
+):
+    path = tmp_path / "labels.csv"
+    rows = zip("abcd", "LLMN", patients, strict=True)
+    lines = [f"{image},nv,{lesion},{patient}" for image, lesion, patient in rows]
+    path.write_text("\n".join(["image_id,label,lesion_id,patient_id", *lines]))
+    manifest = read_labels(path, HAM10000, group_by)
+    scored = scored_of(predictions_table(manifest, np.zeros((4, 7)), HAM10000), HAM10000)
+    assert (scored.group_by, scored.num_lesions) == (drawn, number)
+    no_ids = f"{path} has no patient ids: intervals are drawn by lesion"
+    assert caplog.messages == ([no_ids] if patients.isspace() else [])
 
 
 def predictions(folder, columns):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermalyze.config import DataConfig, EvaluationConfig
+from dermalyze.config import Config, DataConfig, EvaluationConfig
 from dermalyze.data.metadata import metadata_of, words_left_out
 from dermalyze.data.readers.dataset import open_dataset, read_image_bytes
 from dermalyze.data.splits import read_split
@@ -90,8 +90,9 @@ def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) ->
     """
     with open_finished(run_id) as run:
         predictor = SkinLesionPredictor(run.stored.file(BEST))
+        group_by = (run.settings or Config()).data.group_by
     taxonomy = predictor.spec.taxonomy
-    manifest = read_labels(labels, taxonomy)
+    manifest = read_labels(labels, taxonomy, group_by)
     files = files_of_rows(manifest["image_id"].tolist(), images, labels)
     used = set(files.values())
     if unused := [path.name for path in find_images([images]) if path not in used]:
@@ -182,17 +183,18 @@ def _reader(folder: Path, settings: DataConfig) -> ReadImage | None:
     return lambda name: read_image_bytes(files[name])
 
 
-def read_labels(path: Path, taxonomy: Taxonomy) -> pd.DataFrame:
+def read_labels(path: Path, taxonomy: Taxonomy, group_by: str) -> pd.DataFrame:
     """Read a CSV of labels into a manifest; what it lacks is unknown, each image its own lesion.
 
-    A class is named as it is, or in other letter case.
+    A class is named as it is, or in other letter case.  Intervals draw what `group_by` names;
+    without patient ids that is lesions.
 
     Raises:
         DataError: it cannot be read, a label is not a class, or an image has two rows.
     """
-    required = ("image_id", "label")
+    required, known = ("image_id", "label"), ("lesion_id", "patient_id", *FACTS)
     try:
-        table = pd.DataFrame(read_table(table_bytes(path), path, required, ("lesion_id", *FACTS)))
+        table = pd.DataFrame(read_table(table_bytes(path), path, required, known))
     except (OSError, ValueError) as error:
         reason = reason_of(error) if isinstance(error, OSError) else error
         raise DataError(
@@ -213,7 +215,10 @@ def read_labels(path: Path, taxonomy: Taxonomy) -> pd.DataFrame:
     table["label"] = [names.get(label) or names[label.casefold()] for label in table["label"]]
     if twice := table["image_id"][table["image_id"].duplicated()].tolist():
         raise DataError(f"{path} names the image {twice[0]} twice; expected one row an image")
-    return with_groups(with_own_lesions(table), "lesion")
+    if group_by == "patient" and not any(table.get("patient_id", ())):
+        logger.warning(f"{path} has no patient ids: intervals are drawn by lesion")
+        group_by = "lesion"
+    return with_groups(with_own_lesions(table), group_by)
 
 
 def files_of_rows(image_ids: Sequence[str], images: Path, labels: Path) -> dict[str, Path]:
