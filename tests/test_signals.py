@@ -70,6 +70,9 @@ def has_open(process_id, path):
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("option", [None, "--metadata"])
 def test_a_command_that_waits_for_a_pipe_is_ended(tmp_path, option, number):
+    # Python's own end takes seconds on a busy machine, once torch is imported; nobody waits for it.
+    slow_end = "import atexit, time\natexit.register(time.sleep, 10)\n"
+    (tmp_path / "sitecustomize.py").write_text(slow_end)
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
     writer = os.open(pipe, os.O_RDWR)  # which never writes

@@ -385,31 +385,6 @@ def test_ctrl_c_ends_a_run_within_two_seconds_while_the_store_hangs(place, port,
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="keeps one core busy")
-def test_ctrl_c_between_two_calls_ends_the_opening_of_a_run_on_a_busy_core(place):
-    """No call is open then, and Python's own end takes seconds: all that was imported is undone."""
-    busy = ["sh", "-c", "read go; while :; do :; done"]
-    core = {min(os.sched_getaffinity(0))}
-    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as crowd:
-        others = []
-        for _ in range(8):
-            others.append(crowd.enter_context(subprocess.Popen(busy, stdin=subprocess.PIPE)))
-            crowd.callback(others[-1].kill)
-        opening = Program(place / "between", f"http://127.0.0.1:{server.getsockname()[1]}")
-        server.settimeout(120)
-        server.accept()[0].close()  # it asks again in a moment, and would get no answer
-        for process in (*others, opening.process):
-            os.sched_setaffinity(process.pid, core)
-        for process in others:
-            process.stdin.write(b"\n")
-            process.stdin.flush()
-        took = opening.stop(signal.SIGINT)
-    assert took < 4  # seconds
-    assert opening.process.returncode == 130
-    assert opening.log.read_text().endswith("Error: stopped\n")
-
-
-@pytest.mark.slow
 def test_sigterm_ends_a_run_as_killed(place, port, server):
     url = f"http://127.0.0.1:{port}"
     program = Program(place / "terminated", url).opened()
