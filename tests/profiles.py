@@ -121,15 +121,21 @@ def gray_profile(curve):
     return profile_of(b"GRAY", tags)
 
 
-def table_profile(space, lab):
-    """A profile whose colors are a table: lab is (grid, ..., 3), L 0..100, a and b in -128..127."""
+def color_table(lab):
+    """A table of colors: lab is (grid, ..., 3), L 0..100, a and b in -128..127."""
     channels, grid = lab.ndim - 1, len(lab)
     values = lab / [100, 1, 1] * [65280, 256, 256] + [0, 32768, 32768]  # ICC version 2
     straight = np.array([0, 65535], ">u2").tobytes()
     data = b"mft2\0\0\0\0" + bytes([channels, 3, grid, 0]) + fixed(1, 0, 0, 0, 1, 0, 0, 0, 1)
     data += struct.pack(">HH", 2, 2) + straight * channels
-    data += np.clip(np.round(values), 0, 65535).astype(">u2").tobytes() + straight * 3
-    tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(*D50), b"A2B0": data}
+    return data + np.clip(np.round(values), 0, 65535).astype(">u2").tobytes() + straight * 3
+
+
+def table_profile(space, lab, second=None):
+    """A profile whose colors are a table, with another one for a second intent."""
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(*D50), b"A2B0": color_table(lab)}
+    if second is not None:
+        tags[b"A2B1"] = color_table(second)
     return profile_of(space, tags, connection=b"Lab ", version=2, kind=b"prtr")
 
 

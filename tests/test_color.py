@@ -104,6 +104,13 @@ def test_inks_are_converted_by_the_table_of_their_profile():
     assert np.abs(plain - found).max() > 20
 
 
+def test_of_two_tables_the_first_counts_as_in_browsers():
+    gray = np.full_like(inks(), [50, 0, 0])
+    image = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+    found = decoded(image, table_profile(b"CMYK", inks(), gray), "JPEG", quality=100)
+    assert np.abs(found - lab_levels(inks()[4, 0, 0, 0])).max() <= 2
+
+
 def test_a_photograph_with_inks_and_a_profile_is_converted_within_its_table():
     """Between entries of the table a converter may take one path or another."""
     image = PHOTOGRAPH.convert("CMYK")
