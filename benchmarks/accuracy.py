@@ -12,7 +12,7 @@ from benchmarks import baseline
 from benchmarks.report import Figure, publish
 from benchmarks.sample import take
 from benchmarks.settings import SMALL, config_of, parser
-from dermalyze.evaluation.metrics import score
+from dermalyze.evaluation.metrics.classification import score
 from dermalyze.models.classifier import build_classifier
 from dermalyze.training.device import choose_device, set_determinism
 from dermalyze.training.loop import fit

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 import dermalyze.models.torchvision_operators  # noqa: F401  isort: skip  before torchvision
 from torchvision import transforms
 
-from dermalyze.config import AugmentationConfig, Config
-from dermalyze.data.augment import LEVEL_SCALES
+from dermalyze.config.schema import AugmentationConfig, Config
+from dermalyze.data.augmentation import LEVEL_SCALES
 from dermalyze.models.classifier import build_classifier
 from dermalyze.training.losses import class_weights
 from dermalyze.training.schedule import learning_rate

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import Figure, publish
-from dermalyze.cli_streams import log_lines
-from dermalyze.config_file import load_config
-from dermalyze.data.demo import make_demo_data
-from dermalyze.training.benchmark import time_steps
-from dermalyze.training.finished_run import open_finished
-from dermalyze.training.run import train
+from dermalyze.cli.streams import log_lines
+from dermalyze.config.loading import load_config
+from dermalyze.data.demo.dataset import make_demo_data
+from dermalyze.training.step_benchmark import time_steps
+from dermalyze.workflows.finished_run import open_finished
+from dermalyze.workflows.train import train
 
 CONFIG = Path("configs/demo.yaml").resolve()
 

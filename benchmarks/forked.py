@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    "dermalyze.cli", "dermalyze.export.web", "dermalyze.summary", "dermalyze.training.benchmark",
-    "dermalyze.training.folds", "dermalyze.training.leakage", "dermalyze.training.shipping",
+    "dermalyze.cli.main", "dermalyze.export.web", "dermalyze.cli.summary", "dermalyze.training.step_benchmark",
+    "dermalyze.workflows.cross_validate", "dermalyze.workflows.leakage", "dermalyze.workflows.export",
     "matplotlib.pyplot", "mlflow.pyfunc", "sklearn",
 )  # fmt: skip
 TIMED_OUT = -signal.SIGALRM
@@ -120,7 +120,7 @@ def _become(request: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["max_file_bytes"],) * 2)
     status: object = 1
     try:
-        importlib.import_module("dermalyze.cli").main(request["words"], prog_name="dermalyze")
+        importlib.import_module("dermalyze.cli.main").main(request["words"], prog_name="dermalyze")
     except SystemExit as end:
         status = end.code
     except BaseException:

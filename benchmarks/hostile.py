@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m benchmarks.hostile [--only TEXT] [--clients 1]
 
-Each body is within the default bounds, and `tests/hostile.py` makes it.  Another thread asks for
+Each body is within the default bounds, and `tests/support/hostile.py` makes it.  Another thread asks for
 /health all the time, on connections of its own.  With several clients, all send the same body at
 once.  Client and server share the cores of the machine.
 """

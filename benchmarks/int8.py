@@ -15,22 +15,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from tests.tiny_network import spread
 
 from benchmarks.report import Figure, publish
-from dermalyze.config import ModelConfig
+from dermalyze.config.schema import ModelConfig
 from dermalyze.export.int8 import IMAGES_A_CLASS
+from dermalyze.export.int8_graph import WEIGHT_BITS, calibrate, quantize
 from dermalyze.export.onnx import export_onnx, write_model
 from dermalyze.export.parity import parity_images
-from dermalyze.export.quantize import WEIGHT_BITS, calibrate, quantize
 from dermalyze.models.classifier import build_classifier
-from dermalyze.models.shipped import Member, ShippedNetwork
-from dermalyze.training.finished_run import open_finished
+from dermalyze.models.ensemble import Member, ShippedNetwork
+from dermalyze.workflows.finished_run import open_finished
 from serving import Predictor
 from serving.prediction import open_image
 from serving.preprocess import to_pixels
 from serving.spec import ModelSpec
 from serving.taxonomy import HAM10000
-from tests.tiny_network import spread
 
 SIZE = 224  # pixels
 THREADS = 2

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.report import Figure, publish
-from dermalyze.evaluation.bootstrap import REPLICATES, intervals
-from dermalyze.evaluation.metrics import score
+from dermalyze.evaluation.metrics.classification import score
 from dermalyze.evaluation.predictions import predictions_table
-from dermalyze.evaluation.scored import Scored, scored_of
-from dermalyze.evaluation.subgroups import evaluate_subgroups
+from dermalyze.evaluation.scores import Scored, scored_of
+from dermalyze.evaluation.statistics.bootstrap import REPLICATES, intervals
+from dermalyze.evaluation.statistics.subgroups import evaluate_subgroups
 from serving.taxonomy import HAM10000
 
 NUM_IMAGES, NUM_LESIONS = 1503, 1121

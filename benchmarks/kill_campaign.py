@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from dermalyze.data.demo import make_demo_data
+from dermalyze.data.demo.dataset import make_demo_data
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """

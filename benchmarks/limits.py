@@ -17,10 +17,10 @@ from scipy.stats import betabinom
 
 from benchmarks.report import Figure, publish
 from benchmarks.trained import parse, trained
-from dermalyze.evaluation.calibrators import fit_calibrator
-from dermalyze.evaluation.conformal import fit_sets
-from dermalyze.evaluation.limits import check_limits, fit_limits
-from dermalyze.evaluation.scored import Scored, scored_of
+from dermalyze.evaluation.scores import Scored, scored_of
+from dermalyze.evaluation.uncertainty.calibrators import fit_calibrator
+from dermalyze.evaluation.uncertainty.conformal import fit_sets
+from dermalyze.evaluation.uncertainty.limits import check_limits, fit_limits
 from serving.prediction import softmax
 
 RESPLITS = 500

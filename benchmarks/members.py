@@ -19,13 +19,13 @@ import pandas as pd
 
 from benchmarks.report import Figure, publish
 from benchmarks.trained import parse, trained
-from dermalyze.evaluation.bootstrap import lesion_weights
-from dermalyze.evaluation.compare import compare
 from dermalyze.evaluation.predictions import predictions_table
-from dermalyze.evaluation.scored import Scored, scored_of
+from dermalyze.evaluation.scores import Scored, scored_of
+from dermalyze.evaluation.statistics.bootstrap import lesion_weights
+from dermalyze.evaluation.statistics.comparison import compare
 from dermalyze.export.onnx import export_onnx
-from dermalyze.models.shipped import ShippedNetwork
-from dermalyze.models.views import NUM_VIEWS
+from dermalyze.models.ensemble import ShippedNetwork
+from dermalyze.models.test_time_augmentation import NUM_VIEWS
 from serving import Predictor
 from serving.prediction import softmax
 

@@ -13,11 +13,11 @@ import pandas as pd
 
 from benchmarks.report import Figure, publish
 from benchmarks.trained import parse, trained
-from dermalyze.evaluation.compare import compare
 from dermalyze.evaluation.predictions import predictions_table
-from dermalyze.evaluation.scored import Scored, scored_of
-from dermalyze.models.shipped import ShippedNetwork
-from dermalyze.training.finished_run import FinishedRun
+from dermalyze.evaluation.scores import Scored, scored_of
+from dermalyze.evaluation.statistics.comparison import compare
+from dermalyze.models.ensemble import ShippedNetwork
+from dermalyze.workflows.finished_run import FinishedRun
 
 METRICS = ("balanced_accuracy", "accuracy", "macro_auc", "malignant_auc", "recall/mel", "loss")
 

@@ -7,18 +7,18 @@ export would refuse them.
 from pathlib import Path
 
 import torch
+from tests.tiny_network import spread
 
 from benchmarks.report import RESULTS
-from dermalyze.config import ModelConfig
+from dermalyze.config.schema import ModelConfig
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.checkpoint import load_member, save_checkpoint
 from dermalyze.models.classifier import build_classifier
-from dermalyze.models.shipped import Member, ShippedNetwork
+from dermalyze.models.ensemble import Member, ShippedNetwork
 from serving.errors import ArtifactError
 from serving.predictor import Predictor
 from serving.spec import ModelSpec
 from serving.taxonomy import HAM10000
-from tests.tiny_network import spread
 
 SIZE = 224  # pixels
 NETWORKS = {  # as the tables call them -> as timm does

@@ -21,12 +21,12 @@ from PIL import Image
 
 from benchmarks.models import SIZE, model_files
 from benchmarks.report import Figure, publish
-from dermalyze.data.auto import find_data
+from dermalyze.data.location import find_data
 from dermalyze.data.readers.dataset import ImageReader, open_dataset
-from serving.files import predict_files
+from serving.batch import predict_files
+from serving.output_formats import render
 from serving.predictor import Predictor
 from serving.preprocess import to_pixels
-from serving.rendering import render
 from serving.session import share_cores
 from serving.spec import RESIZE_FILTERS, ModelSpec
 from serving.taxonomy import HAM10000

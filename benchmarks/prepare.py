@@ -22,13 +22,13 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.report import Figure, publish
-from dermalyze.config import DataConfig
-from dermalyze.data import build
-from dermalyze.data.auto import find_data
-from dermalyze.data.build import build_pixels
-from dermalyze.data.decoding import RowDecoder
-from dermalyze.data.pixels import Preprocessing
-from dermalyze.data.prepare import prepare
+from dermalyze.config.schema import DataConfig
+from dermalyze.data.location import find_data
+from dermalyze.data.pixel_store import builder
+from dermalyze.data.pixel_store.builder import build_pixels
+from dermalyze.data.pixel_store.decoder import RowDecoder
+from dermalyze.data.pixel_store.store import Preprocessing
+from dermalyze.data.preparation import prepare
 from dermalyze.data.readers.dataset import ImageFile, ImageReader, open_dataset
 from serving.preprocess import decode_image
 
@@ -205,7 +205,7 @@ def second_call(data_dir: Path, folder: Path, context: dict[str, object]) -> lis
         time.perf_counter() - started
     )
     seconds: dict[str, list[float]] = {"function": [], "command": []}
-    command = [sys.executable, "-c", "from dermalyze.cli import main; main()", "prepare-data"]
+    command = [sys.executable, "-c", "from dermalyze.cli.main import main; main()", "prepare-data"]
     command += ["--data-dir", str(data_dir), "--output", str(output), "--allow-problems"]
     command += ["--resize-filter", "bicubic"]
     for _ in range(3):
@@ -283,7 +283,7 @@ def memory(folder: Path, num_images: int) -> list[Figure]:
 def peak_memory(images: Path) -> dict[str, float]:
     """Build a store of a folder by two workers; return the largest resident sets, in MB."""
     peaks = {"a worker": 0.0, "the caller": 0.0}
-    build._SECONDS_WORTH_A_PROCESS = 1e-6  # four images are worth them as well
+    builder._SECONDS_WORTH_A_PROCESS = 1e-6  # four images are worth them as well
     ended = threading.Event()
 
     def watch() -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from serving.whole import write_text
+from serving.atomic_write import write_text
 
 RESULTS = Path("build/benchmarks")
 

@@ -18,21 +18,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from tests.tiny_network import spread
 
 from benchmarks.report import Figure, publish
 from benchmarks.trained import parse, trained
-from dermalyze.config import ModelConfig
-from dermalyze.data.masks import find_masks, read_mask
+from dermalyze.config.schema import ModelConfig
+from dermalyze.data.lesion_masks import find_masks, read_mask
 from dermalyze.data.readers.dataset import ImageReader
-from dermalyze.evaluation.explanations import check_maps, measure_maps
+from dermalyze.evaluation.saliency_check import check_maps, measure_maps
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.classifier import build_classifier
-from dermalyze.models.shipped import Member, ShippedNetwork
-from dermalyze.training.finished_run import FinishedRun
+from dermalyze.models.ensemble import Member, ShippedNetwork
+from dermalyze.workflows.finished_run import FinishedRun
 from serving import Predictor
 from serving.spec import ModelSpec
 from serving.taxonomy import HAM10000
-from tests.tiny_network import spread
 
 REPLICATES = 2000
 NUM_RANDOMIZED = 200  # images

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dermalyze.config import Config
-from dermalyze.data.auto import find_data
-from dermalyze.data.prepare import prepare
+from dermalyze.config.schema import Config
+from dermalyze.data.location import find_data
+from dermalyze.data.preparation import prepare
 from dermalyze.data.splits import split_groups
 from dermalyze.evaluation.predictions import targets_of
 from dermalyze.training.loop import LearningData

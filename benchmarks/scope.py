@@ -20,8 +20,8 @@ from benchmarks import foreign
 from benchmarks.corruptions import CORRUPTIONS, HARMLESS
 from benchmarks.report import Figure, publish
 from benchmarks.trained import parse, trained
-from dermalyze.evaluation.bootstrap import Basis, interval_of, lesion_weights
-from dermalyze.evaluation.scope import (
+from dermalyze.evaluation.statistics.bootstrap import Basis, interval_of, lesion_weights
+from dermalyze.evaluation.uncertainty.out_of_distribution import (
     cross_fitted,
     fit_max_score,
     fit_quality,
@@ -31,9 +31,9 @@ from dermalyze.evaluation.scope import (
     problems_of,
 )
 from dermalyze.models.classifier import to_images
-from dermalyze.training.finished_run import FinishedRun
+from dermalyze.workflows.finished_run import FinishedRun
+from serving.photo_quality import Measures, measure
 from serving.preprocess import decode_image, to_pixels
-from serving.quality import Measures, measure
 
 NUM_IMAGES = 150  # of each kind and strength
 STRENGTHS = (1, 2, 3, 4, 5)

@@ -28,14 +28,14 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+from tests.servers import free_port, memory_of, running
 
 from benchmarks.models import model_files
 from benchmarks.predict import write_images
 from benchmarks.report import Figure, publish
-from dermalyze.data.auto import find_data
-from dermalyze.export.pyfunc_arguments import pyfunc_arguments
+from dermalyze.data.location import find_data
+from dermalyze.export.mlflow_arguments import pyfunc_arguments
 from serving import Predictor
-from tests.servers import free_port, memory_of, running
 
 CLIENTS = (1, 2, 8)
 

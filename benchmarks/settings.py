@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from dermalyze.config import Config
-from dermalyze.config_file import load_config
+from dermalyze.config.loading import load_config
+from dermalyze.config.schema import Config
 
 LARGE, SMALL = "EfficientNetV2-S, 224 px", "MobileNetV2, 128 px"
 

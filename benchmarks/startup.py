@@ -33,11 +33,11 @@ import sys, time
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from dermalyze.config import EvaluationConfig
+from dermalyze.config.schema import EvaluationConfig
 from dermalyze.evaluation.evaluate import Predictions, evaluate
-from dermalyze.evaluation.folder import write_folder
+from dermalyze.evaluation.report.folder import write_folder
 from dermalyze.evaluation.predictions import predictions_table
-from dermalyze.evaluation.scored import scored_of
+from dermalyze.evaluation.scores import scored_of
 from serving.taxonomy import HAM10000
 logits = np.load(sys.argv[1])
 rows = pd.read_csv(sys.argv[2], keep_default_na=False)

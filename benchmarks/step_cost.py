@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import RESULTS
-from dermalyze.config import ModelConfig
+from dermalyze.config.schema import ModelConfig
 from dermalyze.models.classifier import build_classifier
 from serving.taxonomy import HAM10000
 

@@ -20,8 +20,8 @@ from benchmarks import baseline
 from benchmarks.report import Figure, publish
 from benchmarks.sample import Sample, take
 from benchmarks.settings import LARGE, SMALL, config_of, parser
-from dermalyze.config import Config
-from dermalyze.data.loader import num_batches
+from dermalyze.config.schema import Config
+from dermalyze.data.sampling import num_batches
 from dermalyze.models.classifier import build_classifier, to_images
 from dermalyze.training.device import Device, choose_device, set_determinism
 from dermalyze.training.loop import fit, training_network

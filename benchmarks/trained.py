@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from dermalyze.models.plugins import load_plugins
-from dermalyze.training.finished_run import FinishedRun, open_finished
-from dermalyze.training.job import Here
+from dermalyze.workflows.finished_run import FinishedRun, open_finished
+from dermalyze.workflows.run_context import Here
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

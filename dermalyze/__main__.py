@@ -2,7 +2,7 @@
 
 import signal
 
-from dermalyze.cli_signals import SIGNALS, end
+from dermalyze.cli.signals import SIGNALS, end
 
 
 def run() -> None:
@@ -10,7 +10,7 @@ def run() -> None:
     heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     for number in heard:
         signal.signal(number, end)
-    from dermalyze.cli import main
+    from dermalyze.cli.main import main
 
     try:
         main(prog_name="dermalyze")

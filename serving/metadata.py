@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import MetadataError, listed
-from serving.limits import SpecPart, is_number, require_part
+from serving.uncertainty import SpecPart, is_number, require_part
 
 # All that a model may know beside the image.  What is not known before the diagnosis, such as how
 # it was confirmed or whether it was biopsied, is never among them: it would give the label away.

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.errors import ImageError, OutOfMemoryError
+from serving.image_size import MAX_PIXELS
 from serving.preprocess import check_size, decode_image, read_bytes, upright_rgb
-from serving.sizes import MAX_PIXELS
 
 ImageInput = Path | str | bytes | Image.Image | NDArray[Any]
 

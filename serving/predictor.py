@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.answering import AnyPredictor, Outputs, map_names, output_names
-from serving.digest import is_intact
+from serving.base_predictor import AnyPredictor, Outputs, map_names, output_names
+from serving.checksum import is_intact
 from serving.errors import ArtifactError, OutOfMemoryError
-from serving.onnx_file import MAX_BYTES, require_known
+from serving.image_size import MAX_PIXELS
+from serving.onnx_header import MAX_BYTES, require_known
 from serving.preprocess import Pixels
 from serving.session import (
     FAILURES,
@@ -26,7 +27,6 @@ from serving.session import (
     require_session,
     run_options,
 )
-from serving.sizes import MAX_PIXELS
 from serving.spec import SPEC_KEY, ModelSpec
 
 

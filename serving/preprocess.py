@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from serving.color import to_srgb
-from serving.disk import read_bounded
+from serving.color_profiles import to_srgb
 from serving.errors import ImageError, OutOfMemoryError, TooManyPixelsError
-from serving.sizes import MAX_FILE_BYTES, MAX_PIXELS
+from serving.image_size import MAX_FILE_BYTES, MAX_PIXELS
+from serving.os_errors import read_bounded
 from serving.spec import ModelSpec
 
 Pixels = NDArray[np.uint8]

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from serving.errors import ArtifactError
-from serving.limits import (
+from serving.metadata import MetadataFields
+from serving.photo_quality import QualityLimits
+from serving.taxonomy import DISCLAIMER, HAM10000, Taxonomy
+from serving.uncertainty import (
     Abstention,
     PredictionSets,
     Scope,
@@ -18,9 +21,6 @@ from serving.limits import (
     require_part,
     shown,
 )
-from serving.metadata import MetadataFields
-from serving.quality import QualityLimits
-from serving.taxonomy import DISCLAIMER, HAM10000, Taxonomy
 
 SPEC_KEY = "dermalyze"  # the key in the ONNX file's metadata_props
 FORMAT_VERSION = 3

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermalyze.data.pixels import ImageRecord
+from dermalyze.data.pixel_store.store import ImageRecord
 from dermalyze.data.readers.dataset import Dataset
-from dermalyze.data.tables import UNKNOWN, with_own_lesions
+from dermalyze.data.table_columns import UNKNOWN, with_own_lesions
 
 MAX_BROKEN_FRACTION = 0.01
 _EXAMPLES = 10  # of each problem in the summary; audit.json has all

@@ -14,9 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermalyze.data.audit import Audit
+from serving.atomic_write import whole_file
 from serving.errors import DataError
-from serving.tables import read_table, table_bytes
-from serving.whole import whole_file
+from serving.table_files import read_table, table_bytes
 
 Rows = NDArray[np.int64]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from dermalyze.config_file import did_you_mean, read_yaml
+from dermalyze.config.loading import did_you_mean, read_yaml
 from serving.errors import ConfigError
 from serving.taxonomy import Taxonomy
 

@@ -15,10 +15,27 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from dermalyze.config import EvaluationConfig
-from dermalyze.evaluation.bootstrap import LEVEL, Interval, intervals
-from dermalyze.evaluation.calibration import CalibrationErrors, calibration_errors
-from dermalyze.evaluation.calibrators import (
+from dermalyze.config.schema import EvaluationConfig
+from dermalyze.evaluation.metrics.calibration import CalibrationErrors, calibration_errors
+from dermalyze.evaluation.metrics.classification import (
+    Counts,
+    Floats,
+    confusion_matrix,
+    replicated,
+    score,
+)
+from dermalyze.evaluation.metrics.clinical import (
+    DecisionCurve,
+    RocCurve,
+    decision_curve,
+    malignant_roc,
+)
+from dermalyze.evaluation.report.text import TITLES
+from dermalyze.evaluation.saliency_check import MapsCheck, check_maps
+from dermalyze.evaluation.scores import Scored
+from dermalyze.evaluation.statistics.bootstrap import LEVEL, Interval, intervals
+from dermalyze.evaluation.statistics.subgroups import Subgroups, evaluate_subgroups
+from dermalyze.evaluation.uncertainty.calibrators import (
     Calibrator,
     correct_priors,
     estimate_priors,
@@ -27,13 +44,7 @@ from dermalyze.evaluation.calibrators import (
     require_disjoint,
     require_lesions,
 )
-from dermalyze.evaluation.clinical import DecisionCurve, RocCurve, decision_curve, malignant_roc
-from dermalyze.evaluation.explanations import MapsCheck, check_maps
-from dermalyze.evaluation.limits import LimitsCheck, check_limits, fit_limits
-from dermalyze.evaluation.metrics import Counts, Floats, confusion_matrix, replicated, score
-from dermalyze.evaluation.scored import Scored
-from dermalyze.evaluation.subgroups import Subgroups, evaluate_subgroups
-from dermalyze.evaluation.words import TITLES
+from dermalyze.evaluation.uncertainty.limits import LimitsCheck, check_limits, fit_limits
 from serving.errors import ArtifactError, ConfigError
 from serving.taxonomy import HAM10000, Taxonomy
 

@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermalyze.data.tables import FACTS, UNKNOWN, read_file, tidy_facts
-from dermalyze.evaluation.metrics import Counts, check_logits
+from dermalyze.data.table_columns import FACTS, UNKNOWN, read_file, tidy_facts
+from dermalyze.evaluation.metrics.classification import Counts, check_logits
+from serving.atomic_write import whole_file, write_text
 from serving.errors import ArtifactError, DataError
 from serving.metadata import is_missing
 from serving.prediction import softmax
 from serving.spreadsheet import neutralized, restored
-from serving.tables import read_table
+from serving.table_files import read_table
 from serving.taxonomy import HAM10000, Taxonomy
-from serving.whole import whole_file, write_text
 
 TAXONOMY = "taxonomy.json"
 # What a model measures of an image beside its class, where it does; a column each.

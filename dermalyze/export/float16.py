@@ -14,12 +14,12 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dermalyze.export.onnx import export_onnx, write_model
 from dermalyze.export.parity import ParityReport, check_parity, parity_images
-from dermalyze.models.shipped import ShippedNetwork
-from serving.disk import make_folder, temporary_folder
+from dermalyze.models.ensemble import ShippedNetwork
+from serving.atomic_write import whole_file
 from serving.errors import ArtifactError
+from serving.os_errors import make_folder, temporary_folder
 from serving.predictor import Predictor
 from serving.spec import ModelSpec
-from serving.whole import whole_file
 
 MAX_ROUNDED = 0.01  # of a probability, and of any other output in shares of its largest value
 _MIN_WEIGHTS = 1024  # fewer are not worth a node

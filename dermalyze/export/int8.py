@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from tqdm import tqdm
 
-from dermalyze.data.loader import Rows
-from dermalyze.data.pixels import PixelStore
-from dermalyze.evaluation.metrics import score
-from dermalyze.export.onnx import export_onnx, write_model
-from dermalyze.export.quantize import (
+from dermalyze.data.pixel_store.store import PixelStore
+from dermalyze.data.sampling import Rows
+from dermalyze.evaluation.metrics.classification import score
+from dermalyze.export.int8_graph import (
     WEIGHT_BITS,
     Calibrated,
     Inputs,
@@ -31,14 +30,15 @@ from dermalyze.export.quantize import (
     quantize,
     rank,
 )
-from dermalyze.models.shipped import ShippedNetwork
-from serving.answering import BATCH_SIZE
-from serving.disk import make_folder, temporary_folder
+from dermalyze.export.onnx import export_onnx, write_model
+from dermalyze.models.ensemble import ShippedNetwork
+from serving.atomic_write import whole_file
+from serving.base_predictor import BATCH_SIZE
 from serving.errors import ArtifactError, DataError
+from serving.os_errors import make_folder, temporary_folder
 from serving.predictor import Predictor
 from serving.preprocess import Pixels
 from serving.spec import ModelSpec
-from serving.whole import whole_file
 
 MAX_DROP = 0.005  # of balanced accuracy
 IMAGES_A_CLASS = 32  # to calibrate with

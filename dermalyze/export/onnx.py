@@ -18,15 +18,15 @@ from dermalyze.export.parity import (
     check_parity,
     parity_images,
 )
-from dermalyze.models.predictor import SkinLesionPredictor
-from dermalyze.models.shipped import ShippedNetwork
-from serving.answering import map_names, output_names
-from serving.digest import DIGEST_KEY, NO_DIGEST, seal
-from serving.disk import make_folder
+from dermalyze.models.ensemble import ShippedNetwork
+from dermalyze.models.torch_predictor import SkinLesionPredictor
+from serving.atomic_write import whole_file
+from serving.base_predictor import map_names, output_names
+from serving.checksum import DIGEST_KEY, NO_DIGEST, seal
 from serving.errors import ArtifactError
+from serving.os_errors import make_folder
 from serving.predictor import Predictor
 from serving.spec import SPEC_KEY, ModelSpec
-from serving.whole import whole_file
 
 OPSET = 20
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.answering import AnyPredictor, map_names, output_names
+from serving.base_predictor import AnyPredictor, map_names, output_names
 from serving.metadata import Metadata, MetadataFields
 from serving.prediction import Prediction
 

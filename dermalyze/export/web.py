@@ -1,6 +1,6 @@
 """An exported model -> a folder with a page that runs it in the browser, without a server.
 
-The page is the service's own (`serving/static`), with `browser/backend.js` in the place of the one
+The page is the service's own (`serving/http/static`), with `browser/backend.js` in the place of the one
 that asks a service.  onnxruntime-web, which runs the model, comes from npm, checked by a digest.
 """
 
@@ -18,11 +18,11 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from serving.described import describe
-from serving.disk import make_folder, read_bounded, writing
+from serving.atomic_write import PARTIAL, sync, whole_folder
 from serving.errors import ArtifactError, ConfigError
+from serving.http.model_info import describe
+from serving.os_errors import make_folder, read_bounded, writing
 from serving.predictor import Predictor
-from serving.whole import PARTIAL, sync, whole_folder
 
 RUNTIME = "onnxruntime-web"
 RUNTIME_VERSION = "1.30.0"
@@ -59,7 +59,7 @@ def export_web(model: Path, output: Path, *, runtime: Path | None = None) -> str
     predictor = Predictor(model)
     with whole_folder(output, keep=False) as made:
         _check_place(output)  # again, where no other command of ours can write to it
-        _copy(resources.files("serving") / "static", made)
+        _copy(resources.files("serving.http") / "static", made)
         _copy(resources.files("dermalyze.export") / "browser", made)
         _write_runtime(made, runtime)
         shutil.copyfile(model, made / "model.onnx")

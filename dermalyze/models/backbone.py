@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dermalyze.config import ModelConfig
+from dermalyze.config.schema import ModelConfig
 from dermalyze.models.plugins import load_plugins
 from serving.errors import ConfigError
 from serving.spec import RESIZE_FILTERS

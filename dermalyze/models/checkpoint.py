@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 
-from dermalyze.config import ModelConfig
-from dermalyze.config_file import config_from
+from dermalyze.config.loading import config_from
+from dermalyze.config.schema import ModelConfig
 from dermalyze.models.classifier import build_classifier
+from dermalyze.models.ensemble import Member
 from dermalyze.models.heads import AcrnnHead
+from dermalyze.models.out_of_distribution import ScopeScore
 from dermalyze.models.plugins import with_named_plugins
-from dermalyze.models.scope import ScopeScore
-from dermalyze.models.shipped import Member
-from serving.disk import cannot_write
+from serving.atomic_write import whole_file
 from serving.errors import ArtifactError, ConfigError
+from serving.os_errors import cannot_write
 from serving.spec import ModelSpec
-from serving.whole import whole_file
 
 FORMAT = "dermalyze-checkpoint"
 FORMAT_VERSION = 1

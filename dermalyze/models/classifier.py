@@ -6,7 +6,7 @@ N images of H x W pixels, C classes.
 import torch
 from torch import Tensor, nn
 
-from dermalyze.config import ModelConfig
+from dermalyze.config.schema import ModelConfig
 from dermalyze.models.backbone import Backbone, Weights, build_backbone
 from dermalyze.models.heads import AcrnnHead, SimpleHead, build_head
 from serving.metadata import MetadataFields

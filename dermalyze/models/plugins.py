@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from dermalyze.config import ModelConfig
+from dermalyze.config.schema import ModelConfig
 from dermalyze.models import torchvision_operators  # noqa: F401  before the timm of a plug-in
-from serving.disk import reading
 from serving.errors import ConfigError
+from serving.os_errors import reading
 
 _named: dict[str, str] = {}  # what was imported, by its name without folder and ending
 

@@ -17,9 +17,9 @@ from typing import Any
 from dermalyze.credentials import masked
 from dermalyze.tracking.delivery import DAMAGED, Entry, deliver, size_of
 from dermalyze.tracking.store import Caught, StoreAwayError, StoreDeniedError, call
-from serving.disk import cannot_write, make_folder, writing
+from serving.atomic_write import sync
 from serving.errors import TrackingError
-from serving.whole import sync
+from serving.os_errors import cannot_write, make_folder, writing
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 
-from dermalyze.config import TrackingConfig
+from dermalyze.config.schema import TrackingConfig
 from dermalyze.credentials import masked
 from dermalyze.tracking.delivery import deliver, save_model
 from dermalyze.tracking.outbox import OUTBOX, REFUSED, WORK, Outbox, undelivered

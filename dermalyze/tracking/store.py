@@ -34,11 +34,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.tracking import MlflowClient
 
-from dermalyze.config import TrackingConfig
+from dermalyze.config.schema import TrackingConfig
 from dermalyze.credentials import masked
-from serving.disk import make_folder, reading, writing
+from serving.atomic_write import sync
 from serving.errors import TrackingError
-from serving.whole import sync
+from serving.os_errors import make_folder, reading, writing
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
 # One in memory would be another one for each thread.

@@ -19,9 +19,9 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
 from dermalyze.tracking.store import BoundedClient, call, is_missing, use_store
-from serving.disk import make_folder, owned_folder, require_room, writing_temporary_files
+from serving.atomic_write import write_text
 from serving.errors import TrackingError
-from serving.whole import write_text
+from serving.os_errors import make_folder, owned_folder, require_room, writing_temporary_files
 
 EVERY_EPOCH = "train/loss"  # a metric that each logged epoch has
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dermalyze.config import TrainingConfig
+from dermalyze.config.schema import TrainingConfig
 from serving.errors import ConfigError, TrainingError
 
 

@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dermalyze.data.loader import Rows
-from dermalyze.data.pixels import PixelStore
+from dermalyze.data.pixel_store.store import PixelStore
+from dermalyze.data.sampling import Rows
 
 Batch = tuple[Tensor, Tensor]  # pixels uint8 (n, H, W, 3), row numbers int64 (n,); on the device
 

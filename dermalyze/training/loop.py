@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dermalyze.config import Config
-from dermalyze.data.augment import augment
-from dermalyze.data.loader import Rows, batches_of, epoch_order, num_batches, seed_of
-from dermalyze.data.pixels import PixelStore
-from dermalyze.evaluation.metrics import score
+from dermalyze.config.schema import Config
+from dermalyze.data.augmentation import augment
+from dermalyze.data.pixel_store.store import PixelStore
+from dermalyze.data.sampling import Rows, batches_of, epoch_order, num_batches, seed_of
+from dermalyze.evaluation.metrics.classification import score
 from dermalyze.models.classifier import Classifier, to_images
-from dermalyze.training.convolution import FastDepthwiseGradients
+from dermalyze.training.depthwise_gradient import FastDepthwiseGradients
 from dermalyze.training.device import Device, enough_memory
 from dermalyze.training.feed import Batch, Feed, open_feed
 from dermalyze.training.losses import Loss, build_loss, class_weights

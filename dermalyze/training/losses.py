@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dermalyze.config import LossConfig
+from dermalyze.config.schema import LossConfig
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

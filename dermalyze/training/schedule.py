@@ -2,7 +2,7 @@
 
 import math
 
-from dermalyze.config import SchedulerConfig
+from dermalyze.config.schema import SchedulerConfig
 
 
 def learning_rate(

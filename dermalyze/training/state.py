@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dermalyze.config import TrainingConfig
+from dermalyze.config.schema import TrainingConfig
 from dermalyze.models.classifier import Classifier
 from dermalyze.training.device import Device
 from serving.errors import TrainingError

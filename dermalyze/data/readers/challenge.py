@@ -7,13 +7,13 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from dermalyze.data.decoding import read_member
+from dermalyze.data.pixel_store.decoder import read_member
 from dermalyze.data.readers.dataset import DataFolder, named_sources, open_zip, plain_name
-from dermalyze.data.tables import read_file, read_frame
+from dermalyze.data.table_columns import read_file, read_frame
 from serving.errors import DataError
-from serving.matching import match
+from serving.image_matching import match
 from serving.metadata import is_missing
-from serving.tables import require_size
+from serving.table_files import require_size
 
 
 def read_table_of(

@@ -20,14 +20,14 @@ from typing import NamedTuple, Protocol, cast
 
 import pandas as pd
 
-from dermalyze.config import DataConfig
+from dermalyze.config.schema import DataConfig
 from dermalyze.data import readers
-from dermalyze.data.decoding import read_member
+from dermalyze.data.pixel_store.decoder import read_member
 from dermalyze.data.taxonomy_file import TAXONOMY_FILE, with_taxonomy_file
-from serving.disk import reading
 from serving.errors import DataError, ImageError
-from serving.matching import has_image_suffix, match, plain_id
-from serving.sizes import MAX_FILE_BYTES
+from serving.image_matching import has_image_suffix, match, plain_id
+from serving.image_size import MAX_FILE_BYTES
+from serving.os_errors import reading
 from serving.taxonomy import Taxonomy
 
 PREPARED = "prepared"  # the folder in the data for what is made of it, unless another is named

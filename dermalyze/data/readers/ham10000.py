@@ -11,7 +11,7 @@ from dermalyze.data.readers.dataset import (
     named_sources,
     plain_name,
 )
-from dermalyze.data.tables import FACTS, columns_of, manifest_rows, read_file, read_frame
+from dermalyze.data.table_columns import FACTS, columns_of, manifest_rows, read_file, read_frame
 from serving.errors import DataError
 from serving.taxonomy import HAM10000
 

@@ -17,8 +17,8 @@ from dermalyze.data.readers.dataset import (
     plain_ids,
     taxonomy_of,
 )
-from dermalyze.data.tables import manifest_rows
-from serving.matching import has_image_suffix
+from dermalyze.data.table_columns import manifest_rows
+from serving.image_matching import has_image_suffix
 
 LAYOUT = "one folder of images per class, also below train/, val/ and test/"
 _NOT_RECORDED = ("lesion", "age", "sex", "localization", "skin type")

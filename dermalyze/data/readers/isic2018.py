@@ -9,7 +9,7 @@ from dermalyze.data.readers.dataset import (
     dataset_of,
     named_sources,
 )
-from dermalyze.data.tables import manifest_rows
+from dermalyze.data.table_columns import manifest_rows
 from serving.taxonomy import HAM10000
 
 LAYOUT = (

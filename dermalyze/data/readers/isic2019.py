@@ -15,7 +15,7 @@ from dermalyze.data.readers.dataset import (
     dataset_of,
     named_sources,
 )
-from dermalyze.data.tables import manifest_rows
+from dermalyze.data.table_columns import manifest_rows
 from serving.taxonomy import Taxonomy
 
 LAYOUT = (

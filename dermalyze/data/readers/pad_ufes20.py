@@ -11,7 +11,7 @@ from dermalyze.data.readers.dataset import (
     named_sources,
     plain_name,
 )
-from dermalyze.data.tables import columns_of, manifest_rows, read_file, read_frame
+from dermalyze.data.table_columns import columns_of, manifest_rows, read_file, read_frame
 from serving.taxonomy import Taxonomy
 
 LAYOUT = "PAD-UFES-20 (metadata.csv beside imgs_part_1 to imgs_part_3, or beside images/)"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dermalyze.config import DataConfig
-from dermalyze.config_file import did_you_mean
+from dermalyze.config.loading import did_you_mean
+from dermalyze.config.schema import DataConfig
 from dermalyze.data.readers.dataset import (
     TABLE_SUFFIXES,
     Certainty,
@@ -22,7 +22,7 @@ from dermalyze.data.readers.dataset import (
     image_sources,
     taxonomy_of,
 )
-from dermalyze.data.tables import columns_of, manifest_rows, read_file, read_frame
+from dermalyze.data.table_columns import columns_of, manifest_rows, read_file, read_frame
 from serving.errors import DataError
 
 LAYOUT = "one table with an image and a label column beside the images"

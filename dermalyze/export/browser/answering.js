@@ -1,4 +1,4 @@
-// From what the network gives to an answer, as `serving/answering.py` and `quality.py` do.
+// From what the network gives to an answer, as `serving/base_predictor.py` and `quality.py` do.
 
 const EXACT = 60; // decimal digits; enough to see whether a number lies just between two
 // As `serving/metadata.py` has them.

@@ -1,4 +1,4 @@
-// Levels that an ICC profile describes -> sRGB, as `serving/color.py` converts them.  What needs a
+// Levels that an ICC profile describes -> sRGB, as `serving/color_profiles.py` converts them.  What needs a
 // table of colors (inks, some scanners) is refused: only Python converts it.
 
 import { ImageError } from "./upright.js";

@@ -1,0 +1,1 @@
+"""The command line: one module per topic; heavy imports wait until a command needs them."""

@@ -1,0 +1,163 @@
+"""Commands that judge: a run, some runs beside each other, or a table of predictions."""
+
+from pathlib import Path
+
+import click
+
+from dermalyze.cli.options import (
+    FILE,
+    FOLDER,
+    RUN_DATA,
+    RUN_ID,
+    here_of,
+    here_options,
+    plugin_option,
+)
+from serving.taxonomy import DISCLAIMER
+
+
+@click.command()
+@RUN_ID
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")
+@RUN_DATA
+@click.option("--images", type=FOLDER, default=None, help="Other images than the run's.")
+@click.option("--labels", type=FILE, default=None, help="Their CSV: image_id,label.")
+@click.option("--output", type=FOLDER, default=None, help="[default: evaluation-RUN_ID-SPLIT]")
+@here_options
+@plugin_option()
+def evaluate(
+    run_id: str,
+    split: str,
+    data_dir: str | None,
+    images: Path | None,
+    labels: Path | None,
+    output: Path | None,
+    device: str | None,
+    prepared: Path | None,
+) -> None:
+    """Judge a run's best epoch on a split, or on other images."""
+    if (images is None) != (labels is None):
+        raise click.UsageError("--images and --labels go together")
+    from dermalyze.evaluation.report.folder import format_metrics
+    from dermalyze.workflows.evaluate import evaluate_images, evaluate_run
+
+    if images is not None and labels is not None:
+        output = output or Path(f"evaluation-{run_id[:8]}-{images.name}")
+        found = evaluate_images(run_id, images, labels, output=output)
+    else:
+        output = output or Path(f"evaluation-{run_id[:8]}-{split}")
+        found = evaluate_run(run_id, split, output=output, here=here_of(data_dir, device, prepared))
+    click.echo(format_metrics(found.logged(), found.intervals))
+    click.echo(f"written: {output}")
+    click.echo(DISCLAIMER)
+
+
+@click.command()
+@click.option("--run-id", default=None, help="An MLflow run of `dermalyze train`.")
+@click.option("--predictions", type=FILE, default=None, help="Or anybody's predictions.csv.")
+@click.option("--validation", type=FILE, default=None, help="With it: what to calibrate on.")
+@RUN_DATA
+@click.option("--output", type=FOLDER, default=Path("report"), show_default=True)
+def report(
+    run_id: str | None,
+    predictions: Path | None,
+    validation: Path | None,
+    data_dir: str | None,
+    output: Path,
+) -> None:
+    """Make the report again from stored predictions; no GPU, no images needed."""
+    if (run_id is None) == (predictions is None):
+        raise click.UsageError("give either --run-id or --predictions")
+    if run_id is not None and validation is not None:
+        raise click.UsageError("--validation goes with --predictions; a run has its own")
+    if run_id is None and data_dir is not None:
+        raise click.UsageError("--data-dir goes with --run-id")
+    from dermalyze.config.schema import EvaluationConfig
+    from dermalyze.evaluation.report.text import headlines
+    from dermalyze.workflows.evaluate import report_predictions, report_run
+
+    if predictions is not None:
+        settings = EvaluationConfig()
+        found = report_predictions(predictions, validation, settings=settings, output=output)
+    else:
+        found = report_run(str(run_id), output=output, here=here_of(data_dir))
+    for title, cell in headlines(found):
+        click.echo(f"{title:<44}{cell.value:>8}   {cell.bounds or cell.reason}".rstrip())
+    click.echo(f"written: {output / 'report.html'}")
+    click.echo(DISCLAIMER)
+
+
+@click.command()
+@click.argument("run_ids", nargs=-1, required=True, metavar="RUN_A RUN_B [...]")
+@click.option("--output", type=FOLDER, default=None, help="Also write forest.png, comparison.json.")
+def compare(run_ids: tuple[str, ...], output: Path | None) -> None:
+    """Compare runs with the first one, lesion by lesion on the same test images."""
+    if len(run_ids) < 2:
+        raise click.UsageError("expected at least two run ids")
+    if len(set(run_ids)) < len(run_ids):
+        raise click.UsageError("a run cannot be compared with itself; leave out the second one")
+    from dermalyze.evaluation.statistics.comparison import table
+    from dermalyze.workflows.evaluate import compare_runs
+
+    click.echo(table(compare_runs(run_ids, output=output)))
+    if output is not None:
+        click.echo(f"written: {output}")
+    click.echo(DISCLAIMER)
+
+
+@click.command()
+@RUN_ID
+@RUN_DATA
+@here_options
+@plugin_option()
+def leakage(run_id: str, data_dir: str | None, device: str | None, prepared: Path | None) -> None:
+    """Show what a random split would have claimed: train again with siblings of test images."""
+    from dermalyze.workflows.leakage import leakage_of
+
+    here = here_of(data_dir, device, prepared)
+    click.echo(leakage_of(run_id, here).in_words())
+    click.echo(DISCLAIMER)
+
+
+@click.command()
+@click.argument("version", type=click.IntRange(1))
+@click.option("--model", "name", default="dermalyze", show_default=True, help="Registered model.")
+@click.option("--config", type=FILE, default=None, help="YAML file with the margins.")
+@click.option("--anyway", is_flag=True, help="Even if the rule is against it; it is written down.")
+def promote(version: int, name: str, config: Path | None, anyway: bool) -> None:
+    """Make VERSION the champion, if it is no worse than the present one."""
+    from dermalyze.config.loading import load_config
+    from dermalyze.config.schema import TrackingConfig
+    from dermalyze.tracking import limit_calls
+    from dermalyze.tracking.registry import promote as promote_version
+    from dermalyze.tracking.registry import rule_of
+
+    tracking = TrackingConfig() if config is None else load_config(config).tracking
+    limit_calls(tracking.timeout_seconds)
+    rule = rule_of(tracking, must_be_better=False)
+    promoted = promote_version(name, str(version), rule, anyway=anyway)
+    verdict = "champion" if promoted.is_champion else "not promoted"
+    click.echo(f"{promoted.name} version {promoted.version}: {verdict} ({promoted.reason})")
+    if not promoted.is_champion:
+        raise SystemExit(1)
+
+
+@click.command("check-fit")
+@RUN_ID
+def check_fit(run_id: str) -> None:
+    """Say in words whether a run over- or underfits."""
+    from dermalyze.evaluation.overfitting import format_verdict
+    from dermalyze.workflows.evaluate import fit_of_run
+
+    click.echo(format_verdict(fit_of_run(run_id)))
+
+
+@click.command("plot-training")
+@RUN_ID
+@click.option("--output", type=FILE, default=Path("training_curves.png"), show_default=True)
+def plot_training(run_id: str, output: Path) -> None:
+    """Draw a run's training curves."""
+    from dermalyze.workflows.evaluate import plot_run
+
+    plot_run(run_id, output)
+    click.echo(output)

@@ -1,0 +1,185 @@
+"""The commands that put a model where people reach it: `serve`, `export-web`."""
+
+import dataclasses
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from dermalyze.cli.options import (
+    FILE,
+    FOLDER,
+    PRECISION,
+    RUN_DATA,
+    Command,
+    here_of,
+    here_options,
+    plugin_option,
+)
+from serving.http.settings import PREFIX, ServiceSettings
+from serving.os_errors import reading, temporary_folder
+
+logger = logging.getLogger(__name__)
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_FILE_SECONDS = 1.0  # between two looks at the model file
+_DEFAULTS = ServiceSettings()
+
+
+def _bound(name: str, help_text: str) -> Callable[[Command], Command]:
+    """Return an option for a setting; its value on the command line beats the environment's."""
+    default = getattr(_DEFAULTS, name)
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        type=type(default),
+        default=None,
+        help=help_text if default == "" else f"{help_text}  [default: {default:,}]",
+    )
+
+
+@click.command()
+@click.option("--model", required=True, help="ONNX file, or models:/NAME@ALIAS of the registry.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: all addresses.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option("--watch", is_flag=True, help="Load a new file or a new version of the alias.")
+@click.option("--watch-seconds", type=click.FloatRange(0.1), default=5.0, show_default=True)
+@click.option("--allowed-host", "allowed_hosts", multiple=True, help="A name in the Host header.")
+@click.option("--cors-origin", "cors_origins", multiple=True, help="A page that may ask.")
+@_bound("root_path", "Path that a proxy in front answers under, such as /lesions.")
+@_bound("max_body_bytes", "Of a request, compressed or not.")
+@_bound("max_images", "Of a request.")
+@_bound("max_pixels", "Of an image, width x height.")
+@_bound("max_in_flight", "Requests at a time, beyond which the answer is 503.")
+@_bound("body_seconds", "Until a body must be there.")
+@_bound("request_seconds", "Until an answer must be there.")
+@_bound("header_seconds", "Until headers must be there.")
+@_bound("idle_seconds", "Until an idle connection is closed.")
+@_bound("shutdown_seconds", "What is in flight may finish in after SIGTERM.")
+@_bound("load_seconds", "Until a model must be loaded.")
+@_bound("threads", "Images worked on at once, by each worker; 0: one a core.")
+def serve(
+    model: str,
+    host: str,
+    port: int,
+    workers: int,
+    watch: bool,
+    watch_seconds: float,
+    allowed_hosts: tuple[str, ...],
+    cors_origins: tuple[str, ...],
+    **bounds: Any,
+) -> None:
+    """Serve a model and its page over HTTP.  Needs no torch.
+
+    Each option can also be set in the environment, as DERMALYZE_MAX_BODY_BYTES is for
+    --max-body-bytes.  DERMALYZE_API_KEY asks every program for that key.
+    """
+    from serving.http.model_holder import examine
+    from serving.http.server import serve as serve_model
+
+    settings = ServiceSettings.from_environment()
+    if not (allowed_hosts or settings.allowed_hosts) and host in _LOCAL:
+        # No page of another host reaches us under a name of its own.
+        allowed_hosts = (
+            "127.0.0.1",
+            "localhost",
+            "[::1]",
+        )
+    given = {name: value for name, value in bounds.items() if value is not None}
+    if allowed_hosts:
+        given["allowed_hosts"] = allowed_hosts
+    if cors_origins:
+        given["cors_origins"] = cors_origins
+    settings = dataclasses.replace(settings, watch_seconds=_FILE_SECONDS if watch else 0.0, **given)
+    with ExitStack() as stack:
+        stack.enter_context(_ended_in_order())
+        file = Path(model)
+        with reading(file):
+            file.exists()
+        if ":/" in model:
+            from dermalyze.cli.model_copy import copy_of
+
+            file = stack.enter_context(copy_of(model, watch_seconds if watch else 0.0))
+        settings = dataclasses.replace(settings, model=str(file))
+        spec = examine(file, settings.load_seconds)  # before anything listens
+        logger.info(f"model: run {spec.run_id or 'unknown'}, {spec.precision}. {spec.disclaimer}")
+        if host not in _LOCAL and not settings.api_key:
+            logger.warning(f"everybody who reaches {host} may ask; set {PREFIX}API_KEY for a key")
+        serve_model(settings, host=host, port=port, workers=workers)
+
+
+@click.command("export-web")
+@click.option("--run-id", "run_ids", multiple=True, help="As for export-onnx.")
+@click.option("--model", type=FILE, default=None, help="An ONNX file, instead of a run.")
+@click.option("--output", type=FOLDER, required=True, help="The folder to write.")
+@click.option(
+    "--precision",
+    type=PRECISION,
+    default="float16",
+    show_default=True,
+    help="Of a run's model; int8 is a quarter of float32, but slower and less exact in a browser.",
+)
+@RUN_DATA
+@click.option(
+    "--runtime",
+    type=click.Path(exists=True, path_type=Path),
+    default=None,
+    help="onnxruntime-web, as npm packs it; else npm fetches it.",
+)
+@here_options
+@plugin_option()
+def export_web(
+    run_ids: tuple[str, ...],
+    model: Path | None,
+    output: Path,
+    precision: str,
+    data_dir: str | None,
+    runtime: Path | None,
+    device: str | None,
+    prepared: Path | None,
+) -> None:
+    """Write the page as a folder that runs the model in the browser.
+
+    Photographs never leave the device that the page is open on, and it works offline once it was
+    loaded.
+    """
+    from dermalyze.export.web import export_web as write
+
+    if bool(run_ids) == (model is not None):
+        raise click.UsageError("give either --run-id or --model")
+    with temporary_folder() as folder:
+        if model is None:
+            from dermalyze.workflows.export import export_runs
+
+            model = folder / "model.onnx"
+            here = here_of(data_dir, device, prepared)
+            logger.info(export_runs(run_ids, model, tta=False, precision=precision, here=here))
+        click.echo(f"{output}: {write(model, output, runtime=runtime)}")
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Within the block, SIGTERM and a closed terminal end the program by way of its clean-up."""
+
+    def end(_: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would end the clean-up
+        raise SystemExit(0)
+
+    def terminate(_: int, frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGTERM)  # as the server, once it runs, takes it
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # the server finishes what is in flight
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, terminate)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Settings: what they are, and how a YAML file becomes them."""

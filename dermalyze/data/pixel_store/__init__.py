@@ -1,0 +1,1 @@
+"""The pixel store: every usable image, decoded once."""

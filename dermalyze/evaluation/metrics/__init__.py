@@ -1,0 +1,1 @@
+"""Metrics: each computed in one place."""

@@ -1,0 +1,1 @@
+"""Intervals, tests, comparisons and subgroups."""

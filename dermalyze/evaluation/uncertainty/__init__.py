@@ -1,0 +1,1 @@
+"""Calibrators, prediction sets, abstention and the out-of-distribution score."""

@@ -1,0 +1,233 @@
+"""What a model knows of its limits: fitted on validation predictions, checked on other ones.
+
+The same table gives the same limits: what travels in the model file is what the report checks.
+N images, C classes, R replicates.  Never imports torch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dermalyze.evaluation.metrics.classification import Floats
+from dermalyze.evaluation.scores import Scored
+from dermalyze.evaluation.statistics.bootstrap import Basis, Interval, interval_of, lesion_weights
+from dermalyze.evaluation.uncertainty.calibrators import fit_calibrator
+from dermalyze.evaluation.uncertainty.conformal import fit_sets
+from dermalyze.evaluation.uncertainty.out_of_distribution import fit_max_score, lesion_shares
+from dermalyze.evaluation.uncertainty.selective import (
+    CONFIDENCE,
+    RISK,
+    RiskCoverage,
+    area_under,
+    fit_abstention,
+    risk_coverage,
+)
+from serving.prediction import softmax
+from serving.uncertainty import DEFAULT_LEVEL, Abstention, PredictionSets, Scope
+
+_CURVE_POINTS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is fitted on validation predictions."""
+
+    temperature: float
+    prediction_sets: PredictionSets
+    abstention: Abstention
+    scope: Scope | None  # None: the table has no scores
+
+    def probs(self, scored: Scored) -> Floats:
+        """Return calibrated probabilities: (N, C)."""
+        return softmax(scored.logits, self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCoverage:
+    """How often prediction sets hold a class where it is the true one."""
+
+    calibration_lesions: int
+    in_every_set: bool
+    num_lesions: int
+    coverage: Interval | None  # None: no lesion of it was checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetsCheck:
+    """Whether prediction sets hold the true class as often as they say."""
+
+    level: float
+    classes: dict[str, ClassCoverage]  # by name
+    mean_size: float
+    single: float  # share of the lesions whose set holds one class
+    sizes: list[float]  # share of sets of 1, 2, ... classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstentionCheck:
+    """How often the model answers, and how often these answers are wrong."""
+
+    stated_risk: float
+    confidence: float
+    min_confidence: float
+    coverage: Interval
+    risk: Interval | None  # None: nothing is answered
+    aurc: Interval  # area under risk over coverage
+    curve: RiskCoverage
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScopeCheck:
+    """How often images in scope are called out of scope."""
+
+    kind: str
+    max_score: float
+    fitted_false_alarm_rate: float
+    false_alarm_rate: Interval
+    photo_problems: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsCheck:
+    """Whether the limits hold on images that they were not fitted on; each lesion counts once."""
+
+    temperature: float
+    prediction_sets: SetsCheck
+    abstention: AbstentionCheck
+    scope: ScopeCheck | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checked:
+    """The images, and how much each of them counts."""
+
+    scored: Scored
+    limits: Limits
+    probs: Floats  # (N, C), calibrated
+    shares: Floats  # (N,)
+    drawn: Floats  # (R, N)
+
+    def mean(self, values: Floats, chosen: Floats, basis: Basis) -> Interval:
+        """Return the mean of (N,) over the chosen images, a mask (N,), with its interval."""
+        weights, drawn = self.shares * chosen, self.drawn * chosen
+        totals = drawn.sum(axis=1)
+        means = np.divide(drawn @ values, totals, out=np.full(len(drawn), np.nan), where=totals > 0)
+        return interval_of(float(weights @ values / weights.sum()), means, basis)
+
+    def all(self, values: Floats) -> Interval:
+        """Return the mean of (N,) over all images, with its interval."""
+        return self.mean(values, np.ones(len(values)), self.basis())
+
+    def basis(self, rows: Floats | None = None, group: str = "") -> Basis:
+        """Return the lesions of some images, a mask (N,), or of all."""
+        lesions = self.scored.lesions if rows is None else self.scored.lesions[rows > 0]
+        return Basis(num_lesions=len(np.unique(lesions)), group=group, unit=self.scored.group_by)
+
+
+def fit_limits(validation: Scored) -> Limits:
+    """Fit temperature, prediction sets, abstention and, where scores are there, scope."""
+    temperature = fit_calibrator("temperature", validation).parameters["temperature"]
+    assert isinstance(temperature, float)
+    probs = softmax(validation.logits, temperature)
+    scope = None
+    if "scope_score" in validation.table:
+        scope = fit_max_score(
+            validation.table["scope_score"].to_numpy(np.float64),
+            validation.table["photo_problem"].to_numpy(np.float64) > 0,
+            validation.lesions,
+        )
+    arguments = (probs, validation.targets, validation.lesions)
+    return Limits(
+        temperature=temperature,
+        prediction_sets=fit_sets(*arguments),
+        abstention=fit_abstention(*arguments, risk=RISK),
+        scope=scope,
+    )
+
+
+def check_limits(scored: Scored, limits: Limits, *, replicates: int) -> LimitsCheck:
+    """Check limits on images that they were not fitted on.
+
+    Args:
+        scored: N images; with scope scores in their table, where the limits have a scope.
+        limits: fitted on others.
+        replicates: bootstrap samples of the lesions behind each interval.
+    """
+    shares = lesion_shares(scored.lesions)
+    checked = _Checked(
+        scored=scored,
+        limits=limits,
+        probs=limits.probs(scored),
+        shares=shares,
+        drawn=lesion_weights(scored.lesions, replicates, 0) * shares,
+    )
+    return LimitsCheck(
+        temperature=limits.temperature,
+        prediction_sets=_check_sets(checked),
+        abstention=_check_abstention(checked),
+        scope=_check_scope(checked),
+    )
+
+
+def _check_sets(checked: _Checked) -> SetsCheck:
+    scored, sets = checked.scored, checked.limits.prediction_sets
+    members = sets.members(checked.probs, DEFAULT_LEVEL)  # (N, C)
+    covered = members[np.arange(len(scored)), scored.targets].astype(np.float64)
+    sizes = members.sum(axis=1)
+    unsupported = sets.unsupported(DEFAULT_LEVEL)
+    classes = {}
+    for target, name in enumerate(scored.class_names):
+        own = (scored.targets == target).astype(np.float64)
+        basis = checked.basis(own, name)
+        classes[name] = ClassCoverage(
+            calibration_lesions=sets.num_lesions[target],
+            in_every_set=bool(unsupported[target]),
+            num_lesions=basis.num_lesions,
+            coverage=checked.mean(covered, own, basis) if basis.num_lesions else None,
+        )
+    return SetsCheck(
+        level=DEFAULT_LEVEL,
+        classes=classes,
+        mean_size=float(checked.shares @ sizes),
+        single=float(checked.shares @ (sizes == 1)),
+        sizes=[float(checked.shares @ (sizes == size)) for size in range(1, len(classes) + 1)],
+    )
+
+
+def _check_abstention(checked: _Checked) -> AbstentionCheck:
+    scored, abstention = checked.scored, checked.limits.abstention
+    probs, targets = checked.probs, scored.targets
+    answered = (probs.max(axis=1) >= abstention.min_confidence).astype(np.float64)
+    wrong = (probs.argmax(axis=1) != targets).astype(np.float64)
+    curve = risk_coverage(probs, targets, scored.lesions)
+    points = np.unique(np.linspace(0, len(scored) - 1, _CURVE_POINTS).round().astype(int))
+    area = float(area_under(probs, targets, checked.shares[None])[0])
+    risk = None
+    if answered.any():
+        risk = checked.mean(wrong, answered, checked.basis(answered))
+    return AbstentionCheck(
+        stated_risk=abstention.risk,
+        confidence=CONFIDENCE,
+        min_confidence=abstention.min_confidence,
+        coverage=checked.all(answered),
+        risk=risk,
+        aurc=interval_of(area, area_under(probs, targets, checked.drawn), checked.basis()),
+        curve=RiskCoverage(
+            coverage=[curve.coverage[i] for i in points], risk=[curve.risk[i] for i in points]
+        ),
+    )
+
+
+def _check_scope(checked: _Checked) -> ScopeCheck | None:
+    scope, table = checked.limits.scope, checked.scored.table
+    if scope is None or "scope_score" not in table:
+        return None
+    problems = table["photo_problem"].to_numpy(np.float64) > 0
+    alarms = (table["scope_score"].to_numpy(np.float64) > scope.max_score) | problems
+    return ScopeCheck(
+        kind=scope.kind,
+        max_score=scope.max_score,
+        fitted_false_alarm_rate=scope.false_alarm_rate,
+        false_alarm_rate=checked.all(alarms.astype(np.float64)),
+        photo_problems=float(checked.shares @ problems),
+    )

@@ -1,0 +1,260 @@
+"""What can be done with a run that has ended: evaluate it again, compare it, read its history."""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dermalyze.config.schema import Config, DataConfig, EvaluationConfig
+from dermalyze.data.patient_metadata import metadata_of, words_left_out
+from dermalyze.data.readers.dataset import open_dataset, read_image_bytes
+from dermalyze.data.splits import read_split
+from dermalyze.data.table_columns import FACTS, tidy_facts, with_groups, with_own_lesions
+from dermalyze.evaluation.evaluate import Evaluation, Predictions
+from dermalyze.evaluation.overfitting import FitVerdict, judge_fit
+from dermalyze.evaluation.predictions import predictions_table
+from dermalyze.evaluation.report.figures import forest, save_png, training_curves
+from dermalyze.evaluation.scores import read_scored, scored_of
+from dermalyze.evaluation.statistics.comparison import Comparison, compare
+from dermalyze.models.ensemble import ShippedNetwork
+from dermalyze.models.torch_predictor import SkinLesionPredictor
+from dermalyze.tracking import add_to_run
+from dermalyze.workflows.finished_run import open_finished
+from dermalyze.workflows.report import ReadImage, write_evaluation
+from dermalyze.workflows.run_context import (
+    AS_IN_THE_RUN,
+    AUDIT,
+    BEST,
+    EVALUATION,
+    Here,
+)
+from dermalyze.workflows.uncertainty import with_limits
+from serving.atomic_write import whole_folder, write_text
+from serving.batch import find_images, left_out, some
+from serving.errors import DataError, ImageError
+from serving.image_matching import match_files
+from serving.os_errors import reason_of, temporary_folder
+from serving.preprocess import read_bytes
+from serving.table_files import read_table, table_bytes
+from serving.taxonomy import Taxonomy
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+
+
+def evaluate_run(
+    run_id: str, split: str, *, output: Path, here: Here = AS_IN_THE_RUN
+) -> Evaluation:
+    """Evaluate a run's best epoch on one of its splits; write it to `output` and into the run.
+
+    On the test split a calibrator, fitted on the validation split, is evaluated as well.
+
+    Raises:
+        DataError: the data is not what the run was trained on.
+    """
+    with open_finished(run_id, here) as run, ExitStack() as stack:
+        network, prepared = ShippedNetwork([run.member]), run.prepared
+        limited = with_limits(network, run.spec, run.runner, run.splits.val)
+        context = {"run_id": run_id, "data_fingerprint": prepared.fingerprint}
+        rows = getattr(run.splits, split)
+        predictions = run.runner.predictions(limited, rows, split, context)
+        run.stored.replace(AUDIT, prepared.audit.to_json())
+        copy = stack.enter_context(temporary_folder())  # other commands may write to `output` next
+        with whole_folder(output) as folder:
+            evaluation = write_evaluation(
+                folder, predictions, run, run.config.evaluation, prepared.read_image_bytes
+            )
+            shutil.copytree(folder, copy, dirs_exist_ok=True)
+        place = EVALUATION if split == "test" else f"{EVALUATION}_{split}"
+        add_to_run(run.stored, copy, place, evaluation.logged())
+    return evaluation
+
+
+def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) -> Evaluation:
+    """Evaluate a run's best epoch on other images; the run itself is not changed.
+
+    Args:
+        run_id: the run.
+        images: a folder of JPEG or PNG files, each named like its `image_id`.
+        labels: a CSV with the columns `image_id` and `label`, and those of a manifest if known.
+        output: the folder to write to.
+
+    Raises:
+        DataError: the CSV or an image cannot be used.
+    """
+    with open_finished(run_id) as run:
+        predictor = SkinLesionPredictor(run.stored.file(BEST))
+        group_by = (run.settings or Config()).data.group_by
+    taxonomy = predictor.spec.taxonomy
+    manifest = read_labels(labels, taxonomy, group_by)
+    files = files_of_rows(manifest["image_id"].tolist(), images, labels)
+    used = set(files.values())
+    if unused := [path.name for path in find_images([images]) if path not in used]:
+        logger.info(
+            f"left out: {len(unused):,} images that have no row in {labels} ({some(unused)})"
+        )
+    if others := left_out([images]):
+        logger.info(others)
+    fields = predictor.spec.metadata
+    metadata = None if fields is None else metadata_of(manifest, fields)
+    for sentence in words_left_out(manifest, fields) if fields else ():
+        logger.warning(sentence)
+    parts = []
+    for i, name in enumerate(manifest["image_id"]):
+        try:
+            pixels = predictor.pixels(read_bytes(files[name]))
+        except ImageError as error:
+            raise DataError(f"{files[name]}: {error}") from error
+        known = None if metadata is None else metadata[i : i + 1]
+        parts.append(predictor.run(pixels[None], ["logits"], known)["logits"])
+    table = predictions_table(manifest, np.concatenate(parts), taxonomy)
+    predictions = Predictions(
+        scored=scored_of(table, taxonomy),
+        split="images",
+        context={"run_id": run_id, "labels": labels.name},
+    )
+    with whole_folder(output) as folder:
+        return write_evaluation(
+            folder,
+            predictions,
+            run.without_files(),
+            EvaluationConfig(),
+            lambda name: read_bytes(files[name]),
+        )
+
+
+def report_run(run_id: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Evaluation:
+    """Make a run's report and cards again from the files that it keeps; the run is not changed.
+
+    Without its images, which are looked for where the run found them, pictures are missing.
+    """
+    with open_finished(run_id, here) as run:
+        data_dir = here.data_dir or Path(run.stored.params.get("data.dir", ""))
+        config = run.require_settings()
+        read_image = _reader(data_dir, config.data)
+        with whole_folder(output) as folder:
+            return write_evaluation(folder, run.predictions, run, config.evaluation, read_image)
+
+
+def report_predictions(
+    predictions: Path, validation: Path | None, *, settings: EvaluationConfig, output: Path
+) -> Evaluation:
+    """Make a report of anybody's predictions in the form of `predictions.csv`."""
+    evaluated = Predictions(
+        scored=read_scored(predictions),
+        split="predictions",
+        validation=None if validation is None else read_scored(validation),
+    )
+    with whole_folder(output) as folder:
+        return write_evaluation(folder, evaluated, None, settings, None)
+
+
+def compare_runs(run_ids: Sequence[str], *, output: Path | None) -> Comparison:
+    """Compare runs with the first of them on their test images; write it to `output` if given.
+
+    Raises:
+        DataError: their test images differ.
+    """
+    models = []
+    for run_id in run_ids:
+        with open_finished(run_id) as run:
+            models.append(run.predictions.scored)
+    comparison = compare(run_ids, models)
+    if output is not None:
+        with whole_folder(output) as folder:
+            text = json.dumps(comparison.to_dict(), indent=1) + "\n"
+            write_text(folder / "comparison.json", text)
+            save_png(folder / "forest.png", forest(comparison))
+    return comparison
+
+
+def _reader(folder: Path, settings: DataConfig) -> ReadImage | None:
+    """Return what reads the images of a data folder; None if it cannot be opened."""
+    try:
+        files = open_dataset(folder, settings).files
+    except DataError:
+        return None
+    return lambda name: read_image_bytes(files[name])
+
+
+def read_labels(path: Path, taxonomy: Taxonomy, group_by: str) -> pd.DataFrame:
+    """Read a CSV of labels into a manifest; what it lacks is unknown, each image its own lesion.
+
+    A class is named as it is, or in other letter case.  Intervals draw what `group_by` names;
+    without patient ids that is lesions.
+
+    Raises:
+        DataError: it cannot be read, a label is not a class, or an image has two rows.
+    """
+    required, known = ("image_id", "label"), ("lesion_id", "patient_id", *FACTS)
+    try:
+        table = pd.DataFrame(read_table(table_bytes(path), path, required, known))
+    except (OSError, ValueError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else error
+        raise DataError(
+            f"cannot read {path}: {reason}; expected a CSV with image_id and label"
+        ) from error
+    if absent := [name for name in required if name not in table.columns]:
+        raise DataError(f"{path} has no column {absent[0]}; expected image_id and label")
+    if table.empty:
+        raise DataError(f"{path} has no row; expected one per image")
+    table = tidy_facts(table, path)
+    names = {name.casefold(): name for name in taxonomy.names} | {n: n for n in taxonomy.names}
+    for image_id, label in zip(table["image_id"], table["label"], strict=True):
+        if label not in names and label.casefold() not in names:
+            raise DataError(
+                f"{path} has the label {label!r} for {image_id}; expected one of "
+                f"{', '.join(taxonomy.names)}"
+            )
+    table["label"] = [names.get(label) or names[label.casefold()] for label in table["label"]]
+    if twice := table["image_id"][table["image_id"].duplicated()].tolist():
+        raise DataError(f"{path} names the image {twice[0]} twice; expected one row an image")
+    if group_by == "patient" and not any(table.get("patient_id", ())):
+        logger.warning(f"{path} has no patient ids: intervals are drawn by lesion")
+        group_by = "lesion"
+    return with_groups(with_own_lesions(table), group_by)
+
+
+def files_of_rows(image_ids: Sequence[str], images: Path, labels: Path) -> dict[str, Path]:
+    """Return the file that each row of a table means: image_id -> path.
+
+    Raises:
+        DataError: a row has no file or several, or two rows mean one.
+    """
+    files = find_images([images])
+    found = match_files(image_ids, files, labels)
+    for path, rows in zip(files, found.ids, strict=True):
+        if len(rows) > 1:
+            raise DataError(
+                f"{labels} has two rows for {path}: {image_ids[rows[0]]!r} and "
+                f"{image_ids[rows[1]]!r}; expected one row an image"
+            )
+    if missing := [name for name, of_row in zip(image_ids, found.files, strict=True) if not of_row]:
+        rest = [path for path, rows in zip(files, found.ids, strict=True) if not rows]
+        example = f", where a file without a row is {rest[0].name}" if rest else ""
+        raise DataError(
+            f"{len(missing)} images of {labels} are not in {images}, among them {missing[0]}"
+            f"{example}"
+        )
+    return {name: files[at[0]] for name, at in zip(image_ids, found.files, strict=True)}
+
+
+def fit_of_run(run_id: str) -> FitVerdict:
+    """Say whether a run over- or underfits."""
+    with open_finished(run_id) as run:
+        history = run.require_history()
+        trained_on = read_split(run.stored.file("train_split.csv"))
+    return judge_fit(history, trained_on["label"].value_counts().tolist())
+
+
+def plot_run(run_id: str, output: Path) -> None:
+    """Draw a run's training curves into a PNG file."""
+    with open_finished(run_id) as run:
+        figure = training_curves(run.require_history(), run.best_epoch)
+        save_png(output, figure, disclaimer=False)

@@ -1,0 +1,145 @@
+"""All that is said of predictions: their evaluation, the report and the cards.
+
+Everything is made from files that a run keeps, so that it can be made again without a network and
+without the images, whose pictures are then missing from the report.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from dermalyze.config.schema import Config, EvaluationConfig
+from dermalyze.evaluation.evaluate import Evaluation, Predictions, evaluate, seen_priors
+from dermalyze.evaluation.predictions import targets_of
+from dermalyze.evaluation.report.cards import CardInputs, data_card, model_card
+from dermalyze.evaluation.report.folder import write_folder
+from dermalyze.evaluation.report.html import (
+    Mistake,
+    ReportInputs,
+    most_confident_mistakes,
+    write_report,
+)
+from dermalyze.evaluation.scores import Scored
+from dermalyze.workflows.finished_run import FinishedRun
+from dermalyze.workflows.run_context import CONFIG
+from serving.atomic_write import write_text
+from serving.errors import DermalyzeError
+from serving.preprocess import decode_image, upright_rgb
+
+REPORT = "report.html"
+MODEL_CARD, DATA_CARD = "model_card.md", "data_card.md"
+_PICTURE_SIZE = 240  # pixels, the longer side
+ReadImage = Callable[[str], bytes]
+
+
+def write_evaluation(
+    folder: Path,
+    predictions: Predictions,
+    run: FinishedRun | None,
+    settings: EvaluationConfig,
+    read_image: ReadImage | None,
+) -> Evaluation:
+    """Evaluate predictions; write tables, plots, judgement.json, report.html and the cards.
+
+    The cards are written if the run's files are all there; else those of before are deleted.
+
+    Args:
+        folder: gets what is written.
+        predictions: what is evaluated.
+        run: the run that they come from; None: there is none.
+        settings: how to evaluate.
+        read_image: returns an image's file by its id, for the pictures of mistakes.
+
+    Raises:
+        DataError: the calibrator would be evaluated on what it was fitted on.
+        ConfigError: the prevalence is not one.
+    """
+    config = None if run is None else run.settings
+    splits, scored = {} if run is None else run.split_tables, predictions.scored
+    apart = config is None or config.data.group_by != "none"  # else lesions may be in both
+    evaluation = evaluate(
+        predictions if apart else replace(predictions, validation=None),
+        settings,
+        None if config is None else _priors(config, splits, scored),
+    )
+    write_folder(folder, predictions, evaluation)
+    write_report(
+        folder / REPORT,
+        ReportInputs(
+            evaluation=evaluation,
+            scored=scored,
+            mistakes=_mistakes(scored, read_image),
+            **({} if run is None else _of_run(run)),
+        ),
+    )
+    for name in (MODEL_CARD, DATA_CARD):  # of what was evaluated there before
+        (folder / name).unlink(missing_ok=True)
+    if run is not None and config is not None and run.audit and splits and run.history:
+        cards = CardInputs(
+            evaluation=evaluation,
+            config=config,
+            splits=splits,
+            audit=run.audit,
+            history=run.history,
+            best_epoch=run.best_epoch,
+            facts=run.facts,
+            demo_data=run.demo_data,
+        )
+        write_text(folder / MODEL_CARD, model_card(cards))
+        write_text(folder / DATA_CARD, data_card(cards))
+    return evaluation
+
+
+def _of_run(run: FinishedRun) -> dict[str, Any]:
+    """Return what the report says of the run beside its predictions."""
+    path = run.stored.find(CONFIG)
+    return {
+        "history": run.history,
+        "best_epoch": run.best_epoch,
+        "config_yaml": "" if path is None else path.read_text(encoding="utf-8", errors="replace"),
+        "facts": run.facts,
+        "warnings": run.warnings,
+        "demo_data": run.demo_data,
+    }
+
+
+def _priors(config: Config, splits: Mapping[str, pd.DataFrame], scored: Scored) -> Any:
+    """Return the class shares that training made the network see; folds learn from all images."""
+    rows = splits.get("train", scored.table)
+    return seen_priors(
+        targets_of(rows, scored.taxonomy),
+        len(scored.taxonomy),
+        balanced=config.loss.class_weights == "balanced" or config.training.use_weighted_sampling,
+    )
+
+
+def _mistakes(scored: Scored, read_image: ReadImage | None) -> list[Mistake]:
+    if read_image is None:
+        return []
+    return [
+        Mistake(
+            image_id=str(scored.table["image_id"].iloc[row]),
+            true_label=scored.class_names[scored.targets[row]],
+            predicted=scored.class_names[scored.predicted[row]],
+            confidence=float(scored.probs[row].max()),
+            picture=_picture(str(scored.table["image_id"].iloc[row]), read_image),
+        )
+        for row in most_confident_mistakes(scored)
+    ]
+
+
+def _picture(image_id: str, read_image: ReadImage) -> bytes:
+    """Return a small JPEG; nothing if the image is gone or damaged by now."""
+    try:
+        image = upright_rgb(decode_image(read_image(image_id)))
+    except (DermalyzeError, KeyError):
+        return b""
+    image.thumbnail((_PICTURE_SIZE, _PICTURE_SIZE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue()

@@ -1,0 +1,348 @@
+"""A run from start to end: data, splits, training, evaluation, export, registration.
+
+While a run is under way its files are in `.dermalyze/runs/<run id>`.  Each is replaced as a whole,
+so that a run that is killed at any point can be resumed.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dermalyze.config.loading import flatten, to_yaml
+from dermalyze.config.schema import Config
+from dermalyze.data.augmentation import augmentation_page
+from dermalyze.data.patient_metadata import fields_of, metadata_of, words_left_out
+from dermalyze.data.preparation import Prepared
+from dermalyze.data.splits import (
+    Splits,
+    complete_splits,
+    near_duplicate_scan,
+    read_splits,
+    save_splits,
+    split_digest,
+    split_groups,
+)
+from dermalyze.evaluation.evaluate import check_settings
+from dermalyze.evaluation.predictions import targets_of
+from dermalyze.evaluation.statistics.noninferiority import require_metric
+from dermalyze.models.backbone import Weights, resize_filter_of
+from dermalyze.models.classifier import build_classifier
+from dermalyze.tracking import (
+    StoreAwayError,
+    TrackedRun,
+    local_artifacts,
+    reach_store,
+)
+from dermalyze.training.device import choose_device, set_determinism
+from dermalyze.training.loop import LearningData, fit
+from dermalyze.training.signals import stop_on_signal
+from dermalyze.training.state import TrainingState, new_state
+from dermalyze.workflows.artifacts import (
+    furthest_checkpoint,
+    kept_splits,
+    mend_checkpoints,
+    reopen,
+    repair_best,
+)
+from dermalyze.workflows.finish import RunResult, ship
+from dermalyze.workflows.run_context import (
+    AS_IN_THE_RUN,
+    AUGMENTATION,
+    CONFIG,
+    Here,
+    Job,
+    log_progress,
+    prepare_for,
+    run_name,
+    save_best,
+    save_latest,
+)
+from dermalyze.workflows.run_fingerprint import Began
+from dermalyze.workflows.run_lock import hold, open_held
+from serving.atomic_write import whole_file, write_text
+from serving.errors import TrackingError, TrainingError
+from serving.os_errors import make_folder
+from serving.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingInterruptedError(TrainingError):
+    """The user stopped the training; it can be resumed."""
+
+
+def train(config: Config, data_dir: Path) -> RunResult:
+    """Train, evaluate, export and register a model as one MLflow run.
+
+    Raises:
+        DermalyzeError: a setting, the data, the tracking server or the training itself.
+        TrainingInterruptedError: Ctrl-C; the run is marked KILLED and can be resumed.
+    """
+    config = resolve(config)
+    began = Began.here(config, data_dir)
+    reach_store(config.tracking, began.tags())
+    prepared = prepare_for(config, data_dir)
+    splits = make_splits(config, prepared)
+    began = began.with_data(prepared, splits)
+    with open_held(config.tracking, name=run_name(config), tags=began.tags()) as run:
+        return train_in(run, began, prepared, splits)
+
+
+def train_in(run: TrackedRun, began: Began, prepared: Prepared, splits: Splits) -> RunResult:
+    """Do in an open run what `train` does; a run that was stopped continues where it was.
+
+    Args:
+        run: new, or resumed with the settings, images and splits that it began with.
+        began: what that is; its settings as they are used here, with nothing left to find out.
+        prepared: the images.
+        splits: which of them to learn from, to choose the best epoch by, and to test on.
+    """
+    config = began.config
+    require_metric(config.tracking.champion_metric, prepared.taxonomy)
+    check_settings(config.evaluation, prepared.manifest.iloc[splits.val], prepared.taxonomy)
+    job = Job(
+        began=began,
+        prepared=prepared,
+        splits=splits,
+        device=choose_device(config.training),
+        run=run,
+    )
+    _log_settings(job)
+    checkpoint = furthest_checkpoint(job) if run.resumed else None
+    if config.model.use_metadata:
+        fields = (
+            fields_of(prepared.manifest.iloc[splits.train])
+            if checkpoint is None
+            else ModelSpec.from_json(checkpoint["spec"]).metadata  # which its weights are made for
+        )
+        job = dataclasses.replace(job, metadata=fields)
+    state = _first_state(job, checkpoint)
+    data = LearningData(
+        store=prepared.store,
+        class_names=prepared.taxonomy.names,
+        targets=targets_of(prepared.manifest, prepared.taxonomy),
+        train=splits.train,
+        val=splits.val,
+        metadata=None if job.metadata is None else metadata_of(prepared.manifest, job.metadata),
+        metadata_parts=() if job.metadata is None else job.metadata.parts,
+    )
+    with stop_on_signal() as should_stop:
+        for epoch in fit(state, data, config, job.device, should_stop):
+            save_latest(job, state)
+            if epoch.is_best:
+                save_best(job, state)
+            run.log_epoch(epoch.index, epoch.metrics)
+            log_progress(job, best=epoch.is_best)
+            logger.info(_epoch_line(state, config.training.epochs))
+        if should_stop() and state.epoch < config.training.epochs and not state.stopped_early:
+            save_latest(job, state)
+            log_progress(job, best=False)
+            run.status = "KILLED"
+            raise TrainingInterruptedError(
+                f"stopped in epoch {state.epoch + 1} of {config.training.epochs}; "
+                f"continue with `dermalyze train --resume {run.run_id}`"
+            )
+    if state.stopped_early:
+        logger.info(
+            f"stopped early: {config.training.monitor} was best in epoch {state.best_epoch}"
+        )
+    return ship(job, state)
+
+
+def resume(run_id: str, here: Here = AS_IN_THE_RUN) -> RunResult:
+    """Continue a run that was stopped or killed, with the settings that it began with.
+
+    A run that was killed before its first checkpoint starts again.
+
+    Raises:
+        TrackingError: there is no such run, it is finished, or nothing is known of it.
+        TrainingError: another process works on it, or it is not what it was.
+        DermalyzeError: as `train`.
+    """
+    with hold(run_id):
+        kept = reopen(run_id, here)
+        config, prepared = kept.now.config, kept.prepared
+        splits = kept_splits(run_id, prepared)
+        if splits is None:
+            if parent := kept.tags.get("mlflow.parentRunId"):
+                raise TrackingError(
+                    f"run {run_id} was killed before it had any file; resume run {parent}, which "
+                    "it belongs to"
+                )
+            splits = make_splits(config, prepared)
+        if kept.began is not None:
+            kept.began.require_same_data(prepared, splits)
+        mend_checkpoints(run_id)
+        with open_held(config.tracking, resume=run_id) as run:
+            if kept.began is None or not kept.began.splits:
+                run.set_tags(kept.now.with_data(prepared, splits).tags())
+            return train_in(run, kept.now, prepared, splits)
+
+
+def warn_of_place(run: TrackedRun) -> None:
+    """Say where the files of a run go, unless it is below this folder or on a server."""
+    try:
+        place = local_artifacts(run.run_id)
+    except StoreAwayError:  # it has just gone away, and the run continues without it
+        return
+    if place is not None and not place.is_relative_to(Path.cwd()):
+        experiment = place.parents[1]
+        missing = "" if experiment.is_dir() else ", which does not exist"
+        logger.warning(
+            f"the files of this run go to {experiment}{missing}, not below this folder: "
+            "MLflow chose the place when the experiment was created; for another one pass "
+            "--experiment with a new name"
+        )
+
+
+def resolve(config: Config) -> Config:
+    """Replace what is left to find out by what was found; files become absolute."""
+    data, model = config.data, config.model
+    if data.resize_filter == "auto":
+        data = dataclasses.replace(data, resize_filter=resize_filter_of(model))
+    plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in model.plugins)
+    pretrained = model.pretrained
+    if isinstance(pretrained, str) and pretrained != "auto":
+        pretrained = str(Path(pretrained).resolve())
+    if data.prepared != "auto":
+        data = dataclasses.replace(data, prepared=str(Path(data.prepared).resolve()))
+    model = dataclasses.replace(model, plugins=plugins, pretrained=pretrained)
+    return dataclasses.replace(config, data=data, model=model)
+
+
+def make_splits(config: Config, prepared: Prepared) -> Splits:
+    """Read the splits that the settings name, or deal the images into new ones."""
+    data = config.data
+    if data.splits != "auto":
+        return read_splits(Path(data.splits), prepared.manifest)
+    sizes = {"val_size": data.val_size, "test_size": data.test_size}
+    if prepared.dataset.splits:
+        given = prepared.dataset.splits
+        return complete_splits(prepared.manifest, given, seed=config.training.seed, **sizes)
+    return split_groups(prepared.manifest, seed=config.training.seed, **sizes)
+
+
+def _log_settings(job: Job) -> None:
+    """Log the settings and the splits, and keep them in the run's folder."""
+    run, began = job.run, job.began
+    make_folder(job.folder)
+    if not run.is_below:
+        warn_of_place(run)
+    run.log_params({**flatten(job.config), "data.dir": str(began.data_dir.resolve())})
+    run.set_tags({"dermalyze.demo_data": str(began.demo_data).lower()})
+    write_text(job.folder / CONFIG, to_yaml(job.config))
+    run.log_file(job.folder / CONFIG)
+    for path in save_splits(job.folder, job.prepared.manifest, job.splits):
+        run.log_file(path)
+
+
+def _first_state(job: Job, checkpoint: dict[str, Any] | None) -> TrainingState:
+    """Return the state to train from: that of a new training, or of a checkpoint."""
+    config, run = job.config, job.run
+    set_determinism(deterministic=not config.training.fast_mode)
+    torch.manual_seed(config.training.seed)
+    model = config.model
+    if checkpoint is not None:  # it has all weights
+        model = dataclasses.replace(model, pretrained=False)
+    classifier, weights = build_classifier(
+        model, config.data.image_size, len(job.prepared.taxonomy), job.metadata
+    )
+    state = new_state(classifier, config.training, job.device)
+    if checkpoint is None:
+        if run.resumed:
+            logger.info(f"run {run.run_id} had saved no checkpoint; it starts again with epoch 1")
+        _log_start(job, weights, sum(p.numel() for p in classifier.parameters()))
+        save_latest(job, state)
+        return state
+    state.load_state_dict(checkpoint["weights"], checkpoint["training"])
+    repair_best(job, state)
+    save_latest(job, state)
+    log_progress(job, best=state.best_epoch > 0)  # a kill may have come between disk and upload
+    for entry in state.history:  # likewise
+        metrics = {name: value for name, value in entry.items() if name != "epoch"}
+        run.log_epoch(int(entry["epoch"]), metrics)
+    logger.info(f"resumed run {run.run_id} after {state.epoch} epochs and {state.step} steps")
+    return state
+
+
+def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
+    """Log and print what was resolved, before anything can go wrong."""
+    config, run, prepared = job.config, job.run, job.prepared
+    resolved = {
+        "resolved.backbone": config.model.timm_name,
+        "resolved.pretrained": weights.source,
+        "resolved.device": job.device.torch_device.type,
+        "resolved.precision": job.device.precision,
+        "resolved.data_fingerprint": prepared.fingerprint,
+        "resolved.num_parameters": num_parameters,
+        "resolved.num_images": len(prepared.manifest),
+        "resolved.data": prepared.dataset.summary(),
+        "resolved.grouped_by": prepared.grouping,
+    }
+    run.log_params(resolved)
+    for name, value in resolved.items():
+        logger.info(f"{name.removeprefix('resolved.')}: {value}")
+    warnings = []
+    if weights.reason:
+        warnings.append(f"training from scratch, no pretrained weights: {weights.reason}")
+    if config.training.use_weighted_sampling and config.loss.class_weights != "none":
+        warnings.append(
+            "training.use_weighted_sampling and loss.class_weights both correct the imbalance; "
+            "rare classes are weighted twice"
+        )
+    if config.data.group_by == "none":
+        warnings.append(
+            "data.group_by is none: images of one lesion are in several splits, and the metrics "
+            "are too good"
+        )
+    if shared := near_duplicate_scan(prepared.audit, prepared.manifest, job.splits):
+        warnings.append(
+            f"photographs that are in several splits under different names: {len(shared)}, such "
+            f"as {shared[0].in_words()}; `dermalyze leakage` lists them"
+        )
+    if job.metadata is not None:
+        warnings += words_left_out(job.prepared.manifest, job.metadata)
+    for warning in warnings:
+        logger.warning(warning)
+    run.set_tags(
+        {
+            "dermalyze.pretrained": weights.source,
+            **({"dermalyze.warnings": "\n".join(warnings)} if warnings else {}),
+        }
+    )
+    source = str(prepared.folder)
+    columns = ["image_id", "label", "lesion_id"]
+    for split in ("train", "val", "test"):
+        rows = getattr(job.splits, split)
+        run.log_split(
+            prepared.manifest.iloc[rows][columns],
+            split=split,
+            name=prepared.name,
+            source=source,
+            digest=split_digest(prepared.manifest, rows),
+        )
+    page = augmentation_page(
+        prepared.store.batch(job.splits.train[:6]), config.augmentation, config.training.seed
+    )
+    with whole_file(job.folder / AUGMENTATION) as partial:
+        page.save(partial, "PNG")
+    run.log_file(job.folder / AUGMENTATION)
+
+
+def _epoch_line(state: TrainingState, epochs: int) -> str:
+    last = state.history[-1]
+    seconds = sum(entry["epoch_seconds"] for entry in state.history) / len(state.history)
+    left = round(seconds * (epochs - state.epoch))
+    parts = [
+        f"epoch {state.epoch}/{epochs}",
+        f"train loss {last['train/loss']:.4f}",
+        f"val loss {last['val/loss']:.4f}",
+        f"val balanced accuracy {last['val/balanced_accuracy']:.4f}",
+        *([f"val macro AUC {last['val/macro_auc']:.4f}"] if "val/macro_auc" in last else []),
+        f"{last['images_per_second']:.0f} images/s",
+        f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
+    ]
+    return "  ".join(parts) + ("  best" if state.best_epoch == state.epoch else "")

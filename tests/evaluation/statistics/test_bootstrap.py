@@ -1,0 +1,121 @@
+"""Intervals against scikit-learn, against drawing by hand, and against a known truth."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from simulated import THREE, simulate
+from sklearn import metrics as sklearn_metrics
+
+from dermalyze.evaluation.metrics.classification import replicated, score
+from dermalyze.evaluation.statistics.bootstrap import intervals, lesion_weights
+
+
+def test_every_estimate_is_the_metric_of_the_images():
+    scored = simulate(200, seed=0)
+    metrics = score(scored.logits, scored.targets, scored.class_names)
+    found = intervals(scored, replicates=100)
+    compared = [name for name in found if name in metrics]
+    assert len(compared) > 30
+    for name in compared:
+        assert found[name].estimate == pytest.approx(metrics[name], abs=1e-12), name
+
+
+def test_a_replicate_is_the_metric_of_the_drawn_images():
+    scored = simulate(60, seed=2, shares=THREE)
+    weights = lesion_weights(scored.lesions, 5, seed=3)
+    values = replicated(scored, weights)
+    for row, counts in enumerate(weights.astype(int)):
+        rows = np.repeat(np.arange(len(scored)), counts)
+        targets, probs = scored.targets[rows], scored.probs[rows]
+        expected = {
+            "accuracy": np.mean(scored.predicted[rows] == targets),
+            "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(
+                targets, scored.predicted[rows]
+            ),
+            "macro_auc": sklearn_metrics.roc_auc_score(targets, probs, multi_class="ovr"),
+            "loss": sklearn_metrics.log_loss(targets, probs),
+            "mcc": sklearn_metrics.matthews_corrcoef(targets, scored.predicted[rows]),
+        }
+        for name, value in expected.items():
+            assert values[name][row] == pytest.approx(value, abs=1e-12), name
+
+
+def test_images_of_a_lesion_are_drawn_together():
+    lesions = np.array([0, 1, 1, 2, 2, 2])
+    weights = lesion_weights(lesions, 500, seed=0)
+    assert (weights[:, 1] == weights[:, 2]).all()
+    assert (weights[:, 3] == weights[:, 5]).all()
+    assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()  # three lesions are drawn
+    assert weights[:, 0].std() > 0
+
+
+def test_the_same_seed_gives_the_same_intervals():
+    scored = simulate(80, seed=0)
+    assert intervals(scored, replicates=100) == intervals(scored, replicates=100)
+    assert intervals(scored, replicates=100) != intervals(scored, replicates=100, seed=1)
+
+
+def test_a_class_of_few_lesions_has_a_number_and_a_reason_instead_of_bounds():
+    shares = {"bkl": 0.49, "mel": 0.02, "nv": 0.49}
+    scored = simulate(150, seed=1, shares=shares)
+    of_mel = len(np.unique(scored.lesions[scored.targets == 1]))
+    assert 0 < of_mel < 10
+    found = intervals(scored, replicates=100)
+    for name in ("recall/mel", "balanced_accuracy", "macro_auc", "malignant_auc"):
+        assert found[name].low is None
+        assert found[name].high is None
+        assert f"rests on {of_mel} lesions of " in found[name].reason
+    for name in ("accuracy", "recall/nv"):
+        assert found[name].low < found[name].estimate < found[name].high
+        assert found[name].reason == ""
+
+
+def test_lesions_that_are_all_alike_show_no_spread():
+    scored = simulate(100, seed=0, shares=THREE, signal=50)  # every answer is right
+    found = intervals(scored, replicates=100)["recall/mel"]
+    assert (found.estimate, found.low, found.high) == (1, None, None)
+    assert "alike" in found.reason
+
+
+def test_a_class_without_images_is_left_out():
+    scored = simulate(50, seed=0, shares={"mel": 0.0, "nv": 0.5, "bkl": 0.5})
+    found = intervals(scored, replicates=100)
+    assert "recall/mel" not in found
+    assert "recall/nv" in found
+
+
+NAMES = ("accuracy", "balanced_accuracy", "macro_auc", "recall/mel", "malignant_auc", "mcc")
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """What 100,000 lesions show."""
+    population = simulate(100_000, seed=10**6, shares=THREE)
+    return replicated(population, np.ones((1, len(population))))
+
+
+def coverage(truth, *, studies: int, replicates: int, by_image: bool) -> dict[str, float]:
+    """Return how often intervals from 400 lesions hold the truth."""
+    hits = dict.fromkeys(NAMES, 0)
+    for seed in range(studies):
+        study = simulate(400, seed=seed, shares=THREE)
+        if by_image:
+            each = np.arange(len(study))
+            study = replace(study, lesions=each)
+        found = intervals(study, replicates=replicates, seed=seed)
+        for name in NAMES:
+            hits[name] += found[name].low <= truth[name][0] <= found[name].high
+    return {name: count / studies for name, count in hits.items()}
+
+
+@pytest.mark.slow
+def test_95_percent_intervals_hold_the_truth_95_times_in_100(truth):
+    shares = coverage(truth, studies=500, replicates=1000, by_image=False)
+    assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
+
+
+@pytest.mark.slow
+def test_drawing_images_instead_of_lesions_would_be_too_narrow(truth):
+    shares = coverage(truth, studies=100, replicates=300, by_image=True)
+    assert all(share < 0.9 for share in shares.values()), shares

@@ -1,0 +1,98 @@
+"""Limits fitted on one half of drawn lesions, judged on the other."""
+
+import numpy as np
+import pytest
+from simulated import simulate
+
+from dermalyze.evaluation.report.captions import limits_sentences
+from dermalyze.evaluation.scores import scored_of
+from dermalyze.evaluation.uncertainty.limits import check_limits, fit_limits
+from serving.prediction import softmax
+
+REPLICATES = 300
+
+
+def study(num_lesions, seed):
+    """Drawn answers with scope scores, and photographs of which one in fifty is poor."""
+    scored = simulate(num_lesions, seed, signal=2.5)
+    rng = np.random.default_rng(seed)
+    scores = rng.gamma(3, 1, scored.num_lesions)[scored.lesions] + rng.gamma(1, 0.1, len(scored))
+    poor = (rng.random(scored.num_lesions) < 0.02)[scored.lesions]
+    table = scored.table.assign(scope_score=scores, photo_problem=poor.astype(float))
+    return scored_of(table, scored.taxonomy)
+
+
+VALIDATION, TEST = study(1500, 0), study(1200, 1)
+LIMITS = fit_limits(VALIDATION)
+CHECKED = check_limits(TEST, LIMITS, replicates=REPLICATES)
+
+
+def test_coverage_is_that_of_the_lesions_computed_one_by_one():
+    probs = softmax(TEST.logits, LIMITS.temperature)
+    sets = LIMITS.prediction_sets.members(probs, 0.9)
+    for target, name in enumerate(TEST.class_names):
+        own = TEST.targets == target
+        shares = [
+            sets[own & (TEST.lesions == lesion), target].mean()
+            for lesion in np.unique(TEST.lesions[own])
+        ]
+        found = CHECKED.prediction_sets.classes[name]
+        assert found.num_lesions == len(shares)
+        assert found.coverage.estimate == pytest.approx(np.mean(shares))
+    assert sum(CHECKED.prediction_sets.sizes) == pytest.approx(1)
+    mean = np.dot(CHECKED.prediction_sets.sizes, np.arange(1, 8))
+    assert CHECKED.prediction_sets.mean_size == pytest.approx(mean)
+
+
+def test_promises_are_kept_on_the_other_half():
+    sets = CHECKED.prediction_sets
+    for name, found in sets.classes.items():
+        if found.num_lesions >= 100:  # five standard errors of 100 lesions below the level
+            assert found.coverage.estimate > sets.level - 5 * np.sqrt(0.09 / 100), name
+            assert found.coverage.high > sets.level - 0.03, name
+    poor = check_limits(TEST.with_logits(np.roll(TEST.logits, 1, axis=1)), LIMITS, replicates=50)
+    kept = [found.coverage.high > 0.87 for found in poor.prediction_sets.classes.values()]
+    assert not all(kept)  # what another model says is not covered
+    abstention = CHECKED.abstention
+    assert abstention.risk.low < abstention.stated_risk
+    assert 0.1 < abstention.coverage.estimate < 1
+    alarms = CHECKED.scope.false_alarm_rate
+    assert alarms.low < 0.05 < alarms.high + 0.01
+    assert CHECKED.scope.fitted_false_alarm_rate == pytest.approx(0.05, abs=0.002)
+
+
+def test_what_is_answered_is_as_often_wrong_as_is_said():
+    probs = softmax(TEST.logits, LIMITS.temperature)
+    given = probs.max(axis=1) >= LIMITS.abstention.min_confidence
+    counts = np.bincount(TEST.lesions)
+    weights = given / counts[TEST.lesions]
+    wrong = probs.argmax(axis=1) != TEST.targets
+    expected = (weights * wrong).sum() / weights.sum()
+    assert CHECKED.abstention.risk.estimate == pytest.approx(expected)
+
+
+def test_alarms_are_raised_by_the_score_and_by_the_photograph():
+    table = TEST.table
+    outside = (table["scope_score"] > LIMITS.scope.max_score) | (table["photo_problem"] > 0)
+    expected = outside.groupby(table["lesion_id"]).mean().mean()  # each lesion counts once
+    assert CHECKED.scope.false_alarm_rate.estimate == pytest.approx(expected)
+
+
+def test_the_same_validation_table_gives_the_same_limits():
+    assert fit_limits(study(1500, 0)) == LIMITS
+
+
+def test_without_scope_scores_nothing_is_said_of_scope():
+    plain = simulate(300, 2)
+    limits = fit_limits(plain)
+    assert limits.scope is None
+    assert check_limits(simulate(300, 3), limits, replicates=REPLICATES).scope is None
+
+
+def test_the_report_says_what_it_rests_on():
+    found = CHECKED.prediction_sets.classes
+    assert found.keys() == set(TEST.class_names)
+    assert found["nv"].calibration_lesions == LIMITS.prediction_sets.num_lesions[5]
+    sentences = limits_sentences(CHECKED, "lesion")
+    assert any("Error rate among answered lesions: " in sentence for sentence in sentences)
+    assert any("out of scope" in sentence for sentence in sentences)

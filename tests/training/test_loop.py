@@ -1,0 +1,345 @@
+"""The loop on a tiny network and 48 images in memory."""
+
+import numpy as np
+import pytest
+import torch
+
+from dermalyze.config.loading import config_from
+from dermalyze.models.classifier import build_classifier
+from dermalyze.training.device import choose_device, set_determinism
+from dermalyze.training.loop import LearningData, fit, open_context, training_network, val_logits
+from dermalyze.training.state import new_state
+from serving.errors import ConfigError, TrainingError
+from serving.taxonomy import HAM10000
+
+SETTINGS = {
+    "model": {"name": "test_efficientnet", "pretrained": False, "dropout_rate": 0.2},
+    "training": {
+        "epochs": 3,
+        "batch_size": 8,
+        "lr": 3.0e-3,
+        "device": "cpu",
+        "fast_mode": False,
+        "use_amp": False,
+        "early_stopping_patience": 0,
+        "scheduler": {"warmup_pct": 0.1},
+    },
+    "data": {"image_size": 32},
+}
+
+
+class MemoryStore:
+    """A pixel store without a file."""
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+    def batch(self, rows):
+        return self.pixels[rows]
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Two classes, bright and dark, 24 images each; four of each are for validation."""
+    rng = np.random.default_rng(0)
+    targets = np.repeat([4, 5], 24)
+    level = np.where(targets == 4, 70, 180)[:, None, None, None]
+    pixels = np.clip(level + rng.normal(0, 40, (48, 32, 32, 3)), 0, 255).astype(np.uint8)
+    val = np.array([0, 1, 2, 3, 24, 25, 26, 27])
+    train = np.setdiff1d(np.arange(48), val)
+    return LearningData(
+        store=MemoryStore(pixels), class_names=HAM10000.names, targets=targets, train=train, val=val
+    )
+
+
+def settings(*overrides):
+    return config_from(SETTINGS, overrides)
+
+
+def start(config):
+    set_determinism(deterministic=not config.training.fast_mode)
+    torch.manual_seed(config.training.seed)
+    classifier, _ = build_classifier(config.model, config.data.image_size, 7)
+    device = choose_device(config.training)
+    return new_state(classifier, config.training, device), device
+
+
+def run(config, data, should_stop=lambda: False):
+    state, device = start(config)
+    epochs = list(fit(state, data, config, device, should_stop))
+    return state, epochs
+
+
+def weights_of(state):
+    return {k: v.clone() for k, v in state.classifier.state_dict().items()}
+
+
+def assert_equal_weights(one, other):
+    assert one.keys() == other.keys()
+    assert [k for k in one if not torch.equal(one[k], other[k])] == []
+
+
+def without_times(history):
+    timed = ("epoch_seconds", "images_per_second")
+    return [{k: v for k, v in entry.items() if k not in timed} for entry in history]
+
+
+def test_a_difference_that_is_easy_to_see_is_learned_by_heart(data):
+    config = settings("training.epochs=12", "augmentation.level=none")
+    state, epochs = run(config, data)
+    assert epochs[-1].metrics["train/accuracy"] > 0.95
+    assert epochs[-1].metrics["val/balanced_accuracy"] == 1.0
+    assert epochs[-1].metrics["train/loss"] < 0.5 * epochs[0].metrics["train/loss"]
+    assert len(state.history) == 12
+
+
+def test_an_epoch_logs_the_metrics_that_users_rely_on(data):
+    _, (epoch,) = run(settings("training.epochs=1"), data)
+    assert {
+        "train/loss",
+        "train/accuracy",
+        "val/loss",
+        "val/accuracy",
+        "val/balanced_accuracy",
+        "val/macro_f1",
+        "val/macro_auc",
+        "lr",
+        "epoch_seconds",
+        "images_per_second",
+    } <= set(epoch.metrics)
+    of_classes = {name for name in epoch.metrics if name.count("/") == 2}
+    assert of_classes == {"val/recall/mel", "val/recall/nv"}  # the two that occur
+
+
+def test_two_deterministic_runs_have_equal_weights_and_another_seed_has_others(data):
+    one, _ = run(settings(), data)
+    two, _ = run(settings(), data)
+    other, _ = run(settings("training.seed=7"), data)
+    assert_equal_weights(weights_of(one), weights_of(two))
+    assert without_times(one.history) == without_times(two.history)
+    assert one.history[0]["train/loss"] != other.history[0]["train/loss"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("training.use_weighted_sampling=true", "training.ema_decay=0.9"),
+        ("model.head_type=acrnn", "loss.type=focal"),
+    ],
+)
+@pytest.mark.parametrize("stop_after", [3, 7, 10])
+def test_a_run_stopped_at_any_step_and_resumed_equals_one_that_was_not(data, overrides, stop_after):
+    config = settings("training.epochs=2", *overrides)  # 5 steps an epoch and a look after each
+    whole, _ = run(config, data)
+
+    questions = iter(range(1000))
+    state, device = start(config)
+    list(fit(state, data, config, device, lambda: next(questions) >= stop_after))
+    assert (state.epoch, state.step) != (2, 0)
+    weights, saved = weights_of(state), state.state_dict()
+
+    torch.manual_seed(999)  # whatever else a new process would have drawn
+    resumed, device = start(config)
+    resumed.load_state_dict(weights, saved)
+    list(fit(resumed, data, config, device))
+    assert_equal_weights(weights_of(resumed), weights_of(whole))
+    assert without_times(resumed.history) == without_times(whole.history)
+
+
+def test_a_loss_that_is_no_number_stops_with_a_sentence(data):
+    # Without normalization layers in between, a rate of 1e30 overflows within a few steps.
+    config = settings("training.lr=1.0e+30", "training.max_grad_norm=0", "training.epochs=9")
+    with pytest.raises(TrainingError) as caught:
+        run(config, data)
+    assert str(caught.value).startswith("the training loss is not a finite number in epoch ")
+    assert str(caught.value).endswith("; try a lower training.lr, or training.use_amp=false")
+
+
+def test_early_stopping_counts_epochs_without_a_better_one(data, monkeypatch):
+    accuracies = iter([0.5, 0.7, 0.7, 0.6, 0.9])
+    monkeypatch.setattr(
+        "dermalyze.training.loop.score", lambda *_: {"accuracy": next(accuracies), "loss": 1.0}
+    )
+    state, epochs = run(
+        settings(
+            "training.epochs=5",
+            "training.early_stopping_patience=2",
+            "training.monitor=val/accuracy",
+            "training.monitor_mode=max",
+        ),
+        data,
+    )
+    assert state.stopped_early
+    assert state.best_epoch == 2
+    assert [epoch.is_best for epoch in epochs] == [True, True, False, False]  # as good: not better
+
+
+@pytest.mark.parametrize(("mode", "choose"), [("min", min), ("max", max)])
+def test_the_best_epoch_is_that_of_the_monitored_metric_in_its_direction(data, mode, choose):
+    config = settings("training.epochs=4", f"training.monitor_mode={mode}")
+    state, _ = run(config, data)
+    losses = [entry["val/loss"] for entry in state.history]
+    assert state.best_value == choose(losses)
+    assert state.history[state.best_epoch - 1]["val/loss"] == choose(losses)
+
+
+def test_an_unknown_monitored_metric_is_answered_with_the_known_ones(data):
+    with pytest.raises(ConfigError, match=r"^training.monitor must be .*'val/auroc'; known: val/"):
+        run(settings("training.monitor=val/auroc", "training.epochs=1"), data)
+
+
+def test_the_learning_rate_warms_up_and_is_stepped_per_update(data):
+    config = settings("training.epochs=2", "training.scheduler.warmup_pct=0.5")
+    _, epochs = run(config, data)
+    # 10 updates, 5 of them warm-up: the first epoch ends at the peak.
+    assert epochs[0].metrics["lr"] == pytest.approx(3e-3)
+    assert 0 < epochs[1].metrics["lr"] < 3e-3
+
+
+def test_a_frozen_backbone_stays_as_it_was_while_the_head_learns(data):
+    config = settings("model.freeze_backbone=true", "training.epochs=1")
+    before, _ = start(config)
+    after, _ = run(config, data)
+    assert_equal_weights(
+        before.classifier.backbone.state_dict(), after.classifier.backbone.state_dict()
+    )
+    assert not torch.equal(
+        before.classifier.head.layers[1].weight, after.classifier.head.layers[1].weight
+    )
+
+
+def test_the_moving_average_is_judged_and_differs_from_the_last_weights(data):
+    state, _ = run(settings("training.ema_decay=0.9", "training.epochs=1"), data)
+    last, average = state.classifier.state_dict(), state.validated.state_dict()
+    assert last.keys() == average.keys()
+    assert not torch.equal(last["head.layers.1.weight"], average["head.layers.1.weight"])
+
+
+def test_prediction_does_not_depend_on_the_batch_size(data):
+    state, device = start(settings())
+    three, eight = (
+        torch.cat(
+            list(val_logits(state.classifier, open_context(state.classifier, data, config, device)))
+        )
+        for config in (settings("training.batch_size=3"), settings())
+    )
+    assert three.shape == (8, 7)
+    np.testing.assert_allclose(three, eight, atol=1e-5)  # float32, sums in another order
+
+
+@pytest.mark.parametrize(
+    ("use_amp", "has_bf16", "dtype"),
+    [(True, True, torch.bfloat16), (True, False, torch.float32), (False, True, torch.float32)],
+)
+def test_mixed_precision_is_used_where_the_cpu_has_it_and_learns_as_well(
+    data, monkeypatch, use_amp, has_bf16, dtype
+):
+    monkeypatch.setattr("dermalyze.training.device._cpu_has_bf16", lambda: has_bf16)
+    epochs = "training.epochs=6" if use_amp and has_bf16 else "training.epochs=1"
+    config = settings(f"training.use_amp={use_amp}", epochs, "augmentation.level=none")
+    state, device = start(config)
+    seen = set()
+    state.classifier.register_forward_hook(lambda _, images, logits: seen.add(logits.dtype))
+    *_, last = fit(state, data, config, device)
+    assert seen == {dtype}  # in training and in validation
+    assert {p.dtype for p in state.classifier.parameters()} == {torch.float32}
+    if dtype == torch.bfloat16:
+        assert last.metrics["val/balanced_accuracy"] == 1.0
+
+
+def test_a_device_that_is_not_here_is_refused_with_those_that_are():
+    if torch.cuda.is_available():
+        name, there = "mps", "cuda, cpu"
+    else:
+        name, there = "cuda", "cpu"
+    with pytest.raises(ConfigError) as caught:
+        choose_device(settings(f"training.device={name}").training)
+    message = f"training.device {name} is not available here; available: {there}"
+    assert str(caught.value) == message
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_the_plain_one_does(data, monkeypatch):
+    # Compiled code draws dropout masks of its own, and Adam blows rounding up: neither is wanted.
+    same = ("training.epochs=1", "model.dropout_rate=0.0", "training.lr=1.0e-9")
+    same += ("training.scheduler.eta_min=0.0",)
+    plain, _ = run(settings(*same), data)
+    calls = []
+    compile_network = torch.compile
+
+    def counted(network, **named):
+        compiled = compile_network(network, **named)
+        return lambda *given: calls.append(given) or compiled(*given)
+
+    monkeypatch.setattr(torch, "compile", counted)
+    compiled, _ = run(settings(*same, "training.use_torch_compile=true"), data)
+    assert len(calls) == 5  # steps; validation runs the plain one
+    assert compiled.history[0]["train/loss"] == pytest.approx(
+        plain.history[0]["train/loss"], rel=1e-4
+    )
+    # Adam's first moments are the mean gradients: equal ones move the weights alike at any rate.
+    for one, other in zip(
+        plain.optimizer.state.values(), compiled.optimizer.state.values(), strict=True
+    ):
+        np.testing.assert_allclose(one["exp_avg"], other["exp_avg"], rtol=1e-2, atol=1e-5)
+
+
+def functions_behind(tensor):
+    """Names of the functions that the gradient of a tensor runs through."""
+    names, todo, seen = [], [tensor.grad_fn], set()
+    while todo:
+        function = todo.pop()
+        if function is not None and function not in seen:
+            seen.add(function)
+            names.append(function.name())
+            todo += [earlier for earlier, _ in function.next_functions]
+    return names
+
+
+@pytest.mark.parametrize("use_amp", [True, False])
+def test_strided_depthwise_convolutions_get_the_fast_gradient_in_bf16_on_a_cpu(use_amp):
+    config = settings(f"training.use_amp={use_amp}")
+    state, device = start(config)
+    if use_amp and not device.is_bf16_cpu:
+        pytest.skip("this CPU does not work in bf16")
+    with device.autocast():
+        logits = training_network(state.classifier, config, device)(torch.rand(2, 3, 32, 32))
+    used = any("StridedDepthwise" in name for name in functions_behind(logits))
+    assert used == use_amp
+
+
+def without_a_part(saved):
+    return {name: value for name, value in saved.items() if name != "optimizer"}
+
+
+def of_another_shape(saved):
+    wide = {
+        "exp_avg": torch.zeros(7, 7),
+        "exp_avg_sq": torch.zeros(7, 7),
+        "step": torch.tensor(1.0),
+    }
+    state = dict.fromkeys(saved["optimizer"]["state"], wide)
+    return {**saved, "optimizer": {**saved["optimizer"], "state": state}}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: {},
+        without_a_part,
+        of_another_shape,
+        lambda saved: {**saved, "optimizer": "none"},
+        lambda saved: {**saved, "epoch": "three"},
+        lambda saved: {**saved, "history": None},
+    ],
+)
+def test_a_checkpoint_without_its_training_part_or_of_other_shapes_is_one_sentence(data, damage):
+    config = settings("training.epochs=1")
+    state, _ = run(config, data)
+    other, _ = start(config)
+    with pytest.raises(TrainingError) as caught:
+        other.load_state_dict(state.classifier.state_dict(), damage(state.state_dict()))
+    assert str(caught.value) == (
+        "the checkpoint does not fit this training; resume with the settings it began with"
+    )

@@ -1,0 +1,47 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dermalyze.config.schema import LossConfig
+from dermalyze.training.losses import build_loss, class_weights
+
+LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0], [-3.0, 1.0, 4.0]])
+TARGETS = torch.tensor([0, 2, 1])
+
+
+def test_class_weights_are_total_over_classes_times_count():
+    weights = class_weights(torch.tensor([8, 2, 0, 10]))
+    # 20 / (4 * 8), 20 / (4 * 2), nothing to weight, 20 / (4 * 10)
+    assert weights.tolist() == [0.625, 2.5, 0.0, 0.5]
+
+
+def test_cross_entropy_with_weights_and_smoothing_equals_torch():
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    loss = build_loss(LossConfig(label_smoothing=0.1), weights)
+    expected = F.cross_entropy(LOGITS, TARGETS, weight=weights, label_smoothing=0.1)
+    torch.testing.assert_close(loss(LOGITS, TARGETS), expected)
+
+
+def test_focal_loss_equals_the_formula_by_hand():
+    loss = build_loss(LossConfig(type="focal", focal_gamma=2.0), None)
+    p = math.exp(2.0) / (math.exp(2.0) + 1 + math.exp(-1.0))
+    expected = -((1 - p) ** 2) * math.log(p)
+    assert loss(LOGITS[:1], TARGETS[:1]).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_focal_loss_with_gamma_zero_is_cross_entropy():
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    focal = build_loss(LossConfig(type="focal", focal_gamma=0.0, label_smoothing=0.1), weights)
+    plain = build_loss(LossConfig(label_smoothing=0.1), weights)
+    torch.testing.assert_close(focal(LOGITS, TARGETS), plain(LOGITS, TARGETS))
+
+
+def test_focal_loss_counts_easy_images_less_than_cross_entropy_does():
+    focal = build_loss(LossConfig(type="focal", focal_gamma=2.0), None)
+    plain = build_loss(LossConfig(), None)
+    easy, hard = LOGITS[:1], LOGITS[2:]
+    easy_ratio = focal(easy, TARGETS[:1]) / plain(easy, TARGETS[:1])
+    hard_ratio = focal(hard, TARGETS[2:]) / plain(hard, TARGETS[2:])
+    assert easy_ratio < hard_ratio < 1
