@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    "dermalyze.cli.main", "dermalyze.export.web", "dermalyze.cli.summary", "dermalyze.training.step_benchmark",
-    "dermalyze.workflows.cross_validate", "dermalyze.workflows.leakage", "dermalyze.workflows.export",
+    "dermalyze.cli.main", "dermalyze.cli.summary", "dermalyze.export.web",
+    "dermalyze.training.step_benchmark", "dermalyze.workflows.cross_validate",
+    "dermalyze.workflows.export", "dermalyze.workflows.leakage",
     "matplotlib.pyplot", "mlflow.pyfunc", "sklearn",
 )  # fmt: skip
 TIMED_OUT = -signal.SIGALRM

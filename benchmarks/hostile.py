@@ -1,10 +1,10 @@
 """Hostile bodies against the service: how long each takes, and how long /health keeps silent.
 
-    PYTHONPATH=tests python -m benchmarks.hostile [--only TEXT] [--clients 1]
+    PYTHONPATH=tests/support python -m benchmarks.hostile [--only TEXT] [--clients 1]
 
-Each body is within the default bounds, and `tests/support/hostile.py` makes it.  Another thread asks for
-/health all the time, on connections of its own.  With several clients, all send the same body at
-once.  Client and server share the cores of the machine.
+Each body is within the default bounds; `tests/support/hostile.py` makes it.  Another thread asks
+for /health all the time, on connections of its own.  With several clients, all send the same body
+at once.  Client and server share the cores of the machine.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.hostile import FORM, hostile
-from tests.servers import memory_of
-from tests.services import service
+from tests.support.hostile import FORM, hostile
+from tests.support.servers import memory_of
+from tests.support.services import service
 
 
 def main() -> None:

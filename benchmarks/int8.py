@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from tests.tiny_network import spread
 
 from benchmarks.report import Figure, publish
 from dermalyze.config.schema import ModelConfig
@@ -31,6 +30,7 @@ from serving.prediction import open_image
 from serving.preprocess import to_pixels
 from serving.spec import ModelSpec
 from serving.taxonomy import HAM10000
+from tests.support.tiny_network import spread
 
 SIZE = 224  # pixels
 THREADS = 2

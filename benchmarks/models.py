@@ -7,7 +7,6 @@ export would refuse them.
 from pathlib import Path
 
 import torch
-from tests.tiny_network import spread
 
 from benchmarks.report import RESULTS
 from dermalyze.config.schema import ModelConfig
@@ -19,6 +18,7 @@ from serving.errors import ArtifactError
 from serving.predictor import Predictor
 from serving.spec import ModelSpec
 from serving.taxonomy import HAM10000
+from tests.support.tiny_network import spread
 
 SIZE = 224  # pixels
 NETWORKS = {  # as the tables call them -> as timm does

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from tests.tiny_network import spread
 
 from benchmarks.report import Figure, publish
 from benchmarks.trained import parse, trained
@@ -33,6 +32,7 @@ from dermalyze.workflows.finished_run import FinishedRun
 from serving import Predictor
 from serving.spec import ModelSpec
 from serving.taxonomy import HAM10000
+from tests.support.tiny_network import spread
 
 REPLICATES = 2000
 NUM_RANDOMIZED = 200  # images

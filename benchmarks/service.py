@@ -28,7 +28,6 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-from tests.servers import free_port, memory_of, running
 
 from benchmarks.models import model_files
 from benchmarks.predict import write_images
@@ -36,6 +35,7 @@ from benchmarks.report import Figure, publish
 from dermalyze.data.location import find_data
 from dermalyze.export.mlflow_arguments import pyfunc_arguments
 from serving import Predictor
+from tests.support.servers import free_port, memory_of, running
 
 CLIENTS = (1, 2, 8)
 

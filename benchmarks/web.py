@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from playwright.sync_api import Page
-from tests.browsers import Opened, chromium, files_of
 
 from benchmarks.report import Figure, publish
 from dermalyze.data.location import find_data
 from dermalyze.data.readers.dataset import ImageReader, open_dataset
 from dermalyze.export.web import export_web
 from serving import Predictor
+from tests.support.browsers import Opened, chromium, files_of
 
 NUM_IMAGES = 50
 ANSWER = """async ([text, width, height]) => {

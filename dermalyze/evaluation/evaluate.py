@@ -30,11 +30,11 @@ from dermalyze.evaluation.metrics.clinical import (
     decision_curve,
     malignant_roc,
 )
-from dermalyze.evaluation.report.text import TITLES
 from dermalyze.evaluation.saliency_check import MapsCheck, check_maps
 from dermalyze.evaluation.scores import Scored
 from dermalyze.evaluation.statistics.bootstrap import LEVEL, Interval, intervals
 from dermalyze.evaluation.statistics.subgroups import Subgroups, evaluate_subgroups
+from dermalyze.evaluation.text import TITLES
 from dermalyze.evaluation.uncertainty.calibrators import (
     Calibrator,
     correct_priors,

@@ -44,7 +44,7 @@ def pyfunc_arguments(onnx_path: Path) -> dict[str, Any]:
     """Return the arguments of `mlflow.pyfunc.log_model`, all but the name."""
     package = Path(serving.__file__).parent
     return {
-        "python_model": str(package / "pyfunc.py"),
+        "python_model": str(package / "mlflow_model.py"),
         "code_paths": [str(package)],
         "artifacts": {"onnx": str(onnx_path)},
         "signature": signature(Predictor(onnx_path).spec),

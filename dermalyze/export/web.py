@@ -1,7 +1,7 @@
 """An exported model -> a folder with a page that runs it in the browser, without a server.
 
-The page is the service's own (`serving/http/static`), with `browser/backend.js` in the place of the one
-that asks a service.  onnxruntime-web, which runs the model, comes from npm, checked by a digest.
+The page is the service's own (`serving/http/static`), with `browser/backend.js` in the place of the
+one that asks a service.  onnxruntime-web, which runs the model, comes from npm; checked by digest.
 """
 
 import base64

@@ -19,9 +19,9 @@ from dermalyze.data.readers.dataset import ImageFile, ImageReader
 from dermalyze.data.sampling import Rows
 from dermalyze.evaluation.evaluate import Predictions
 from dermalyze.evaluation.predictions import group_numbers, predictions_table
-from dermalyze.evaluation.report.text import things
 from dermalyze.evaluation.saliency_check import measure_maps
 from dermalyze.evaluation.scores import Scored, scored_of
+from dermalyze.evaluation.text import things
 from dermalyze.evaluation.uncertainty.limits import fit_limits
 from dermalyze.evaluation.uncertainty.out_of_distribution import (
     cross_fitted,

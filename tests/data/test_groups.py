@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from dermalyze.config.schema import Config, DataConfig
@@ -20,6 +19,7 @@ from dermalyze.data.table_columns import with_groups
 from dermalyze.workflows.run_context import Here, prepare_again
 from serving.errors import DataError
 
+ROOT = Path(__file__).parents[2]
 SMALL = DataConfig(image_size=16)
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import Page
+from report_page import Page
 
 from dermalyze.config.schema import Config, EvaluationConfig
 from dermalyze.evaluation.evaluate import Evaluation, Predictions, evaluate

@@ -5,31 +5,21 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from simulated import HAM10000_SHARES, simulate
+from simulated import HAM10000_SHARES, predicted, renamed, simulate
 
 from dermalyze.config.schema import CHAMPION_METRICS, EvaluationConfig
 from dermalyze.evaluation.evaluate import (
     Evaluation,
-    Predictions,
     check_settings,
     evaluate,
     seen_priors,
 )
 from dermalyze.evaluation.metrics.classification import replicated
 from dermalyze.evaluation.metrics.clinical import decision_curve
-from dermalyze.evaluation.scores import scored_of
 from serving.errors import ArtifactError, ConfigError, DataError
 from serving.taxonomy import CLASS_NAMES, HAM10000
 
 QUICK = EvaluationConfig(replicates=100)
-
-
-def renamed(scored, prefix):
-    """The same answers for other images of other lesions."""
-    table = scored.table.assign(
-        image_id=prefix + scored.table["image_id"], lesion_id=prefix + scored.table["lesion_id"]
-    )
-    return scored_of(table, scored.taxonomy)
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +35,6 @@ def validation():
 @pytest.fixture(scope="module")
 def evaluated(test_images, validation):
     return evaluate(predicted(test_images, validation), QUICK)
-
-
-def predicted(scored, validation=None, split="test"):
-    return Predictions(scored=scored, split=split, validation=validation, context={"run_id": "r"})
 
 
 def test_an_evaluation_is_json_and_says_what_it_rests_on(evaluated, test_images):

@@ -8,9 +8,8 @@ import pytest
 from browsers import Opened, files_of
 from crafted import ORIENTATION, chunk, crafted, exif, keyed_png, saved
 from PIL import Image
-from profiles import ADOBE, P3, SRGB, gray_profile, rgb_profile, table_profile
+from profiles import ADOBE, BROKEN, P3, SRGB, gray_profile, inks, rgb_profile, table_profile
 from strangers import text
-from test_color import BROKEN, inks
 
 from serving.color_profiles import MAX_PROFILE_BYTES
 from serving.errors import ImageError

@@ -1,32 +1,20 @@
 """The README's commands, as its reader would type them, in a copy of the project."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from readme import BLOCK, FATES, README, ROOT, blocks, script, user_env
 from servers import running
 
 from dermalyze.cli.main import main
 from dermalyze.cli.summary import PORT
 from dermalyze.data.demo.dataset import make_demo_data
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-BLOCK = re.compile(r"(?:<!-- shell: (?P<fate>[^>]*) -->\n)?```sh\n(?P<code>.*?)```", re.DOTALL)
-TESTED = "run by tests/project/test_readme.py"
-INSTALLED = "run by tests/project/test_wheel.py"
-FATES = {TESTED, INSTALLED, "run by .ci/run", "needs the network", "runs until stopped"}
-
-
-def blocks(fate=TESTED):
-    return [found["code"] for found in BLOCK.finditer(README) if found["fate"] == fate]
 
 
 def test_every_shell_block_is_run_or_says_why_not():
@@ -59,32 +47,6 @@ def project(tmp_path_factory):
         os.utime(folder / name, (made, made))  # were it newer, `make` would install the copy
     (folder / ".venv").symlink_to(venv)
     return folder
-
-
-def user_env(**variables):
-    """A user's environment: nothing set by earlier tests (MLFLOW_*) or by `make slow` (MAKE*)."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MAKE"))}
-    return env | {"MLFLOW_DISABLE_TELEMETRY": "true"} | variables
-
-
-def script(code, folder, env):
-    """Run lines of a shell in a session that ends with them; return what they print."""
-    process = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", code],
-        cwd=folder,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=600)
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # what they left in the background
-            os.killpg(process.pid, signal.SIGTERM)
-    assert process.returncode == 0, output
-    return output
 
 
 def shell(project, code, *, activated=True, **variables):

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from readme import INSTALLED, README, blocks, script, user_env
 from servers import free_port, running
-from test_readme import INSTALLED, README, blocks, script, user_env
 from tiny_model import TINY_ONNX
 
 from serving import Predictor

@@ -61,7 +61,7 @@ def test_processes_end_with_the_one_that_is_killed(tmp_path, code):
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -1,8 +1,8 @@
 """Files from before a model carried its taxonomy load as HAM10000's and answer as they did.
 
-tests/support/old_files/tiny-v1.onnx, tiny-v2.onnx and old-answers.json were written with the program of then.
-The weights of tiny-v2.onnx are whole 32nds, and the images below make every product and sum exact,
-so that the logits are the same bits on every CPU.
+tiny-v1.onnx, tiny-v2.onnx and old-answers.json in tests/support/old_files were written with the
+program of then.  The weights of tiny-v2.onnx are whole 32nds, and the images below make
+every product and sum exact, so that the logits are the same bits on every CPU.
 """
 
 import json

@@ -142,3 +142,31 @@ def table_profile(space, lab, second=None):
 P3 = rgb_profile("P3", SRGB_CURVE)
 ADOBE = rgb_profile("Adobe", ADOBE_GAMMA)
 SRGB = rgb_profile("sRGB", SRGB_CURVE)
+
+
+def inks():
+    """Lab of all mixtures of inks, five steps each: light falls off with each, hues are made up."""
+    c, m, y, k = np.meshgrid(*[np.linspace(0, 1, 5)] * 4, indexing="ij")
+    light = 100 - 20 * c - 25 * m - 5 * y - 40 * k
+    return np.stack([light, (20 * m - 15 * c) * (1 - k), (25 * y - 20 * c) * (1 - k)], axis=-1)
+
+
+BROKEN = {
+    "noise": bytes(range(256)),
+    "empty": b"",
+    "cut in its header": P3[:100],
+    "cut in its tags": P3[:200],
+    "no red": P3.replace(b"rXYZ", b"xXYZ"),
+    "no mark": P3.replace(b"acsp", b"pcsa"),
+    "of gray pixels": gray_profile(1.8),
+    "of inks": table_profile(b"CMYK", inks()),
+    "a link of devices": P3.replace(b"mntr", b"link"),
+    "a million tags": P3[:128] + struct.pack(">I", 10**6) + P3[132:],
+    "curves of no known kind": P3.replace(b"para", b"arap"),
+    "a curve longer than the file": rgb_profile("P3", 1.8).replace(
+        curve_tag(1.8)[:12], b"curv\0\0\0\0\x7f\xff\xff\xff"
+    ),
+    "a table larger than the file": profile_of(
+        b"RGB ", {b"A2B0": b"mft1\0\0\0\0\3\3\xff\0" + bytes(2_000)}, connection=b"Lab "
+    ),
+}

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from dermalyze.evaluation.evaluate import Predictions
 from dermalyze.evaluation.predictions import predictions_table
 from dermalyze.evaluation.scores import Scored, scored_of
 from serving.taxonomy import HAM10000, Taxonomy
@@ -50,3 +51,15 @@ def simulate(
     )
     logits = signal * np.eye(len(names))[targets] + noise
     return scored_of(predictions_table(rows, logits, taxonomy), taxonomy)
+
+
+def renamed(scored, prefix):
+    """The same answers for other images of other lesions."""
+    table = scored.table.assign(
+        image_id=prefix + scored.table["image_id"], lesion_id=prefix + scored.table["lesion_id"]
+    )
+    return scored_of(table, scored.taxonomy)
+
+
+def predicted(scored, validation=None, split="test"):
+    return Predictions(scored=scored, split=split, validation=validation, context={"run_id": "r"})

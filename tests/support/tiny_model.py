@@ -1,6 +1,7 @@
 """A model small enough to be done by hand: logits = pixels / 255 @ weights + bias.
 
-`python tests/support/tiny_model.py` writes tests/support/old_files/tiny.onnx; a test holds the two together.
+`python tests/support/tiny_model.py` writes old_files/tiny.onnx beside it; a test holds the two
+together.
 """
 
 from pathlib import Path

@@ -136,7 +136,7 @@ def test_stopped_in_the_second_fold_they_go_on_there_and_end_alike(whole, demo):
 
 DRIVER = """
 import os, pathlib, signal, sys
-from test_folds import CONFIG, log_lines, train_folds
+from test_cross_validate import CONFIG, log_lines, train_folds
 
 def kill(line):
     print(line, flush=True)
@@ -153,7 +153,7 @@ def test_killed_before_the_first_step_they_go_on_in_the_same_runs(whole, demo, s
     root = Path(__file__).parents[2]
     environment = dict(
         os.environ,
-        PYTHONPATH=os.pathsep.join([str(root), str(root / "tests")]),
+        PYTHONPATH=os.pathsep.join([str(root), str(Path(__file__).parent)]),
         MLFLOW_TRACKING_URI=f"sqlite:///{store}/mlflow.db",
     )
     done = subprocess.run(

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 
 from dermalyze.evaluation.evaluate import Evaluation
 from dermalyze.evaluation.report import figures
-from dermalyze.evaluation.report.text import in_words, listed, number, percent, things
+from dermalyze.evaluation.report.text import in_words
 from dermalyze.evaluation.saliency_check import MapsCheck
 from dermalyze.evaluation.scores import Scored
+from dermalyze.evaluation.text import listed, number, percent, things
 from dermalyze.evaluation.uncertainty.limits import AbstentionCheck, LimitsCheck
 
 MAP_MEASURES = {

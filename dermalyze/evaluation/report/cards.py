@@ -16,16 +16,13 @@ from dermalyze.config.schema import Config
 from dermalyze.data.table_columns import UNKNOWN
 from dermalyze.evaluation.evaluate import Evaluation
 from dermalyze.evaluation.report.text import (
-    AT_POINTS,
     CALIBRATION,
-    PER_CLASS,
     gap_sentences,
     group_columns,
     headlines,
     markdown,
-    not_recorded,
-    title_of,
 )
+from dermalyze.evaluation.text import AT_POINTS, PER_CLASS, not_recorded, title_of
 from serving.taxonomy import DISCLAIMER
 
 REGISTRY_LIMIT = 5000  # characters of a description in MLflow's database

@@ -31,8 +31,8 @@ from dermalyze.evaluation.metrics.classification import (
     score,
 )
 from dermalyze.evaluation.metrics.roc import area, curves_of
-from dermalyze.evaluation.report.text import percent, things, title_of
 from dermalyze.evaluation.statistics.comparison import LOWER_IS_BETTER, Comparison
+from dermalyze.evaluation.text import percent, things, title_of
 from serving.atomic_write import whole_file
 from serving.errors import DataError
 from serving.taxonomy import DISCLAIMER

@@ -13,10 +13,10 @@ from dermalyze.evaluation.evaluate import JUDGEMENT, Evaluation, Predictions
 from dermalyze.evaluation.metrics.classification import normalized_confusion_matrix
 from dermalyze.evaluation.predictions import write_predictions, write_taxonomy
 from dermalyze.evaluation.report import figures
-from dermalyze.evaluation.report.text import TITLES
 from dermalyze.evaluation.saliency_check import read_explanations, write_explanations
 from dermalyze.evaluation.scores import read_scored
 from dermalyze.evaluation.statistics.bootstrap import Interval
+from dermalyze.evaluation.text import TITLES
 from serving.atomic_write import write_text
 from serving.os_errors import make_folder
 from serving.taxonomy import DISCLAIMER

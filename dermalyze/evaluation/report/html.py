@@ -21,21 +21,16 @@ from dermalyze.evaluation.metrics.classification import (
 from dermalyze.evaluation.report import captions
 from dermalyze.evaluation.report.figures import BLUE, data_address
 from dermalyze.evaluation.report.text import (
-    AT_POINTS,
     CALIBRATION,
-    PER_CLASS,
     cell,
     gap_sentences,
     group_columns,
     headlines,
     html,
-    not_recorded,
-    number,
     reasons,
-    things,
-    title_of,
 )
 from dermalyze.evaluation.scores import Scored
+from dermalyze.evaluation.text import AT_POINTS, PER_CLASS, not_recorded, number, things, title_of
 from serving.atomic_write import write_text
 from serving.taxonomy import DISCLAIMER, Taxonomy
 

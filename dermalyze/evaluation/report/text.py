@@ -11,46 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from serving.taxonomy import Taxonomy
+from dermalyze.evaluation.text import (
+    TITLES,
+    count,
+    listed,
+    number,
+    p_value,
+    percent,
+    things,
+    title_of,
+)
 
 if TYPE_CHECKING:  # what these words are about
     from dermalyze.evaluation.evaluate import Evaluation
     from dermalyze.evaluation.statistics.bootstrap import Interval
-
-TITLES = {  # in the order in which they are shown
-    "balanced_accuracy": "balanced accuracy",
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "macro_precision": "macro precision",
-    "macro_auc": "macro AUC",
-    "macro_average_precision": "macro average precision",
-    "cohen_kappa": "Cohen's kappa",
-    "mcc": "Matthews correlation",
-    "malignant_auc": "malignant: AUC",
-    "malignant_partial_auc": "malignant: partial AUC",
-    "malignant_sensitivity": "malignant: sensitivity",
-    "malignant_specificity": "malignant: specificity",
-    "malignant_sensitivity_at_90_specificity": "malignant: sensitivity at 90% specificity",
-    "malignant_sensitivity_at_95_specificity": "malignant: sensitivity at 95% specificity",
-    "malignant_specificity_at_90_sensitivity": "malignant: specificity at 90% sensitivity",
-    "malignant_specificity_at_95_sensitivity": "malignant: specificity at 95% sensitivity",
-    "loss": "loss (nats)",
-    "brier": "Brier score",
-    "ece": "calibration error (ECE)",
-}
-PER_CLASS = {
-    "recall": "sensitivity",
-    "precision": "precision",
-    "f1": "F1",
-    "auc": "AUC",
-    "average_precision": "average precision",
-}
-AT_POINTS = {
-    "sensitivity_at_90_specificity": "sensitivity at 90% specificity",
-    "sensitivity_at_95_specificity": "sensitivity at 95% specificity",
-    "specificity_at_90_sensitivity": "specificity at 90% sensitivity",
-    "specificity_at_95_sensitivity": "specificity at 95% sensitivity",
-}
 CALIBRATION = {
     "nll": "NLL (nats)",
     "brier": "Brier score",
@@ -61,7 +35,6 @@ CALIBRATION = {
     "adaptive_ece": "adaptive ECE",
     "classwise_ece": "class-wise ECE",
 }
-MAX_LISTED = 10  # names in a sentence; the rest is counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,39 +47,6 @@ class Cell:
 
 
 MISSING = Cell(value="-", bounds="", reason="")
-
-
-def number(value: float) -> str:
-    """Print a metric, with three decimals and no negative zero."""
-    return f"{round(value, 3) + 0.0:.3f}"
-
-
-def count(value: float) -> str:
-    """Print a number of things."""
-    return f"{int(value):,}"
-
-
-def things(value: float, name: str) -> str:
-    """Print a number with what is counted: 1 image, 2 images."""
-    return f"{count(value)} {name}" + ("" if value == 1 else "s")
-
-
-def listed(names: Sequence[str]) -> str:
-    """Name a few things, and count the rest."""
-    if len(names) <= MAX_LISTED:
-        return ", ".join(names)
-    return f"{', '.join(names[: MAX_LISTED - 1])} and {len(names) - MAX_LISTED + 1} more"
-
-
-def not_recorded(taxonomy: Taxonomy) -> str:
-    """Say what the data does not record; empty: nothing is known to be missing."""
-    if not taxonomy.not_recorded:
-        return ""
-    missing = listed(taxonomy.not_recorded)
-    return (
-        f"{taxonomy.title or 'The data set'} does not record {missing}, so nothing is known about "
-        "how the model performs across it"
-    )
 
 
 def cell(interval: "Interval | None") -> Cell:
@@ -133,14 +73,6 @@ def headlines(evaluation: "Evaluation") -> list[tuple[str, Cell]]:
     return [(title, cell(known[name])) for name, title in TITLES.items() if name in known]
 
 
-def title_of(name: str) -> str:
-    """Say what a metric is called: `recall/mel` is sensitivity for mel."""
-    stem, _, class_name = name.partition("/")
-    title = TITLES.get(stem) or PER_CLASS.get(stem) or AT_POINTS.get(stem)
-    title = title or stem.replace("_", " ")
-    return f"{title} for {class_name}" if class_name else title
-
-
 def reasons(rows: Sequence[tuple[str, Sequence[Cell]]]) -> list[str]:
     """Say of each row with a missing interval why, each reason once."""
     said: dict[str, None] = {}
@@ -149,11 +81,6 @@ def reasons(rows: Sequence[tuple[str, Sequence[Cell]]]) -> list[str]:
             if printed.reason:
                 said[f"{name}: {printed.reason}"] = None
     return list(said)
-
-
-def p_value(value: float) -> str:
-    """Print a p-value."""
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def gap_sentences(evaluation: "Evaluation") -> list[str]:
@@ -190,11 +117,6 @@ def group_columns(evaluation: "Evaluation") -> list[str]:
     names = {subgroups.metric: None}
     names |= {name: None for group in subgroups.groups for name in group.intervals}
     return list(names)
-
-
-def percent(fraction: float) -> str:
-    """Print a fraction without decimals."""
-    return f"{fraction:.0%}"
 
 
 def html(template: str, values: Mapping[str, object]) -> str:

@@ -17,8 +17,8 @@ from dermalyze.evaluation.metrics.classification import (
     plain,
     replicated,
 )
-from dermalyze.evaluation.report.text import things
 from dermalyze.evaluation.scores import Scored
+from dermalyze.evaluation.text import things
 
 REPLICATES = 2000
 LEVEL = 0.95

@@ -17,7 +17,6 @@ from dermalyze.evaluation.metrics.classification import (
     plain,
     replicated,
 )
-from dermalyze.evaluation.report.text import count, number, p_value, percent, things, title_of
 from dermalyze.evaluation.scores import Scored
 from dermalyze.evaluation.statistics.bootstrap import (
     LEVEL,
@@ -29,6 +28,7 @@ from dermalyze.evaluation.statistics.bootstrap import (
 )
 from dermalyze.evaluation.statistics.multiple_testing import holm
 from dermalyze.evaluation.statistics.paired_tests import McNemar, mcnemar, paired
+from dermalyze.evaluation.text import count, number, p_value, percent, things, title_of
 from serving.errors import DataError
 
 LOWER_IS_BETTER = ("loss", "brier", "ece")

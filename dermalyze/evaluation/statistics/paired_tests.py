@@ -9,8 +9,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from dermalyze.evaluation.metrics.classification import Counts
-from dermalyze.evaluation.report.text import count, things
 from dermalyze.evaluation.scores import Scored
+from dermalyze.evaluation.text import count, things
 from serving.errors import DataError
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from dermalyze.data.table_columns import UNKNOWN
 from dermalyze.evaluation.metrics.classification import Floats, basics
 from dermalyze.evaluation.predictions import further_columns, group_numbers
-from dermalyze.evaluation.report.text import not_recorded, things
 from dermalyze.evaluation.scores import Scored
 from dermalyze.evaluation.statistics.bootstrap import (
     MIN_LESIONS,
@@ -24,6 +23,7 @@ from dermalyze.evaluation.statistics.bootstrap import (
 )
 from dermalyze.evaluation.statistics.multiple_testing import holm
 from dermalyze.evaluation.statistics.subgroup_gaps import Draws, Gap, Grouping, largest_gap
+from dermalyze.evaluation.text import not_recorded, things
 from serving.metadata import word_of
 
 ATTRIBUTES = ("sex", "age", "localization", "dx_type")

@@ -127,10 +127,10 @@ def test_processes_need_nothing_of_the_callers_main_module(tmp_path, how):
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from pathlib import Path, PosixPath, WindowsPath\n"
-        "from dermalyze.data import build\n"
+        "from dermalyze.data.pixel_store import builder\n"
         "from dermalyze.data.readers.dataset import ImageFile\n"
         "from dermalyze.data.pixel_store.store import Preprocessing\n"
-        "build._SECONDS_WORTH_A_PROCESS = 1e-6\n"
+        "builder._SECONDS_WORTH_A_PROCESS = 1e-6\n"
         f"how = {SMALL!r}\n"
         f"print(len(builder.build_pixels({files!r}, Path('out'), how, workers=2).store))\n"
     )

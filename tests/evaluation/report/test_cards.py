@@ -4,17 +4,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from importlib import resources
 from pathlib import Path
 
 import jinja2
 import pandas as pd
 import pytest
-from simulated import simulate
-from test_judge import predicted, renamed
+from simulated import predicted, renamed, simulate
 
 from dermalyze.config.schema import Config, EvaluationConfig
 from dermalyze.evaluation.evaluate import evaluate
-from dermalyze.evaluation.report import text
 from dermalyze.evaluation.report.cards import (
     REGISTRY_LIMIT,
     CardInputs,
@@ -22,9 +21,11 @@ from dermalyze.evaluation.report.cards import (
     model_card,
     shortened,
 )
+from dermalyze.evaluation.report.text import markdown
+from dermalyze.evaluation.text import AT_POINTS, PER_CLASS, TITLES
 from serving.taxonomy import CLASS_DESCRIPTIONS, CLASS_NAMES, DATA_LICENSE, DISCLAIMER, HAM10000
 
-TEMPLATES = Path(text.__file__).parent / "templates"
+TEMPLATES = Path(str(resources.files("dermalyze.evaluation.report") / "templates"))
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]\d+)?%?")
 AUDIT = {
     "num_rows": 1011,
@@ -117,8 +118,8 @@ def untraced(card: str, template: str, inputs: CardInputs) -> set[str]:
         [inputs.best_epoch, len(inputs.history)],
     ]
     constants = [DISCLAIMER, DATA_LICENSE, HAM10000.citation, list(CLASS_DESCRIPTIONS.values())]
-    constants += [list(text.TITLES.values()), list(text.AT_POINTS.values())]
-    constants += [list(text.PER_CLASS.values()), inputs.config.model.timm_name]
+    constants += [list(TITLES.values()), list(AT_POINTS.values())]
+    constants += [list(PER_CLASS.values()), inputs.config.model.timm_name]
     known = set().union(*(printed(value) for value in values([*artifacts, *constants])))
     known |= own_numbers(template)
     known.add("0.001")  # p-values below it are printed as such
@@ -201,4 +202,4 @@ def test_the_registry_gets_as_much_as_it_holds(inputs):
 
 def test_templates_ask_for_nothing_that_is_not_given(inputs):
     with pytest.raises(jinja2.UndefinedError):
-        text.markdown("model_card.md", {"inputs": inputs})
+        markdown("model_card.md", {"inputs": inputs})

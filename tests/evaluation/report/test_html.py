@@ -1,12 +1,11 @@
 """The report as a file: self-contained, well formed, honest about what it lacks."""
 
 import itertools
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from simulated import simulate
-from test_judge import predicted, renamed
+from report_page import Page
+from simulated import predicted, renamed, simulate
 
 from dermalyze.config.schema import EvaluationConfig
 from dermalyze.evaluation.evaluate import evaluate
@@ -16,48 +15,15 @@ from dermalyze.evaluation.report.html import (
     most_confident_mistakes,
     write_report,
 )
-from dermalyze.evaluation.report.text import number
+from dermalyze.evaluation.text import number
 from serving.taxonomy import CLASS_NAMES, DISCLAIMER
 
-VOID = {"meta", "img", "br", "link", "input", "hr", "col"}
 HISTORY = [
     {"epoch": epoch, "train/loss": 2.0 / epoch, "val/loss": 2.1 / epoch, "val/macro_auc": 0.5,
      "val/balanced_accuracy": 0.1 * epoch, "val/macro_f1": 0.1}
     for epoch in (1, 2, 3)
 ]  # fmt: skip
 HOSTILE = '<script>alert("x")</script>'
-
-
-class Page(HTMLParser):
-    """What a page is made of; a tag that is closed wrongly is an error."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes another tag, line {self.getpos()[0]}"
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.words.append(data)
-
-    def of(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
