@@ -21,7 +21,7 @@ from dermalyze.config.schema import ModelConfig
 from dermalyze.export.int8 import IMAGES_A_CLASS
 from dermalyze.export.int8_graph import WEIGHT_BITS, calibrate, quantize
 from dermalyze.export.onnx import export_onnx, write_model
-from dermalyze.export.parity import parity_images
+from dermalyze.export.parity_images import parity_images
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.ensemble import Member, ShippedNetwork
 from dermalyze.workflows.finished_run import open_finished

@@ -74,7 +74,7 @@ def report(
         raise click.UsageError("--data-dir goes with --run-id")
     from dermalyze.config.schema import EvaluationConfig
     from dermalyze.evaluation.report.text import headlines
-    from dermalyze.workflows.evaluate import report_predictions, report_run
+    from dermalyze.workflows.report import report_predictions, report_run
 
     if predictions is not None:
         settings = EvaluationConfig()
@@ -97,7 +97,7 @@ def compare(run_ids: tuple[str, ...], output: Path | None) -> None:
     if len(set(run_ids)) < len(run_ids):
         raise click.UsageError("a run cannot be compared with itself; leave out the second one")
     from dermalyze.evaluation.statistics.comparison import table
-    from dermalyze.workflows.evaluate import compare_runs
+    from dermalyze.workflows.compare import compare_runs
 
     click.echo(table(compare_runs(run_ids, output=output)))
     if output is not None:
@@ -147,7 +147,7 @@ def promote(version: int, name: str, config: Path | None, anyway: bool) -> None:
 def check_fit(run_id: str) -> None:
     """Say in words whether a run over- or underfits."""
     from dermalyze.evaluation.overfitting import format_verdict
-    from dermalyze.workflows.evaluate import fit_of_run
+    from dermalyze.workflows.training_history import fit_of_run
 
     click.echo(format_verdict(fit_of_run(run_id)))
 
@@ -157,7 +157,7 @@ def check_fit(run_id: str) -> None:
 @click.option("--output", type=FILE, default=Path("training_curves.png"), show_default=True)
 def plot_training(run_id: str, output: Path) -> None:
     """Draw a run's training curves."""
-    from dermalyze.workflows.evaluate import plot_run
+    from dermalyze.workflows.training_history import plot_run
 
     plot_run(run_id, output)
     click.echo(output)

@@ -1,4 +1,4 @@
-"""The commands that put a model where people reach it: `serve`, `export-web`."""
+"""The command `serve`: a model behind HTTP."""
 
 import dataclasses
 import logging
@@ -12,17 +12,10 @@ from typing import Any
 import click
 
 from dermalyze.cli.options import (
-    FILE,
-    FOLDER,
-    PRECISION,
-    RUN_DATA,
     Command,
-    here_of,
-    here_options,
-    plugin_option,
 )
 from serving.http.settings import PREFIX, ServiceSettings
-from serving.os_errors import reading, temporary_folder
+from serving.os_errors import reading
 
 logger = logging.getLogger(__name__)
 
@@ -111,55 +104,6 @@ def serve(
         if host not in _LOCAL and not settings.api_key:
             logger.warning(f"everybody who reaches {host} may ask; set {PREFIX}API_KEY for a key")
         serve_model(settings, host=host, port=port, workers=workers)
-
-
-@click.command("export-web")
-@click.option("--run-id", "run_ids", multiple=True, help="As for export-onnx.")
-@click.option("--model", type=FILE, default=None, help="An ONNX file, instead of a run.")
-@click.option("--output", type=FOLDER, required=True, help="The folder to write.")
-@click.option(
-    "--precision",
-    type=PRECISION,
-    default="float16",
-    show_default=True,
-    help="Of a run's model; int8 is a quarter of float32, but slower and less exact in a browser.",
-)
-@RUN_DATA
-@click.option(
-    "--runtime",
-    type=click.Path(exists=True, path_type=Path),
-    default=None,
-    help="onnxruntime-web, as npm packs it; else npm fetches it.",
-)
-@here_options
-@plugin_option()
-def export_web(
-    run_ids: tuple[str, ...],
-    model: Path | None,
-    output: Path,
-    precision: str,
-    data_dir: str | None,
-    runtime: Path | None,
-    device: str | None,
-    prepared: Path | None,
-) -> None:
-    """Write the page as a folder that runs the model in the browser.
-
-    Photographs never leave the device that the page is open on, and it works offline once it was
-    loaded.
-    """
-    from dermalyze.export.web import export_web as write
-
-    if bool(run_ids) == (model is not None):
-        raise click.UsageError("give either --run-id or --model")
-    with temporary_folder() as folder:
-        if model is None:
-            from dermalyze.workflows.export import export_runs
-
-            model = folder / "model.onnx"
-            here = here_of(data_dir, device, prepared)
-            logger.info(export_runs(run_ids, model, tta=False, precision=precision, here=here))
-        click.echo(f"{output}: {write(model, output, runtime=runtime)}")
 
 
 @contextmanager

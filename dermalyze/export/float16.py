@@ -13,7 +13,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dermalyze.export.onnx import export_onnx, write_model
-from dermalyze.export.parity import ParityReport, check_parity, parity_images
+from dermalyze.export.parity import ParityReport, check_parity
+from dermalyze.export.parity_images import parity_images
 from dermalyze.models.ensemble import ShippedNetwork
 from serving.atomic_write import whole_file
 from serving.errors import ArtifactError

@@ -10,14 +10,8 @@ import torch
 from onnx import ModelProto, helper
 from torch import Tensor, nn
 
-from dermalyze.export.parity import (
-    MAX_DIFFERENCE,
-    MAX_SHARE,
-    NamedImage,
-    ParityReport,
-    check_parity,
-    parity_images,
-)
+from dermalyze.export.parity import MAX_DIFFERENCE, MAX_SHARE, ParityReport, check_parity
+from dermalyze.export.parity_images import NamedImage, parity_images
 from dermalyze.models.ensemble import ShippedNetwork
 from dermalyze.models.torch_predictor import SkinLesionPredictor
 from serving.atomic_write import whole_file

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from dermalyze.config.schema import ModelConfig
-from dermalyze.models.backbone import Backbone, Weights, build_backbone
+from dermalyze.models.backbone import Backbone, build_backbone
 from dermalyze.models.heads import AcrnnHead, SimpleHead, build_head
+from dermalyze.models.pretrained import Weights
 from serving.metadata import MetadataFields
 
 

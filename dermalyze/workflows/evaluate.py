@@ -1,6 +1,5 @@
-"""What can be done with a run that has ended: evaluate it again, compare it, read its history."""
+"""Evaluate a finished run: on one of its splits, or on other labeled images."""
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -10,22 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermalyze.config.schema import Config, DataConfig, EvaluationConfig
+from dermalyze.config.schema import Config, EvaluationConfig
 from dermalyze.data.patient_metadata import metadata_of, words_left_out
-from dermalyze.data.readers.dataset import open_dataset, read_image_bytes
-from dermalyze.data.splits import read_split
 from dermalyze.data.table_columns import FACTS, tidy_facts, with_groups, with_own_lesions
 from dermalyze.evaluation.evaluate import Evaluation, Predictions
-from dermalyze.evaluation.overfitting import FitVerdict, judge_fit
 from dermalyze.evaluation.predictions import predictions_table
-from dermalyze.evaluation.report.figures import forest, save_png, training_curves
-from dermalyze.evaluation.scores import read_scored, scored_of
-from dermalyze.evaluation.statistics.comparison import Comparison, compare
+from dermalyze.evaluation.scores import scored_of
 from dermalyze.models.ensemble import ShippedNetwork
 from dermalyze.models.torch_predictor import SkinLesionPredictor
 from dermalyze.tracking import add_to_run
 from dermalyze.workflows.finished_run import open_finished
-from dermalyze.workflows.report import ReadImage, write_evaluation
+from dermalyze.workflows.report import write_evaluation
 from dermalyze.workflows.run_context import (
     AS_IN_THE_RUN,
     AUDIT,
@@ -34,7 +28,7 @@ from dermalyze.workflows.run_context import (
     Here,
 )
 from dermalyze.workflows.uncertainty import with_limits
-from serving.atomic_write import whole_folder, write_text
+from serving.atomic_write import whole_folder
 from serving.batch import find_images, left_out, some
 from serving.errors import DataError, ImageError
 from serving.image_matching import match_files
@@ -129,60 +123,6 @@ def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) ->
         )
 
 
-def report_run(run_id: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Evaluation:
-    """Make a run's report and cards again from the files that it keeps; the run is not changed.
-
-    Without its images, which are looked for where the run found them, pictures are missing.
-    """
-    with open_finished(run_id, here) as run:
-        data_dir = here.data_dir or Path(run.stored.params.get("data.dir", ""))
-        config = run.require_settings()
-        read_image = _reader(data_dir, config.data)
-        with whole_folder(output) as folder:
-            return write_evaluation(folder, run.predictions, run, config.evaluation, read_image)
-
-
-def report_predictions(
-    predictions: Path, validation: Path | None, *, settings: EvaluationConfig, output: Path
-) -> Evaluation:
-    """Make a report of anybody's predictions in the form of `predictions.csv`."""
-    evaluated = Predictions(
-        scored=read_scored(predictions),
-        split="predictions",
-        validation=None if validation is None else read_scored(validation),
-    )
-    with whole_folder(output) as folder:
-        return write_evaluation(folder, evaluated, None, settings, None)
-
-
-def compare_runs(run_ids: Sequence[str], *, output: Path | None) -> Comparison:
-    """Compare runs with the first of them on their test images; write it to `output` if given.
-
-    Raises:
-        DataError: their test images differ.
-    """
-    models = []
-    for run_id in run_ids:
-        with open_finished(run_id) as run:
-            models.append(run.predictions.scored)
-    comparison = compare(run_ids, models)
-    if output is not None:
-        with whole_folder(output) as folder:
-            text = json.dumps(comparison.to_dict(), indent=1) + "\n"
-            write_text(folder / "comparison.json", text)
-            save_png(folder / "forest.png", forest(comparison))
-    return comparison
-
-
-def _reader(folder: Path, settings: DataConfig) -> ReadImage | None:
-    """Return what reads the images of a data folder; None if it cannot be opened."""
-    try:
-        files = open_dataset(folder, settings).files
-    except DataError:
-        return None
-    return lambda name: read_image_bytes(files[name])
-
-
 def read_labels(path: Path, taxonomy: Taxonomy, group_by: str) -> pd.DataFrame:
     """Read a CSV of labels into a manifest; what it lacks is unknown, each image its own lesion.
 
@@ -243,18 +183,3 @@ def files_of_rows(image_ids: Sequence[str], images: Path, labels: Path) -> dict[
             f"{example}"
         )
     return {name: files[at[0]] for name, at in zip(image_ids, found.files, strict=True)}
-
-
-def fit_of_run(run_id: str) -> FitVerdict:
-    """Say whether a run over- or underfits."""
-    with open_finished(run_id) as run:
-        history = run.require_history()
-        trained_on = read_split(run.stored.file("train_split.csv"))
-    return judge_fit(history, trained_on["label"].value_counts().tolist())
-
-
-def plot_run(run_id: str, output: Path) -> None:
-    """Draw a run's training curves into a PNG file."""
-    with open_finished(run_id) as run:
-        figure = training_curves(run.require_history(), run.best_epoch)
-        save_png(output, figure, disclaimer=False)

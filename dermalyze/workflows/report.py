@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from dermalyze.config.schema import Config, EvaluationConfig
+from dermalyze.config.schema import Config, DataConfig, EvaluationConfig
+from dermalyze.data.readers.dataset import open_dataset, read_image_bytes
 from dermalyze.evaluation.evaluate import Evaluation, Predictions, evaluate, seen_priors
 from dermalyze.evaluation.predictions import targets_of
 from dermalyze.evaluation.report.cards import CardInputs, data_card, model_card
@@ -24,11 +25,15 @@ from dermalyze.evaluation.report.html import (
     most_confident_mistakes,
     write_report,
 )
-from dermalyze.evaluation.scores import Scored
-from dermalyze.workflows.finished_run import FinishedRun
-from dermalyze.workflows.run_context import CONFIG
-from serving.atomic_write import write_text
-from serving.errors import DermalyzeError
+from dermalyze.evaluation.scores import Scored, read_scored
+from dermalyze.workflows.finished_run import FinishedRun, open_finished
+from dermalyze.workflows.run_context import (
+    AS_IN_THE_RUN,
+    CONFIG,
+    Here,
+)
+from serving.atomic_write import whole_folder, write_text
+from serving.errors import DataError, DermalyzeError
 from serving.preprocess import decode_image, upright_rgb
 
 REPORT = "report.html"
@@ -143,3 +148,38 @@ def _picture(image_id: str, read_image: ReadImage) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=85)
     return buffer.getvalue()
+
+
+def report_run(run_id: str, *, output: Path, here: Here = AS_IN_THE_RUN) -> Evaluation:
+    """Make a run's report and cards again from the files that it keeps; the run is not changed.
+
+    Without its images, which are looked for where the run found them, pictures are missing.
+    """
+    with open_finished(run_id, here) as run:
+        data_dir = here.data_dir or Path(run.stored.params.get("data.dir", ""))
+        config = run.require_settings()
+        read_image = _reader(data_dir, config.data)
+        with whole_folder(output) as folder:
+            return write_evaluation(folder, run.predictions, run, config.evaluation, read_image)
+
+
+def report_predictions(
+    predictions: Path, validation: Path | None, *, settings: EvaluationConfig, output: Path
+) -> Evaluation:
+    """Make a report of anybody's predictions in the form of `predictions.csv`."""
+    evaluated = Predictions(
+        scored=read_scored(predictions),
+        split="predictions",
+        validation=None if validation is None else read_scored(validation),
+    )
+    with whole_folder(output) as folder:
+        return write_evaluation(folder, evaluated, None, settings, None)
+
+
+def _reader(folder: Path, settings: DataConfig) -> ReadImage | None:
+    """Return what reads the images of a data folder; None if it cannot be opened."""
+    try:
+        files = open_dataset(folder, settings).files
+    except DataError:
+        return None
+    return lambda name: read_image_bytes(files[name])

@@ -28,8 +28,9 @@ from dermalyze.data.splits import (
 from dermalyze.evaluation.evaluate import check_settings
 from dermalyze.evaluation.predictions import targets_of
 from dermalyze.evaluation.statistics.noninferiority import require_metric
-from dermalyze.models.backbone import Weights, resize_filter_of
+from dermalyze.models.backbone import resize_filter_of
 from dermalyze.models.classifier import build_classifier
+from dermalyze.models.pretrained import Weights
 from dermalyze.tracking import (
     StoreAwayError,
     TrackedRun,

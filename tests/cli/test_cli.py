@@ -18,7 +18,8 @@ from PIL import Image
 from strangers import header_of_a_large_png
 from tiny_model import TINY_ONNX, logits_by_hand
 
-from dermalyze.cli.main import _config, main
+from dermalyze.cli.main import main
+from dermalyze.cli.train import _config
 from serving.session import PROVIDERS
 
 INSTALLED = ", ".join(
@@ -141,7 +142,8 @@ class Ban:
         if name.split(".")[0] in banned:
             raise AssertionError(f"{name} is imported")
 sys.meta_path.insert(0, Ban())
-from dermalyze.cli.main import _config, main
+from dermalyze.cli.train import _config
+from dermalyze.cli.main import main
 for words in json.loads(sys.argv[1]):
     try:
         main(words, prog_name="dermalyze")

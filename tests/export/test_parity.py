@@ -8,13 +8,8 @@ import pytest
 from PIL import Image
 from tiny_network import TINY_SPEC, tiny_network
 
-from dermalyze.export.parity import (
-    MAX_DIFFERENCE,
-    MAX_SHARE,
-    ParityReport,
-    check_parity,
-    parity_images,
-)
+from dermalyze.export.parity import MAX_DIFFERENCE, MAX_SHARE, ParityReport, check_parity
+from dermalyze.export.parity_images import parity_images
 from dermalyze.models.ensemble import Member, ShippedNetwork
 from dermalyze.models.torch_predictor import SkinLesionPredictor
 from serving.preprocess import decode_image

@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dermalyze.config.schema import ModelConfig
-from dermalyze.models.backbone import Weights, build_backbone, load_plugins, resize_filter_of
+from dermalyze.models.backbone import build_backbone, load_plugins, resize_filter_of
 from dermalyze.models.classifier import build_classifier, to_images
+from dermalyze.models.pretrained import Weights
 from serving.errors import ConfigError
 
 TINY = "test_efficientnet"  # 0.4 million weights; mean = std = 0.5

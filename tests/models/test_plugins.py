@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from dermalyze import SkinLesionPredictor
-from dermalyze.cli.main import _config, main
+from dermalyze.cli.main import main
+from dermalyze.cli.train import _config
 from dermalyze.config.loading import to_yaml
 from dermalyze.config.schema import Config, DataConfig, ModelConfig
 from dermalyze.models.checkpoint import save_checkpoint

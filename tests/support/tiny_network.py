@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dermalyze.export.parity import parity_images
+from dermalyze.export.parity_images import parity_images
 from dermalyze.models.backbone import Backbone
 from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.models.heads import build_head

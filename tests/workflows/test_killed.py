@@ -28,7 +28,7 @@ from dermalyze.config.schema import (
 )
 from dermalyze.data.demo.dataset import make_demo_data
 from dermalyze.tracking import open_run
-from dermalyze.workflows.evaluate import report_run
+from dermalyze.workflows.report import report_run
 from dermalyze.workflows.run_fingerprint import Began
 from dermalyze.workflows.run_lock import lock
 from dermalyze.workflows.train import resume, warn_of_place

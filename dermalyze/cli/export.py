@@ -1,0 +1,116 @@
+"""Commands that write a model for others: `export-onnx`, `export-web`."""
+
+import logging
+from pathlib import Path
+
+import click
+
+from dermalyze.cli.options import (
+    FILE,
+    FOLDER,
+    PRECISION,
+    RUN_DATA,
+    here_of,
+    here_options,
+    plugin_option,
+)
+from serving.os_errors import temporary_folder
+
+logger = logging.getLogger(__name__)
+
+
+@click.command("export-onnx")
+@click.option(
+    "--run-id",
+    "run_ids",
+    required=True,
+    multiple=True,
+    help="An MLflow run of `dermalyze train`; several, or a run of folds, make an ensemble.",
+)
+@click.option("--output", type=FILE, default=Path("model.onnx"), show_default=True)
+@click.option("--tta", is_flag=True, help="Average the predictions for eight flips and rotations.")
+@click.option(
+    "--precision",
+    type=PRECISION,
+    default="float32",
+    show_default=True,
+    help="float16: half the size; int8: a quarter of the size, and faster on a CPU.",
+)
+@RUN_DATA
+@here_options
+@plugin_option()
+def export_onnx(
+    run_ids: tuple[str, ...],
+    output: Path,
+    tta: bool,
+    precision: str,
+    data_dir: str | None,
+    device: str | None,
+    prepared: Path | None,
+) -> None:
+    """Write the best epoch of a run, or of several, as one ONNX file, if it agrees with PyTorch.
+
+    An ensemble, --tta and int8 are calibrated again on the validation images.  An int8 file is
+    written only if balanced accuracy on the validation split falls by at most 0.5 points; a file
+    with float16 weights (computed in float32) only if no probability of the compared images
+    changes by more than 0.01.
+    """
+    from dermalyze.workflows.export import export_runs
+
+    said = export_runs(
+        run_ids,
+        output,
+        tta=tta,
+        precision=precision,
+        here=here_of(data_dir, device, prepared),
+    )
+    click.echo(f"{output}: {said}")
+
+
+@click.command("export-web")
+@click.option("--run-id", "run_ids", multiple=True, help="As for export-onnx.")
+@click.option("--model", type=FILE, default=None, help="An ONNX file, instead of a run.")
+@click.option("--output", type=FOLDER, required=True, help="The folder to write.")
+@click.option(
+    "--precision",
+    type=PRECISION,
+    default="float16",
+    show_default=True,
+    help="Of a run's model; int8 is a quarter of float32, but slower and less exact in a browser.",
+)
+@RUN_DATA
+@click.option(
+    "--runtime",
+    type=click.Path(exists=True, path_type=Path),
+    default=None,
+    help="onnxruntime-web, as npm packs it; else npm fetches it.",
+)
+@here_options
+@plugin_option()
+def export_web(
+    run_ids: tuple[str, ...],
+    model: Path | None,
+    output: Path,
+    precision: str,
+    data_dir: str | None,
+    runtime: Path | None,
+    device: str | None,
+    prepared: Path | None,
+) -> None:
+    """Write the page as a folder that runs the model in the browser.
+
+    Photographs never leave the device that the page is open on, and it works offline once it was
+    loaded.
+    """
+    from dermalyze.export.web import export_web as write
+
+    if bool(run_ids) == (model is not None):
+        raise click.UsageError("give either --run-id or --model")
+    with temporary_folder() as folder:
+        if model is None:
+            from dermalyze.workflows.export import export_runs
+
+            model = folder / "model.onnx"
+            here = here_of(data_dir, device, prepared)
+            logger.info(export_runs(run_ids, model, tta=False, precision=precision, here=here))
+        click.echo(f"{output}: {write(model, output, runtime=runtime)}")
