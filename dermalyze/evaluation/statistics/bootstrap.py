@@ -4,6 +4,9 @@ N images, L lesions, R replicates.  A replicate draws L lesions with replacement
 as often as its lesion was drawn; every metric is computed for all replicates at once from these
 weights.  Where images are grouped by patient, patients are drawn instead.  Davison and Hinkley,
 "Bootstrap Methods and their Application" (1997), 3.8.
+
+If all answers are right, or all wrong, resampling shows no spread.  A share of lesions then has the
+exact interval of Clopper and Pearson, Biometrika 26 (1934).
 """
 
 from dataclasses import dataclass, replace
@@ -30,6 +33,7 @@ CLASS_MEANS = (
     "macro_auc",
     "macro_average_precision",
 )
+SHARES = ("accuracy", "recall", "malignant_sensitivity", "malignant_specificity")  # right or wrong
 # Intervals at 95 % held the truth in 0 to 88 % of studies, the fewer the better calibrated.
 RAISED = "resampling raises it, so that bounds would be too high"
 
@@ -51,6 +55,7 @@ class Basis:
     num_lesions: int
     group: str = ""  # a class, malignant or benign; empty: all
     unit: str = "lesion"  # or patient, or image
+    is_share: bool = False  # the metric is the share of them for which something holds
 
     def in_words(self) -> str:
         """Say how many lesions, and of what."""
@@ -93,7 +98,10 @@ def interval_of(estimate: float, values: Floats, basis: Basis, level: float = LE
         return Interval(estimate=estimate, low=None, high=None, reason=reason)
     tail = (1 - level) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])
-    if low == high:
+    if low == high and basis.is_share and estimate in (0, 1):
+        reach = 1 - tail ** (1 / basis.num_lesions)
+        low, high = (0.0, reach) if estimate == 0 else (1 - reach, 1.0)
+    elif low == high:
         reason = f"{basis.in_words()}, all alike in it, so that resampling shows no spread"
         return Interval(estimate=estimate, low=None, high=None, reason=reason)
     return Interval(estimate=estimate, low=float(low), high=float(high))
@@ -113,7 +121,9 @@ def rests_on(scored: Scored, name: str) -> Basis:
     stem, _, key = name.partition("/")
     if key in own:
         class_name, number = own[key]
-        return Basis(num_lesions=number, group=class_name, unit=scored.group_by)
+        return Basis(
+            num_lesions=number, group=class_name, unit=scored.group_by, is_share=stem in SHARES
+        )
     if stem in CLASS_MEANS:
         present = [(number, class_name) for class_name, number in own.values() if number]
         number, rarest = min(present, key=lambda found: found[0])
@@ -122,5 +132,5 @@ def rests_on(scored: Scored, name: str) -> Basis:
         sides = (("malignant", scored.is_malignant), ("benign", ~scored.is_malignant))
         numbers = [(len(np.unique(scored.lesions[rows])), side) for side, rows in sides]
         number, rarer = min(numbers, key=lambda found: found[0])
-        return Basis(num_lesions=number, group=rarer, unit=scored.group_by)
-    return Basis(num_lesions=scored.num_lesions, unit=scored.group_by)
+        return Basis(num_lesions=number, group=rarer, unit=scored.group_by, is_share=stem in SHARES)
+    return Basis(num_lesions=scored.num_lesions, unit=scored.group_by, is_share=stem in SHARES)

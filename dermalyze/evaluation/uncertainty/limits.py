@@ -4,7 +4,7 @@ The same table gives the same limits: what travels in the model file is what the
 N images, C classes, R replicates.  Never imports torch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -121,7 +121,12 @@ class _Checked:
     def basis(self, rows: Floats | None = None, group: str = "") -> Basis:
         """Return the lesions of some images, a mask (N,), or of all."""
         lesions = self.scored.lesions if rows is None else self.scored.lesions[rows > 0]
-        return Basis(num_lesions=len(np.unique(lesions)), group=group, unit=self.scored.group_by)
+        return Basis(
+            num_lesions=len(np.unique(lesions)),
+            group=group,
+            unit=self.scored.group_by,
+            is_share=True,
+        )
 
 
 def fit_limits(validation: Scored) -> Limits:
@@ -211,7 +216,11 @@ def _check_abstention(checked: _Checked) -> AbstentionCheck:
         min_confidence=abstention.min_confidence,
         coverage=checked.all(answered),
         risk=risk,
-        aurc=interval_of(area, area_under(probs, targets, checked.drawn), checked.basis()),
+        aurc=interval_of(
+            area,
+            area_under(probs, targets, checked.drawn),
+            replace(checked.basis(), is_share=False),
+        ),
         curve=RiskCoverage(
             coverage=[curve.coverage[i] for i in points], risk=[curve.risk[i] for i in points]
         ),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats
 from simulated import THREE, simulate
 from sklearn import metrics as sklearn_metrics
 
@@ -71,11 +72,26 @@ def test_a_class_of_few_lesions_has_a_number_and_a_reason_instead_of_bounds():
         assert found[name].reason == ""
 
 
-def test_lesions_that_are_all_alike_show_no_spread():
+def test_shares_of_lesions_that_are_all_alike_have_an_exact_interval():
     scored = simulate(100, seed=0, shares=THREE, signal=50)  # every answer is right
-    found = intervals(scored, replicates=100)["recall/mel"]
-    assert (found.estimate, found.low, found.high) == (1, None, None)
-    assert "alike" in found.reason
+    number = len(np.unique(scored.lesions[scored.targets == 1]))
+    found = intervals(scored, replicates=100)
+    exact = scipy.stats.binomtest(number, number).proportion_ci(0.95, method="exact")
+    recall = found["recall/mel"]
+    assert (recall.low, recall.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    assert (recall.estimate, recall.reason) == (1, "")
+    assert found["accuracy"].low == pytest.approx(0.025 ** (1 / 100), abs=1e-12)
+    never = replace(scored, logits=np.roll(scored.logits, 1, axis=1))  # every answer is wrong
+    recall = intervals(never, replicates=100)["recall/mel"]
+    assert (recall.low, recall.high) == pytest.approx((0, 1 - exact.low), abs=1e-12)
+
+
+def test_means_and_areas_without_spread_have_a_reason_instead_of_bounds():
+    scored = simulate(100, seed=0, shares=THREE, signal=50)
+    for name in ("balanced_accuracy", "macro_auc", "f1/mel"):
+        found = intervals(scored, replicates=100)[name]
+        assert (found.estimate, found.low, found.high) == (1, None, None)
+        assert "alike" in found.reason
 
 
 def test_a_class_without_images_is_left_out():
