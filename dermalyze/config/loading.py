@@ -4,19 +4,14 @@ A key has the same dotted name in the file, on the command line, in an error and
 Never imports torch.
 """
 
-import dataclasses
-import difflib
 import logging
-import math
-import types
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dermalyze.config.schema import Config
+from dermalyze.config.schema import Config, flatten
 from serving.errors import ConfigError
 from serving.os_errors import read_bounded
 
@@ -105,24 +100,10 @@ def config_from(
         if not separator or not key.strip():
             raise ConfigError(f"--set takes KEY=VALUE, got {override!r}")
         _put(merged, key.strip(), _parse(key.strip(), text))
-    config = _build(Config, merged, "")
-    assert isinstance(config, Config)
-    return config
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """Return every setting under its dotted name, in the order of definition."""
-    flat: dict[str, Any] = {}
-
-    def walk(values: dict[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{name}.")
-            else:
-                flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-
-    walk(dataclasses.asdict(config), "")
-    return flat
+    for name in setting_names(merged):
+        if name in POINTLESS:
+            raise ConfigError(f"{name} has no meaning here: {POINTLESS[name]}; leave it out")
+    return Config(**{str(name): section for name, section in merged.items()})
 
 
 def to_yaml(config: Config) -> str:
@@ -165,62 +146,3 @@ def _parse(key: str, text: str) -> object:
     except yaml.YAMLError as error:
         raise ConfigError(f"{key} has a value that is not YAML: {text!r}") from error
     return "" if value is None else value
-
-
-def _build(kind: type, values: dict[Any, Any], prefix: str) -> object:
-    """Make the dataclass `kind` from `values`; `prefix` is the dotted name so far."""
-    hints = typing.get_type_hints(kind)
-    arguments: dict[str, object] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if name in POINTLESS:
-            raise ConfigError(f"{name} has no meaning here: {POINTLESS[name]}; leave it out")
-        if key not in hints:
-            raise ConfigError(f"unknown setting {name}{_suggestion(name)}")
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{name} must be a section of settings, got {value!r}")
-            arguments[key] = _build(hint, value, name + ".")
-        else:
-            arguments[key] = _convert(name, hint, value)
-    return kind(**arguments)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error that names the closest known name; empty where none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _suggestion(name: str) -> str:
-    known = list(flatten(Config()))
-    last = name.rsplit(".", 1)[-1]
-    elsewhere = [key for key in known if key.rsplit(".", 1)[-1] == last]  # in another section
-    return did_you_mean(name, known) or (f"; did you mean {elsewhere[0]}?" if elsewhere else "")
-
-
-def _convert(name: str, hint: Any, value: object) -> object:
-    """Check the type of one value; int becomes float, a list becomes a tuple, nothing else."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if typing.get_origin(hint) is tuple:
-        items = [value] if isinstance(value, str) and value else value
-        if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
-            return tuple(items)
-        raise ConfigError(f"{name} must be a list of texts, got {value!r}")
-    for kind in allowed:
-        if kind is float and type(value) in (int, float):
-            number = float(value)  # type: ignore[arg-type]
-            if math.isfinite(number):
-                return number
-        elif type(value) is kind:
-            return value
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    expected = " or ".join(words[kind] for kind in allowed)
-    hint_text = ""
-    if float in allowed and isinstance(value, str):
-        try:
-            hint_text = f" (YAML reads {value} as text; write {float(value)!r})"
-        except ValueError:
-            hint_text = ""
-    raise ConfigError(f"{name} must be {expected}, got {value!r}{hint_text}")

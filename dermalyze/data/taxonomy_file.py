@@ -6,7 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from dermalyze.config.loading import did_you_mean, read_yaml
+from dermalyze.config.loading import read_yaml
+from dermalyze.config.schema import did_you_mean
 from serving.errors import ConfigError
 from serving.taxonomy import Taxonomy
 

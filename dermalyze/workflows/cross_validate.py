@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dermalyze.config.loading import flatten, to_yaml
-from dermalyze.config.schema import Config, require
+from dermalyze.config.loading import to_yaml
+from dermalyze.config.schema import Config, flatten, require
 from dermalyze.data.preparation import Prepared
 from dermalyze.data.splits import Splits, fold_splits
 from dermalyze.evaluation.evaluate import Evaluation, Predictions

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dermalyze.config.loading import config_from, flatten, setting_names
-from dermalyze.config.schema import Config
+from dermalyze.config.loading import config_from, setting_names
+from dermalyze.config.schema import Config, flatten
 from dermalyze.data.demo.dataset import is_demo
 from dermalyze.data.preparation import Prepared
 from dermalyze.data.splits import SPLITS, Splits, split_digest

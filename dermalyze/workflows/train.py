@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from dermalyze.config.loading import flatten, to_yaml
-from dermalyze.config.schema import Config
+from dermalyze.config.loading import to_yaml
+from dermalyze.config.schema import Config, flatten
 from dermalyze.data.augmentation import augmentation_page
 from dermalyze.data.patient_metadata import fields_of, metadata_of, words_left_out
 from dermalyze.data.preparation import Prepared

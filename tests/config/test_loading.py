@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dermalyze.config.loading import RENAMED, config_from, flatten, load_config, to_yaml
-from dermalyze.config.schema import Config
+from dermalyze.config.loading import RENAMED, config_from, load_config, to_yaml
+from dermalyze.config.schema import Config, flatten
 from dermalyze.workflows.run_fingerprint import BEGAN_TAG, Began, began_with
 from serving.errors import ConfigError, TrainingError
 
@@ -43,7 +43,7 @@ def test_every_name_of_the_original_project_is_a_setting():
             "training.lr must be a number, got '1e-3' (YAML reads 1e-3 as text; write 0.001)",
         ),
         ("training.lr=.nan", "training.lr must be a number, got nan"),
-        ("training.lr=-1", "training.lr must be greater than 0, got -1.0"),
+        ("training.lr=-1", "training.lr must be greater than 0, got -1"),
         ("training.lrr=1", "unknown setting training.lrr; did you mean training.lr?"),
         ("epochs=1", "unknown setting epochs; did you mean training.epochs?"),
         ("zzz=1", "unknown setting zzz"),
@@ -52,7 +52,7 @@ def test_every_name_of_the_original_project_is_a_setting():
         ("seed", "--set takes KEY=VALUE, got 'seed'"),
         ("training.lr=[", "training.lr has a value that is not YAML: '['"),
         ("model.size=huge", "model.size must be one of small, medium, large, got 'huge'"),
-        ("model.plugins=3", "model.plugins must be a list of texts, got 3"),
+        ("model.plugins=3", "model.plugins must be a list of strings, got 3"),
         (
             "model.pretrained=yess",
             "model.pretrained must be auto, true, false or a path that ends in .safetensors, "
@@ -64,6 +64,15 @@ def test_every_name_of_the_original_project_is_a_setting():
             "so no worker persists; leave it out",
         ),
         ("data.val_size=0.9", "data.val_size must be greater than 0 and less than 0.8, got 0.9"),
+        (
+            "training.ema_decay=1",
+            "training.ema_decay must be at least 0 and less than 1, got 1",
+        ),
+        (
+            "augmentation.affine_scale_min=2",
+            "augmentation.affine_scale_min must be at most augmentation.affine_scale_max (1.1), "
+            "got 2.0",
+        ),
         ("loss.type=mse", "loss.type must be one of cross_entropy, focal, got 'mse'"),
         (
             "training.monitor=train/loss",

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dermalyze.config.loading import flatten
-from dermalyze.config.schema import Config
+from dermalyze.config.schema import Config, flatten
 from dermalyze.evaluation.overfitting import FitVerdict, format_verdict
 from dermalyze.evaluation.overfitting import judge_fit as judge_any
 from serving.errors import DataError

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dermalyze.config.loading import did_you_mean
-from dermalyze.config.schema import DataConfig
+from dermalyze.config.schema import DataConfig, did_you_mean
 from dermalyze.data.readers.dataset import (
     TABLE_SUFFIXES,
     Certainty,
