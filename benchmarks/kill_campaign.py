@@ -129,7 +129,7 @@ def finish(place: Path, command: Command) -> str:
             return f"traceback: {text.strip().splitlines()[-1]}"
         if process.returncode == 0:
             return "" if number == 0 else f"took {number + 1} commands"
-        if run_ids and "nothing to resume" in text:
+        if run_ids and "is already finished" in text:
             return ""  # the kill came when all was done
     return f"not resumed: {text.strip().splitlines()[-1]}"
 
@@ -147,7 +147,7 @@ def delete_half_made(place: Path) -> bool:
 
 def ask(place: Path, question: str, *values: str) -> list[Any]:
     """Ask the store, without MLflow, which would keep the database of an earlier moment open."""
-    with contextlib.closing(sqlite3.connect(f"file:{place}/mlflow.db?mode=ro", uri=True)) as store:
+    with contextlib.closing(sqlite3.connect(f"file:{place}/mlflow.db?mode=rw", uri=True)) as store:
         return store.execute(question, values).fetchall()
 
 

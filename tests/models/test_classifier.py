@@ -152,7 +152,7 @@ def test_wanted_weights_that_cannot_be_had_are_a_warning_or_an_error(plugin):
 
 
 def test_a_backbone_in_the_package_starts_from_its_weights_without_a_network(monkeypatch):
-    monkeypatch.setattr("dermalyze.models.backbone._hub_file", None)  # not even asked for
+    monkeypatch.setattr("dermalyze.models.pretrained._hub_file", None)  # not even asked for
     config = ModelConfig(name="tf_efficientnet_lite0", pretrained=True)
     backbone, weights = build_backbone(config, 32)
     assert weights == Weights(source="tf_efficientnet_lite0, in this package")

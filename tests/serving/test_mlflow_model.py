@@ -4,12 +4,8 @@ import base64
 import http.client
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +14,7 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from mlflow.pyfunc import scoring_server
+from servers import mlflow_models_serve
 from strangers import (
     BAD_REQUESTS,
     GOOD_REQUESTS,
@@ -187,41 +184,8 @@ def test_the_model_answers_where_the_training_half_cannot_be_imported(
 @pytest.fixture(scope="module")
 def server(model_uri, tmp_path_factory):
     """The real `mlflow models serve`; yields its address and the id of its process group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    bin_folder = Path(sys.executable).parent
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            f"{bin_folder}/mlflow models serve -m {model_uri} --env-manager local "
-            f"--host 127.0.0.1 --port {port}".split(),
-            cwd=log.parent,
-            env=os.environ
-            | {
-                "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",  # it looks for uvicorn
-                "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-                "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-            },
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/ping", timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-        yield address, process.pid
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+    with mlflow_models_serve(model_uri, tmp_path_factory.mktemp("server")) as found:
+        yield found
 
 
 def post(address, body, content_type):

@@ -70,6 +70,26 @@ def mlflow_server(place: Path, port: int) -> Iterator[int]:
         yield pid
 
 
+@contextlib.contextmanager
+def mlflow_models_serve(model_uri: str, folder: Path) -> Iterator[tuple[str, int]]:
+    """Serve a model of the present store with `mlflow models serve`; yield address and process."""
+    import mlflow
+
+    port, bin_folder = free_port(), Path(sys.executable).parent
+    env = os.environ | {
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",  # it looks for uvicorn
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    command = [f"{bin_folder}/mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    address = f"http://127.0.0.1:{port}"
+    with running(
+        command, health=f"{address}/ping", cwd=folder, env=env, log=folder / "server.log"
+    ) as process:
+        yield address, process
+
+
 def _answers(health: str | tuple[str, int]) -> bool:
     try:
         if isinstance(health, tuple):

@@ -1,6 +1,6 @@
-"""Two classes, and 23 with odd names, from training to MLflow, the service and both pages.
+"""Two, eight and 23 classes, some with odd names: training, MLflow, the service and both pages.
 
-The networks are trained where the readers of HAM10000 cannot be imported.
+Networks are trained where the readers of HAM10000 cannot be imported.
 """
 
 import base64
@@ -12,15 +12,20 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from browsers import Opened, files_of
 from odd_classes import ODD, TWO
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from services import mlflows_own, service
+from servers import mlflow_models_serve
+from services import service
 
+from dermalyze.data.readers.isic2019 import TAXONOMY as EIGHT
+from dermalyze.export.mlflow_arguments import pyfunc_arguments
 from dermalyze.export.web import export_web
 from serving import Predictor
 from serving.base_predictor import optional_fields
@@ -29,6 +34,8 @@ from serving.metadata import Metadata
 from serving.output_formats import render
 
 pytestmark = pytest.mark.slow
+
+SUPPORT = Path(__file__).parents[1] / "support"
 
 TRAINING = """
 import sys
@@ -39,6 +46,7 @@ sys.path.insert(0, sys.argv[1])
 
 import numpy as np, pandas as pd, torch
 from odd_classes import ODD, TWO
+from dermalyze.data.readers.isic2019 import TAXONOMY as EIGHT
 from dermalyze.config.loading import config_from
 from dermalyze.data.patient_metadata import fields_of, metadata_of
 from dermalyze.export.onnx import export_onnx
@@ -56,7 +64,7 @@ class Store:
     def batch(self, rows):
         return self.pixels[rows]
 
-for name, taxonomy in (("two", TWO), ("odd", ODD)):
+for name, taxonomy in (("two", TWO), ("eight", EIGHT), ("odd", ODD)):
     number = len(taxonomy)
     rng = np.random.default_rng(0)
     targets = np.arange(3 * max(number, 8)) % number
@@ -88,13 +96,13 @@ for name, taxonomy in (("two", TWO), ("odd", ODD)):
     report = export_onnx(ShippedNetwork([member]), spec, Path(name + ".onnx"))
     assert report.agrees
 """
-TAXONOMIES = {"two": TWO, "odd": ODD}
+TAXONOMIES = {"two": TWO, "eight": EIGHT, "odd": ODD}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classes")
-    command = [sys.executable, "-c", TRAINING, __file__.rpartition("/")[0]]
+    command = [sys.executable, "-c", TRAINING, str(SUPPORT)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder
@@ -143,11 +151,17 @@ def test_each_class_has_its_own_column_and_a_row_is_a_line(tmp_path, model, pred
     assert [len(line.splitlines()) for line in table] == [1, 1, 0, 1]
 
 
-def test_mlflow_serves_it(store, model, predictor, png):
-    with mlflows_own(model) as client:
-        body = {"dataframe_records": [{"image": base64.b64encode(png).decode()}]}
-        answer = client.post("/invocations", json=body)
-    assert answer.json() == {"predictions": [predictor.predict(png).to_dict()]}
+def test_mlflow_serves_it(store, tmp_path, model, predictor, png):
+    with mlflow.start_run():
+        logged = mlflow.pyfunc.log_model(name="model", **pyfunc_arguments(model))
+    body = {"dataframe_records": [{"image": base64.b64encode(png).decode()}]}
+    with mlflow_models_serve(logged.model_uri, tmp_path) as (address, _):
+        request = urllib.request.Request(
+            f"{address}/invocations",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        assert read(request) == {"predictions": [predictor.predict(png).to_dict()]}
 
 
 def test_the_service_speaks_of_the_classes_at_hand(tmp_path, browser, model, predictor, png):
@@ -157,7 +171,7 @@ def test_the_service_speaks_of_the_classes_at_hand(tmp_path, browser, model, pre
         assert own.predict(png) == {"predictions": [predictor.predict(png).to_dict()]}
         version = read(f"{address}version")
         assert version["class_names"] == list(names)
-        assert version.get("malignant") == (["mel"] if model.stem == "two" else None)
+        assert tuple(version.get("malignant", ())) == predictor.spec.taxonomy.malignant
         document = read(f"{address}openapi.json")
         described = document["paths"]["/predict"]["post"]
         content = described["responses"]["200"]["content"]["application/json"]

@@ -263,7 +263,7 @@ def _difference(
         stems = (name.partition("/") for name in a.once)
         known = dict.fromkeys(stem + (slash and "/<class>") for stem, slash, _ in stems)
         raise DataError(f"there is no metric {metric!r}; expected one of {', '.join(known)}")
-    basis = rests_on(reference, metric)
+    basis = replace(rests_on(reference, metric), is_share=False)  # a difference is none
     estimates = [values.once[metric] for values in (a, b)]
     if not np.isfinite(estimates).all():
         ours, theirs = (value if np.isfinite(value) else None for value in estimates)
