@@ -160,7 +160,7 @@ def main() -> None:
         if num_parameters(function) > MOST_PARAMETERS and not is_command(function)
     ]
     once, private = map(sum, zip(*(called_once(tree) for _, tree in found.values()), strict=True))
-    hops = way(calls(found), "dermalyze.cli.main:train", "dermalyze.training.loop:_train_epoch")
+    hops = way(calls(found), "dermalyze.cli.train:train", "dermalyze.training.loop:_train_epoch")
     length = (longest[1].end_lineno or 0) - longest[1].lineno + 1
     print(f"product lines: {sum(text.count(chr(10)) for text in sources.values()):,}")
     print(f"longest function: {length} lines ({longest[0]}:{longest[1].name})")
