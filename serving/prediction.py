@@ -34,7 +34,7 @@ class Prediction:
     set_size: int | None = None
     set_level: float | None = None  # coverage of each class, fraction
     set_note: str | None = None  # classes that are in every set because too few were seen
-    decision: str | None = None  # one of limits.DECISIONS
+    decision: str | None = None  # answer, uncertain or out_of_scope
     decision_reason: str | None = None  # in words
     scope_score: float | None = None  # how unlike the known images; the spec has the limit
     quality: tuple[str, ...] | None = None  # what is wrong with the photograph, in words

@@ -16,7 +16,6 @@ from serving.errors import ArtifactError, ConfigError
 
 DEFAULT_LEVEL = 0.9  # coverage of a prediction set
 LEVELS = tuple(percent / 100 for percent in range(80, 100))
-DECISIONS = ("answer", "uncertain", "out_of_scope")
 
 
 class SpecPart:

@@ -59,7 +59,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Margin = Annotated[float, Field(gt=0, lt=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
-Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) and value else value),

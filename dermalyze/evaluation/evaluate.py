@@ -8,7 +8,6 @@ torch.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -230,21 +229,6 @@ def seen_priors(targets: Counts, num_classes: int, *, balanced: bool) -> Floats:
     counts = np.bincount(targets, minlength=num_classes)
     seen = (counts > 0 if balanced else counts).astype(np.float64)
     return np.asarray(seen / seen.sum())
-
-
-def read_evaluation(folder: Path) -> Evaluation:
-    """Read the evaluation of a folder.
-
-    Raises:
-        ArtifactError: it is missing or damaged.
-    """
-    path = folder / JUDGEMENT
-    try:
-        return Evaluation.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ArtifactError) as error:
-        raise ArtifactError(
-            f"{path} is not an evaluation; write it again with `dermalyze evaluate`"
-        ) from error
 
 
 def _prevalence(calibrated: Scored, text: str, trained_priors: Floats | None) -> Prevalence | None:

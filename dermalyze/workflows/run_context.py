@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dermalyze.config.loading import load_config
 from dermalyze.config.schema import Config
 from dermalyze.data.preparation import Prepared, prepare
 from dermalyze.data.splits import Splits
@@ -119,17 +118,12 @@ class Here:
 AS_IN_THE_RUN = Here()
 
 
-def stored_config(path: Path, here: Here) -> Config:
-    """Read the settings that a run has kept, for use here; code that they ask for is not run.
+def usable_config(kept: Config, here: Here) -> Config:
+    """Return the settings that a run has kept, for use here; code that they ask for is not run.
 
     Raises:
-        ConfigError: they cannot be read, or ask for a plug-in that the user has not named.
+        ConfigError: they ask for a plug-in that the user has not named.
     """
-    return usable_config(load_config(path), here)
-
-
-def usable_config(kept: Config, here: Here) -> Config:
-    """Return the settings of a run for use here; as `stored_config`."""
     return here.apply(dataclasses.replace(kept, model=with_named_plugins(kept.model)))
 
 
