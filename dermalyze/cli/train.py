@@ -36,6 +36,7 @@ _OVERRIDES = {
     "plugins": "model.plugins",
     "device": "training.device",
     "prepared": "data.prepared",
+    "leave_out": "data.leave_out",
     "group_by": "data.group_by",
     "image_column": "data.image_column",
     "label_column": "data.label_column",
@@ -63,6 +64,11 @@ _OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may
 @auto_option("--experiment", click.STRING, "MLflow experiment.")
 @auto_option(
     "--folds", click.INT, "Number of cross-validation folds; auto: one training without folds."
+)
+@auto_option(
+    "--leave-out",
+    click.STRING,
+    "COLUMN=VALUE, such as dataset=rosendahl: test on these images, learn from all others.",
 )
 @auto_option("--device", click.STRING, "cpu, cuda or mps.")
 @auto_option(

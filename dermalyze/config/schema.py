@@ -124,12 +124,19 @@ class DataConfig(Section):
     prepared: str = Field(default="auto", min_length=1, description="auto or a folder")
     # With train_split.csv, val_split.csv, test_split.csv.
     splits: str = Field(default="auto", min_length=1, description="auto or a folder")
+    # A source such as dataset=rosendahl, which is the test split; test_size has no effect then.
+    leave_out: str = Field(
+        default="none", pattern="^(none|[^=]+=.+)$", description="none or COLUMN=VALUE"
+    )
     allow_problems: bool = False  # train although the audit found contradictions
 
     @model_validator(mode="after")
     def _leave_images_for_training(self) -> Self:
         held_out = self.val_size + self.test_size
         require(held_out < 0.9, "data.val_size + data.test_size", "less than 0.9", held_out)
+        if self.leave_out != "none":
+            expected = "auto with data.leave_out, which makes the splits"
+            require(self.splits == "auto", "data.splits", expected, self.splits)
         return self
 
     @property

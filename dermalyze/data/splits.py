@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermalyze.config.schema import did_you_mean
 from dermalyze.data.audit import Audit
 from serving.atomic_write import whole_file
 from serving.errors import DataError
@@ -22,6 +23,7 @@ Rows = NDArray[np.int64]
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("image_id", "label", "lesion_id")
+MAX_VALUES = 12  # of a column, named in an error
 DUPLICATE_KINDS = ("same_file", "same_pixels", "near_duplicate")  # the audit's words
 
 
@@ -139,6 +141,47 @@ def fold_splits(manifest: pd.DataFrame, k: int, *, val_size: float, seed: int) -
         part = _deal(manifest.iloc[rest], (1 - share, share), SPLITS[:2], seed)
         splits.append(Splits(train=rest[part == 0], val=rest[part == 1], test=test))
     return splits
+
+
+def source_splits(manifest: pd.DataFrame, source: str, *, val_size: float, seed: int) -> Splits:
+    """Test on all images of a source; deal the groups without any image of it into train and val.
+
+    Images of other sources whose group is also in this one are in no split: the group is tested on.
+
+    Args:
+        manifest: columns label and group, and the one that tells the sources apart.
+        source: COLUMN=VALUE.
+        val_size: fraction of the images that are dealt.
+        seed: another seed, another deal.
+
+    Raises:
+        DataError: there is no such column or value, or a class has too few groups elsewhere.
+    """
+    column, _, value = source.partition("=")
+    known = [str(name) for name in manifest if name not in ("group", "sha256")]
+    if column not in known:
+        raise DataError(
+            f"data.leave_out {source}: the data has no column {column}; expected one of "
+            f"{', '.join(known)}{did_you_mean(column, known)}"
+        )
+    values = manifest[column].astype(str)
+    is_test = (values == value).to_numpy()
+    if not is_test.any():
+        found = sorted(set(values))
+        more = f" and {len(found) - MAX_VALUES:,} more" if len(found) > MAX_VALUES else ""
+        raise DataError(
+            f"data.leave_out {source}: no image has this {column}; there are "
+            f"{', '.join(found[:MAX_VALUES])}{more}"
+        )
+    rest = np.flatnonzero(~manifest["group"].isin(manifest["group"][is_test]))
+    labels = manifest["label"]
+    if absent := sorted(set(labels) - set(labels.iloc[rest])):
+        raise DataError(
+            f"data.leave_out {source} leaves no image of class {absent[0]} for training; leave "
+            "out another source, or the class"
+        )
+    part = _deal(manifest.iloc[rest], (1 - val_size, val_size), SPLITS[:2], seed)
+    return Splits(train=rest[part == 0], val=rest[part == 1], test=np.flatnonzero(is_test))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,13 @@ from dermalyze.evaluation.metrics.clinical import (
 )
 from dermalyze.evaluation.saliency_check import MapsCheck, check_maps
 from dermalyze.evaluation.scores import Scored
-from dermalyze.evaluation.statistics.bootstrap import LEVEL, Interval, intervals
+from dermalyze.evaluation.statistics.bootstrap import (
+    LEVEL,
+    MIN_LESIONS_ELSEWHERE,
+    Interval,
+    balanced_accuracy_elsewhere,
+    intervals,
+)
 from dermalyze.evaluation.statistics.subgroups import Subgroups, evaluate_subgroups
 from dermalyze.evaluation.text import TITLES
 from dermalyze.evaluation.uncertainty.calibrators import (
@@ -59,6 +65,7 @@ class Predictions:
     validation: Scored | None = None  # what calibrator and limits are fitted on
     explanations: pd.DataFrame | None = None  # maps against lesion masks, as `measure_maps` has it
     context: Mapping[str, object] = field(default_factory=dict)  # where they come from
+    left_out: str = ""  # the source that all of them are from, and nothing was fitted on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,15 @@ class Prevalence:
     stated: dict[str, float]
     before: dict[str, float]  # loss, accuracy, ece
     after: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """The source that was left out: what is evaluated is from it, and nothing was fitted on it."""
+
+    source: str  # COLUMN=VALUE
+    classes: tuple[str, ...]  # that balanced_accuracy_elsewhere is over: those with enough lesions
+    min_lesions: int = MIN_LESIONS_ELSEWHERE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +122,7 @@ class Evaluation:
     malignant_roc: RocCurve | None = None
     decision_curve: DecisionCurve | None = None
     prevalence: Prevalence | None = None
+    elsewhere: Elsewhere | None = None
 
     def logged(self) -> dict[str, float]:
         """Return what a run logs: metrics, further headlines, and bounds as `test/loss_low`."""
@@ -177,6 +194,15 @@ def evaluate(
         if settings.calibrator != "temperature":  # it has moved the priors to those of validation
             trained_priors = seen_priors(validation.targets, len(scored.taxonomy), balanced=False)
         limits = check_limits(scored, fit_limits(validation), replicates=settings.replicates)
+    known = intervals(
+        scored, replicates=settings.replicates, min_sensitivity=settings.min_sensitivity
+    )
+    elsewhere = None
+    if predictions.left_out:
+        classes, interval = balanced_accuracy_elsewhere(scored, settings.replicates)
+        elsewhere = Elsewhere(source=predictions.left_out, classes=classes)
+        if interval is not None:
+            known["balanced_accuracy_elsewhere"] = interval
     maps = None
     if predictions.explanations is not None and len(predictions.explanations):
         maps = check_maps(predictions.explanations, scored, settings.replicates)
@@ -194,9 +220,7 @@ def evaluate(
             scored.targets, scored.predicted, len(scored.taxonomy)
         ).tolist(),
         context=dict(predictions.context),
-        intervals=intervals(
-            scored, replicates=settings.replicates, min_sensitivity=settings.min_sensitivity
-        ),
+        intervals=known,
         subgroups=evaluate_subgroups(scored, replicates=settings.replicates),
         calibration=calibration,
         limits=limits,
@@ -204,6 +228,7 @@ def evaluate(
         malignant_roc=malignant_roc(scored),
         decision_curve=decision_curve(calibrated),
         prevalence=_prevalence(calibrated, settings.prevalence, trained_priors),
+        elsewhere=elsewhere,
     )
 
 

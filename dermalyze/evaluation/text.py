@@ -6,6 +6,7 @@ from serving.taxonomy import Taxonomy
 
 TITLES = {  # in the order in which they are shown
     "balanced_accuracy": "balanced accuracy",
+    "balanced_accuracy_elsewhere": "balanced accuracy elsewhere",  # on a source that was left out
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "macro_precision": "macro precision",

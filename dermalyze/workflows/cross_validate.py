@@ -88,6 +88,8 @@ def train_folds(config: Config, data_dir: Path, folds: int) -> FoldsResult:
     """
     require(MIN_FOLDS <= folds <= MAX_FOLDS, "folds", f"from {MIN_FOLDS} to {MAX_FOLDS}", folds)
     require(config.data.splits == "auto", "data.splits", "auto to train folds", config.data.splits)
+    source = config.data.leave_out
+    require(source == "none", "data.leave_out", "none to train folds", source)
     group_by = config.data.group_by
     require(group_by != "none", "data.group_by", "lesion or patient to train folds", group_by)
     config = resolve(config)

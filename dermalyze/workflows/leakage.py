@@ -115,7 +115,7 @@ def leakage_of(run_id: str, here: Here = AS_IN_THE_RUN) -> Leakage:
     leaky_splits = with_siblings(manifest, splits)
     config = dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, group_by="none"),
+        data=dataclasses.replace(config.data, group_by="none", leave_out="none"),
         tracking=dataclasses.replace(config.tracking, register=False),
     )
     began = Began(config=config, data_dir=prepared.data_dir, demo_data=run.demo_data)

@@ -65,6 +65,8 @@ def write_evaluation(
         ConfigError: the prevalence is not one.
     """
     config = None if run is None else run.settings
+    if config is not None and config.data.leave_out != "none" and predictions.split == "test":
+        predictions = replace(predictions, left_out=config.data.leave_out)
     splits, scored = {} if run is None else run.split_tables, predictions.scored
     apart = config is None or config.data.group_by != "none"  # else lesions may be in both
     evaluation = evaluate(

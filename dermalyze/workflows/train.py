@@ -9,25 +9,32 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from dermalyze.config.loading import to_yaml
 from dermalyze.config.schema import Config, flatten
+from dermalyze.data.audit import examine_table
 from dermalyze.data.augmentation import augmentation_page
 from dermalyze.data.patient_metadata import fields_of, metadata_of, words_left_out
 from dermalyze.data.preparation import Prepared
+from dermalyze.data.readers.dataset import open_dataset
 from dermalyze.data.splits import (
+    SPLITS,
     Splits,
     complete_splits,
     near_duplicate_scan,
     read_splits,
     save_splits,
+    source_splits,
     split_digest,
     split_groups,
 )
+from dermalyze.data.table_columns import with_groups
 from dermalyze.evaluation.evaluate import check_settings
 from dermalyze.evaluation.predictions import targets_of
 from dermalyze.evaluation.statistics.noninferiority import require_metric
+from dermalyze.evaluation.text import things
 from dermalyze.models.backbone import resize_filter_of
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.pretrained import Weights
@@ -83,6 +90,9 @@ def train(config: Config, data_dir: Path) -> RunResult:
         TrainingInterruptedError: Ctrl-C; the run is marked KILLED and can be resumed.
     """
     config = resolve(config)
+    if config.data.leave_out != "none":  # refused before the images are decoded
+        rows = examine_table(open_dataset(data_dir, config.data)).rows
+        _split_by_source(config, with_groups(rows, config.data.group_by))
     began = Began.here(config, data_dir)
     reach_store(config.tracking, began.tags())
     prepared = prepare_for(config, data_dir)
@@ -219,11 +229,21 @@ def make_splits(config: Config, prepared: Prepared) -> Splits:
     data = config.data
     if data.splits != "auto":
         return read_splits(Path(data.splits), prepared.manifest)
+    if data.leave_out != "none":
+        if prepared.dataset.splits:
+            logger.warning("data.leave_out is set; the splits that the data names are not used")
+        return _split_by_source(config, prepared.manifest)
     sizes = {"val_size": data.val_size, "test_size": data.test_size}
     if prepared.dataset.splits:
         given = prepared.dataset.splits
         return complete_splits(prepared.manifest, given, seed=config.training.seed, **sizes)
     return split_groups(prepared.manifest, seed=config.training.seed, **sizes)
+
+
+def _split_by_source(config: Config, manifest: pd.DataFrame) -> Splits:
+    data = config.data
+    seed = config.training.seed
+    return source_splits(manifest, data.leave_out, val_size=data.val_size, seed=seed)
 
 
 def _log_settings(job: Job) -> None:
@@ -234,6 +254,8 @@ def _log_settings(job: Job) -> None:
         warn_of_place(run)
     run.log_params({**flatten(job.config), "data.dir": str(began.data_dir.resolve())})
     run.set_tags({"dermalyze.demo_data": str(began.demo_data).lower()})
+    if (source := job.config.data.leave_out) != "none":
+        run.set_tags({"dermalyze.left_out": source})
     write_text(job.folder / CONFIG, to_yaml(job.config))
     run.log_file(job.folder / CONFIG)
     for path in save_splits(job.folder, job.prepared.manifest, job.splits):
@@ -283,6 +305,12 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
         "resolved.data": prepared.dataset.summary(),
         "resolved.grouped_by": prepared.grouping,
     }
+    if (source := config.data.leave_out) != "none":
+        unused = len(prepared.manifest) - sum(len(getattr(job.splits, name)) for name in SPLITS)
+        resolved["resolved.left_out"] = (
+            f"{source}: {things(len(job.splits.test), 'image')}; {things(unused, 'other image')} "
+            "in no split, of groups that are also in this source"
+        )
     run.log_params(resolved)
     for name, value in resolved.items():
         logger.info(f"{name.removeprefix('resolved.')}: {value}")

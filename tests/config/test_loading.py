@@ -73,6 +73,8 @@ def test_every_name_of_the_original_project_is_a_setting():
             "augmentation.affine_scale_min must be at most augmentation.affine_scale_max (1.1), "
             "got 2.0",
         ),
+        ("data.leave_out=dataset", "data.leave_out must be none or COLUMN=VALUE, got 'dataset'"),
+        ("data.leave_out=dataset=", "data.leave_out must be none or COLUMN=VALUE, got 'dataset='"),
         ("loss.type=mse", "loss.type must be one of cross_entropy, focal, got 'mse'"),
         (
             "training.monitor=train/loss",

@@ -18,6 +18,7 @@ from dermalyze.data.splits import (
     near_duplicate_scan,
     read_splits,
     save_splits,
+    source_splits,
     split_digest,
     split_groups,
 )
@@ -204,6 +205,103 @@ def test_saved_splits_are_read_back(tmp_path):
     read = read_splits(tmp_path, shuffled)
     for part, original in zip(parts_of(read), parts_of(splits), strict=True):
         assert set(shuffled["image_id"].iloc[part]) == set(manifest["image_id"].iloc[original])
+
+
+def of_two_clinics() -> pd.DataFrame:
+    """Six lesions; L2 was photographed in both clinics, and L3 and L4 are of one patient."""
+    rows = [
+        ("L1", "P1", "nv", "A"),
+        ("L1", "P1", "nv", "A"),
+        ("L2", "P2", "nv", "A"),
+        ("L2", "P2", "nv", "B"),
+        ("L3", "P3", "nv", "A"),
+        ("L4", "P3", "nv", "B"),
+        ("L5", "P4", "mel", "A"),
+        ("L6", "P5", "mel", "A"),
+        ("L7", "P6", "nv", "A"),
+        ("L8", "P7", "mel", "B"),
+    ]
+    manifest = pd.DataFrame(rows, columns=["lesion_id", "patient_id", "label", "clinic"])
+    manifest["image_id"] = [f"I{row}" for row in range(len(rows))]
+    return manifest.assign(age=50.0)
+
+
+@pytest.mark.parametrize(
+    ("group_by", "learned_from"),
+    [("lesion", [0, 1, 4, 6, 7, 8]), ("patient", [0, 1, 6, 7, 8]), ("none", [0, 1, 2, 4, 6, 7, 8])],
+)
+def test_a_source_is_tested_on_and_what_is_in_it_and_elsewhere_is_not_learned(
+    group_by, learned_from
+):
+    manifest = with_groups(of_two_clinics(), group_by)
+    for seed in range(20):
+        splits = source_splits(manifest, "clinic=B", val_size=0.4, seed=seed)
+        assert splits.test.tolist() == [3, 5, 9]
+        assert sorted([*splits.train, *splits.val]) == learned_from
+        groups = [set(manifest["group"].iloc[part]) for part in parts_of(splits)]
+        assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
+        for part in (splits.train, splits.val):
+            assert set(manifest["label"].iloc[part]) == {"nv", "mel"}
+
+
+def test_the_size_of_validation_is_a_share_of_what_is_left():
+    manifest = like_ham10000()
+    clinic = np.where(np.arange(len(manifest)) % 10 < 8, "A", "B")
+    manifest["clinic"] = manifest["lesion_id"].map(dict(zip(manifest["lesion_id"], clinic)))
+    splits = source_splits(manifest, "clinic=A", val_size=0.3, seed=0)
+    rest = manifest[manifest["clinic"] == "B"]
+    assert len(splits.val) == pytest.approx(0.3 * len(rest), abs=7)
+    assert len(splits.train) + len(splits.val) == len(rest)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "clinik=B",
+            "data.leave_out clinik=B: the data has no column clinik; expected one of lesion_id, "
+            "patient_id, label, clinic, image_id, age; did you mean clinic?",
+        ),
+        (
+            "group=L1",
+            "data.leave_out group=L1: the data has no column group; expected one of lesion_id, "
+            "patient_id, label, clinic, image_id, age",
+        ),
+        ("clinic=b", "data.leave_out clinic=b: no image has this clinic; there are A, B"),
+        (
+            "many=13",
+            "data.leave_out many=13: no image has this many; there are a, b, c, d, e, f, g, h, i, "
+            "j",
+        ),
+        (
+            "label=mel",
+            "data.leave_out label=mel leaves no image of class mel for training; leave out another "
+            "source, or the class",
+        ),
+        (
+            "clinic=A",
+            "class mel has 1 lesions, and train and val need at least one each; add some or leave "
+            "the class out",
+        ),
+    ],
+)
+def test_a_source_that_cannot_be_left_out_is_one_sentence(source, message):
+    manifest = with_groups(of_two_clinics(), "lesion")
+    if source.startswith("many"):
+        manifest["many"] = list("abcdefghij")
+    with pytest.raises(DataError) as caught:
+        source_splits(manifest, source, val_size=0.4, seed=0)
+    assert str(caught.value) == message
+
+
+def test_of_many_values_twelve_are_named():
+    manifest = manifest_of([("nv", 1)] * 15)
+    with pytest.raises(DataError) as caught:
+        source_splits(manifest, "image_id=x", val_size=0.4, seed=0)
+    named = ", ".join(f"ISIC_{row:05d}" for row in range(12))
+    assert str(caught.value) == (
+        f"data.leave_out image_id=x: no image has this image_id; there are {named} and 3 more"
+    )
 
 
 SIX = manifest_of([("nv", 2), ("nv", 1), ("mel", 1), ("nv", 1), ("mel", 1)])

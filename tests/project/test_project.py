@@ -67,6 +67,7 @@ def test_mlflow_reads_the_entry_points_that_are_promised(project):
         "seed",
         "experiment",
         "folds",
+        "leave_out",
     ]
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dermalyze.evaluation.evaluate import Evaluation
 from dermalyze.evaluation.report import figures
-from dermalyze.evaluation.report.text import in_words
+from dermalyze.evaluation.report.text import error_rate, in_words
 from dermalyze.evaluation.saliency_check import MapsCheck
 from dermalyze.evaluation.scores import Scored
 from dermalyze.evaluation.text import listed, number, percent, things
@@ -150,8 +150,11 @@ def risk_coverage(check: AbstentionCheck) -> Picture:
     )
 
 
-def limits_sentences(limits: LimitsCheck, unit: str) -> list[str]:
-    """Say how often the model answers, how often it is then wrong, and what is out of scope."""
+def limits_sentences(limits: LimitsCheck, unit: str, min_answered: float = 0.0) -> list[str]:
+    """Say how often the model answers, how often it is then wrong, and what is out of scope.
+
+    If fewer than `min_answered`, a share, are answered, no error rate is stated.
+    """
     check, scope = limits.abstention, limits.scope
     stated = percent(check.stated_risk)
     if check.min_confidence > 1:
@@ -167,7 +170,8 @@ def limits_sentences(limits: LimitsCheck, unit: str) -> list[str]:
             f"Here it answers for a share of {in_words(check.coverage)} of the {unit}s.",
         ]
         if check.risk is not None:
-            sentences.append(f"Error rate among answered {unit}s: {in_words(check.risk)}.")
+            risk = error_rate(check, min_answered)
+            sentences.append(f"Error rate among answered {unit}s: {risk}.")
     if scope is not None:
         sentences.append(
             f"Of these {unit}s, which are in scope, a share of {in_words(scope.false_alarm_rate)} "

@@ -17,6 +17,7 @@ from dermalyze.data.table_columns import UNKNOWN
 from dermalyze.evaluation.evaluate import Evaluation
 from dermalyze.evaluation.report.text import (
     CALIBRATION,
+    elsewhere_sentences,
     gap_sentences,
     group_columns,
     headlines,
@@ -59,6 +60,7 @@ def model_card(inputs: CardInputs) -> str:
         calibration_titles=CALIBRATION,
         group_columns={name: title_of(name) for name in group_columns(evaluation)},
         gaps=gap_sentences(evaluation),
+        elsewhere=elsewhere_sentences(evaluation),
     )
 
 

@@ -22,7 +22,9 @@ from dermalyze.evaluation.report import captions
 from dermalyze.evaluation.report.figures import BLUE, data_address
 from dermalyze.evaluation.report.text import (
     CALIBRATION,
+    MIN_ANSWERED,
     cell,
+    elsewhere_sentences,
     gap_sentences,
     group_columns,
     headlines,
@@ -114,6 +116,7 @@ def _page(inputs: ReportInputs) -> dict[str, Any]:
         "basis": basis,
         "tiles": [(titles.get(n) or title_of(n), cell(known[n])) for n in tiles if n in known],
         "headlines": headlines(evaluation),
+        "elsewhere": elsewhere_sentences(evaluation),
         "per_class": _class_table(inputs, PER_CLASS),
         "at_points": _class_table(inputs, AT_POINTS),
         "confusion": _confusion(scored) if len(taxonomy) <= MAX_MATRIX else _confused(scored),
@@ -229,7 +232,11 @@ def _limits(evaluation: Evaluation) -> dict[str, Any] | None:
             for name, found in limits.prediction_sets.classes.items()
         ],
         "curve": captions.risk_coverage(limits.abstention),
-        "sentences": captions.limits_sentences(limits, evaluation.group_by),
+        "sentences": captions.limits_sentences(
+            limits,
+            evaluation.group_by,
+            0.0 if evaluation.elsewhere is None else MIN_ANSWERED,
+        ),
     }
 
 

@@ -25,6 +25,8 @@ from dermalyze.evaluation.text import (
 if TYPE_CHECKING:  # what these words are about
     from dermalyze.evaluation.evaluate import Evaluation
     from dermalyze.evaluation.statistics.bootstrap import Interval
+    from dermalyze.evaluation.uncertainty.limits import AbstentionCheck
+MIN_ANSWERED = 0.2  # share of a left-out source; below it the error rate of the answers says little
 CALIBRATION = {
     "nll": "NLL (nats)",
     "brier": "Brier score",
@@ -109,6 +111,41 @@ def gap_sentences(evaluation: "Evaluation") -> list[str]:
         for attribute in dict.fromkeys(group.attribute for group in subgroups.groups)
         if attribute not in told
     ]
+
+
+def elsewhere_sentences(evaluation: "Evaluation") -> list[str]:
+    """Say which source was left out, and what the model is worth there; empty: none was."""
+    elsewhere, unit = evaluation.elsewhere, evaluation.group_by
+    if elsewhere is None:
+        return []
+    sentences = [
+        f"All {evaluation.split} images are from the left-out source {elsewhere.source}, and "
+        "nothing was fitted on them: no weights, no best epoch, no calibration, no limits."
+    ]
+    enough = f"at least {things(elsewhere.min_lesions, 'lesion')} in this source"
+    if mean := evaluation.intervals.get("balanced_accuracy_elsewhere"):
+        sentences.append(
+            f"Balanced accuracy elsewhere: {in_words(mean)}, over {len(elsewhere.classes)} of "
+            f"{len(evaluation.taxonomy)} classes, those with {enough}: {listed(elsewhere.classes)}."
+        )
+    else:
+        sentences.append(f"No balanced accuracy elsewhere is stated: no class has {enough}.")
+    if evaluation.limits is not None:
+        sets, check = evaluation.limits.prediction_sets, evaluation.limits.abstention
+        sentences += [
+            f"Share of {unit}s answered: {in_words(check.coverage)}; error rate among them: "
+            f"{error_rate(check, MIN_ANSWERED)}.",
+            f"Coverage of prediction sets at {percent(sets.level)}, all classes together: "
+            f"{in_words(sets.coverage)}.",
+        ]
+    return sentences
+
+
+def error_rate(check: "AbstentionCheck", min_answered: float) -> str:
+    """Print how often answers are wrong, unless less than a share of the lesions is answered."""
+    if check.risk is None or check.coverage.estimate < min_answered:
+        return "not answered"
+    return in_words(check.risk)
 
 
 def group_columns(evaluation: "Evaluation") -> list[str]:

@@ -26,6 +26,7 @@ from dermalyze.evaluation.text import things
 REPLICATES = 2000
 LEVEL = 0.95
 MIN_LESIONS = 10  # fewer say nothing about how the next lesions would do
+MIN_LESIONS_ELSEWHERE = 15  # of a class in another source, to be part of the mean over its classes
 CLASS_MEANS = (
     "balanced_accuracy",
     "macro_precision",
@@ -81,6 +82,28 @@ def intervals(
         name: replace(interval, low=None, high=None, reason=RAISED) if name == "ece" else interval
         for name, interval in found.items()
     }
+
+
+def balanced_accuracy_elsewhere(
+    scored: Scored, replicates: int
+) -> tuple[tuple[str, ...], Interval | None]:
+    """Return the mean sensitivity of the classes that have enough lesions, and their names.
+
+    Lesions are counted even where images or patients are drawn.  None: no class has enough.
+    """
+    lesions = scored.table["lesion_id"].groupby(scored.targets).nunique()
+    chosen = lesions.index[lesions >= MIN_LESIONS_ELSEWHERE].to_numpy()
+    names = tuple(scored.class_names[target] for target in chosen)
+    if not names:
+        return names, None
+    kept = scored.take(np.isin(scored.targets, chosen))
+    weights = lesion_weights(kept.lesions, replicates, 0)
+    name = "balanced_accuracy"
+    estimate, drawn = (
+        replicated(kept, rows, with_curves=False)[name]
+        for rows in (np.ones((1, len(kept))), weights)
+    )
+    return names, interval_of(float(estimate[0]), drawn, rests_on(kept, name))
 
 
 def lesion_weights(lesions: Counts, replicates: int, seed: int) -> Floats:

@@ -61,6 +61,7 @@ class SetsCheck:
     mean_size: float
     single: float  # share of the lesions whose set holds one class
     sizes: list[float]  # share of sets of 1, 2, ... classes
+    coverage: Interval | None = None  # over all classes; None: an older version checked it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +197,7 @@ def _check_sets(checked: _Checked) -> SetsCheck:
         mean_size=float(checked.shares @ sizes),
         single=float(checked.shares @ (sizes == 1)),
         sizes=[float(checked.shares @ (sizes == size)) for size in range(1, len(classes) + 1)],
+        coverage=checked.all(covered),
     )
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 import pytest
+from report_page import Page
 from simulated import predicted, renamed, simulate
 
 from dermalyze.config.schema import Config, EvaluationConfig
-from dermalyze.evaluation.evaluate import evaluate
+from dermalyze.evaluation.evaluate import Evaluation, evaluate
 from dermalyze.evaluation.report.cards import (
     REGISTRY_LIMIT,
     CardInputs,
@@ -21,7 +22,8 @@ from dermalyze.evaluation.report.cards import (
     model_card,
     shortened,
 )
-from dermalyze.evaluation.report.text import markdown
+from dermalyze.evaluation.report.html import ReportInputs, write_report
+from dermalyze.evaluation.report.text import in_words, markdown
 from dermalyze.evaluation.text import AT_POINTS, PER_CLASS, TITLES
 from serving.taxonomy import CLASS_DESCRIPTIONS, CLASS_NAMES, DATA_LICENSE, DISCLAIMER, HAM10000
 
@@ -186,6 +188,49 @@ def test_a_card_without_a_calibrator_says_so(inputs):
     evaluation = replace(inputs.evaluation, calibration=None)
     card = model_card(replace(inputs, evaluation=evaluation))
     assert "No calibrator was fitted" in card
+
+
+def test_a_left_out_source_is_told_in_the_card_and_the_report(inputs, tmp_path):
+    scored = simulate(500, seed=0, signal=2.5)
+    validation = renamed(simulate(900, seed=1, signal=2.5), "V")
+    left_out = replace(predicted(scored, validation), left_out="clinic=B")
+    evaluation = evaluate(left_out, EvaluationConfig(replicates=100))
+    classes = evaluation.elsewhere.classes
+    mean = evaluation.intervals["balanced_accuracy_elsewhere"]
+    assert 1 < len(classes) < 7
+    assert evaluation.logged()["test/balanced_accuracy_elsewhere"] == mean.estimate
+    assert evaluation.logged()["test/balanced_accuracy_elsewhere_low"] == mean.low
+    assert Evaluation.from_json(evaluation.to_json()) == evaluation
+    answered = evaluation.limits.abstention.coverage.estimate
+    assert answered > 0.2
+    sentences = [
+        "All test images are from the left-out source clinic=B, and nothing was fitted on them: no "
+        "weights, no best epoch, no calibration, no limits.",
+        f"Balanced accuracy elsewhere: {in_words(mean)}, over {len(classes)} of 7 classes, those "
+        f"with at least 15 lesions in this source: {', '.join(classes)}.",
+        f"Share of lesions answered: {in_words(evaluation.limits.abstention.coverage)}; error rate "
+        f"among them: {in_words(evaluation.limits.abstention.risk)}.",
+        "Coverage of prediction sets at 90%, all classes together: "
+        f"{in_words(evaluation.limits.prediction_sets.coverage)}.",
+    ]
+    data = replace(inputs.config.data, leave_out="clinic=B")
+    config = replace(inputs.config, data=data)
+    cards = replace(inputs, evaluation=evaluation, config=config)
+    path = tmp_path / "report.html"
+    write_report(path, ReportInputs(evaluation=evaluation, scored=scored))
+    page = Page(path.read_text(encoding="utf-8")).text
+    for sentence in sentences:
+        assert f"- {sentence}\n" in model_card(cards)
+        assert sentence in page
+    assert "The test split is the source clinic=B." in data_card(cards)
+    check = evaluation.limits.abstention
+    few = replace(check, coverage=replace(check.coverage, estimate=0.199))
+    rarely = replace(evaluation, limits=replace(evaluation.limits, abstention=few))
+    assert "error rate among them: not answered." in model_card(replace(cards, evaluation=rarely))
+    write_report(path, ReportInputs(evaluation=rarely, scored=scored))
+    page = Page(path.read_text(encoding="utf-8")).text
+    assert "Error rate among answered lesions: not answered." in page
+    assert "left-out" not in model_card(inputs)
 
 
 def test_the_registry_gets_as_much_as_it_holds(inputs):

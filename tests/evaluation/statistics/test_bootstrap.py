@@ -9,7 +9,11 @@ from simulated import THREE, simulate
 from sklearn import metrics as sklearn_metrics
 
 from dermalyze.evaluation.metrics.classification import replicated, score
-from dermalyze.evaluation.statistics.bootstrap import intervals, lesion_weights
+from dermalyze.evaluation.statistics.bootstrap import (
+    balanced_accuracy_elsewhere,
+    intervals,
+    lesion_weights,
+)
 
 
 def test_every_estimate_is_the_metric_of_the_images():
@@ -40,6 +44,40 @@ def test_a_replicate_is_the_metric_of_the_drawn_images():
         }
         for name, value in expected.items():
             assert values[name][row] == pytest.approx(value, abs=1e-12), name
+
+
+def test_balanced_accuracy_elsewhere_is_that_of_the_classes_with_fifteen_lesions():
+    scored = simulate(260, seed=4)
+    lesions = {
+        name: len(np.unique(scored.lesions[scored.targets == target]))
+        for target, name in enumerate(scored.class_names)
+    }
+    for name, number in (("mel", 15), ("bkl", 14)):  # cut to the limit, and below it
+        target = scored.class_names.index(name)
+        surplus = np.unique(scored.lesions[scored.targets == target])[number:]
+        scored = scored.take(~np.isin(scored.lesions, surplus))
+        lesions[name] = number
+    expected = tuple(name for name in scored.class_names if lesions[name] >= 15)
+    assert "mel" in expected
+    assert "bkl" not in expected
+    classes, found = balanced_accuracy_elsewhere(scored, 200)
+    assert classes == expected
+    recalls = sklearn_metrics.recall_score(
+        scored.targets,
+        scored.predicted,
+        labels=[scored.class_names.index(name) for name in expected],
+        average=None,
+    )
+    assert found.estimate == pytest.approx(np.mean(recalls), abs=1e-12)
+    assert found.low < found.estimate < found.high
+    assert scored.num_lesions < len(scored)  # counted by lesion where images are drawn
+    by_image = replace(scored, lesions=np.arange(len(scored)), group_by="image")
+    assert balanced_accuracy_elsewhere(by_image, 200)[0] == expected
+
+
+def test_without_a_class_of_fifteen_lesions_there_is_no_balanced_accuracy_elsewhere():
+    scored = simulate(14, seed=0)
+    assert balanced_accuracy_elsewhere(scored, 100) == ((), None)
 
 
 def test_images_of_a_lesion_are_drawn_together():

@@ -40,6 +40,9 @@ def test_coverage_is_that_of_the_lesions_computed_one_by_one():
         assert found.num_lesions == len(shares)
         assert found.coverage.estimate == pytest.approx(np.mean(shares))
     assert sum(CHECKED.prediction_sets.sizes) == pytest.approx(1)
+    covered = sets[np.arange(len(TEST)), TEST.targets]
+    shares = [covered[TEST.lesions == lesion].mean() for lesion in range(TEST.num_lesions)]
+    assert CHECKED.prediction_sets.coverage.estimate == pytest.approx(np.mean(shares))
     mean = np.dot(CHECKED.prediction_sets.sizes, np.arange(1, 8))
     assert CHECKED.prediction_sets.mean_size == pytest.approx(mean)
 
@@ -96,3 +99,7 @@ def test_the_report_says_what_it_rests_on():
     sentences = limits_sentences(CHECKED, "lesion")
     assert any("Error rate among answered lesions: " in sentence for sentence in sentences)
     assert any("out of scope" in sentence for sentence in sentences)
+    answered = CHECKED.abstention.coverage.estimate
+    assert limits_sentences(CHECKED, "lesion", answered) == sentences
+    few = limits_sentences(CHECKED, "lesion", answered + 0.001)
+    assert "Error rate among answered lesions: not answered." in few
