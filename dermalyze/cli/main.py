@@ -49,8 +49,8 @@ class OneLineErrors(click.Group):
                     self._main(stop, *args, **kwargs)
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
-                tracking = sys.modules.get("dermalyze.tracking")
-                waits = tracking is not None and tracking.is_calling()
+                store = sys.modules.get("dermalyze.tracking.store")
+                waits = store is not None and store.is_calling()
                 if waits or code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
                     # Python's own end waits for threads, and takes seconds once torch is imported.
                     for stream in (sys.stdout, sys.stderr):

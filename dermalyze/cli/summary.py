@@ -7,12 +7,15 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from dermalyze import tracking
 from dermalyze.evaluation.report.folder import format_metrics
-from dermalyze.tracking import use_store
-from dermalyze.workflows.cross_validate import FoldsResult
 from dermalyze.workflows.finish import REQUEST, RunResult
 from serving.taxonomy import DISCLAIMER
+
+if TYPE_CHECKING:
+    from dermalyze.workflows.cross_validate import FoldsResult
 
 PORT = 5001
 _LOCAL = "sqlite:///"
@@ -59,19 +62,22 @@ class Shell:
         return shlex.quote(f"{_LOCAL}{database}")
 
 
-def summarize(result: RunResult | FoldsResult, *, typed_here: bool = True) -> str:
+def summarize(result: "RunResult | FoldsResult", *, typed_here: bool = True) -> str:
     """Write the summary, with commands that can be typed next.
 
     With `typed_here` the user's shell is in the folder of this process and has its PATH.
     """
+    if isinstance(result, RunResult) and result.folder is not None:
+        metrics = format_metrics(result.metrics, result.intervals)
+        return "\n".join([metrics, "", f"run: {result.folder}", result.parity, "", DISCLAIMER])
     shell = Shell.of_user(typed_here=typed_here)
-    uri, mlflow = use_store(), shell.program("mlflow")
+    uri, mlflow = tracking.use_store(), shell.program("mlflow")
     store = shell.other_store(uri)
     show = f"{mlflow} ui{f' --backend-store-uri {store}' if store else ''}"
     if uri.startswith("http"):  # the server shows its runs itself
         show = f"python3 -m webbrowser {shlex.quote(re.sub('//[^/]*@', '//', uri))}"
     with_store = f"MLFLOW_TRACKING_URI={store} " if store else ""
-    if isinstance(result, FoldsResult):
+    if not isinstance(result, RunResult):
         return "\n".join(
             [
                 format_metrics(result.metrics, result.intervals),

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from dermalyze.cli.options import (
+    FOLDER,
     SETTINGS,
     auto_option,
     column_options,
@@ -78,6 +79,15 @@ _OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may
 @SETTINGS
 @plugin_option(expose_value=True)
 @click.option("--resume", metavar="RUN_ID", default="", help="Continue a stopped run.")
+@click.option(
+    "--no-tracking", is_flag=True, help="Train without MLflow; the run is in --output alone."
+)
+@click.option(
+    "--output",
+    type=FOLDER,
+    default=None,
+    help="Folder of a run without MLflow; with that of a stopped run the command continues it.",
+)
 def train(
     data_dir: str,
     config: str,
@@ -85,6 +95,8 @@ def train(
     plugins: tuple[str, ...],
     resume: str,
     folds: int | str,
+    no_tracking: bool,
+    output: Path | None,
     **overrides: Any,
 ) -> None:
     """Train, evaluate, export and register a model as one MLflow run.
@@ -93,6 +105,15 @@ def train(
     the folds are nested in one run, and nothing is registered.
     """
     result: Any
+    if no_tracking != (output is not None):
+        raise click.UsageError(
+            "--no-tracking and --output belong together: give both, or neither for a run in MLflow"
+        )
+    if no_tracking and (resume or (folds, overrides["experiment"]) != ("auto", "auto")):
+        raise click.UsageError(
+            "--no-tracking goes with none of --resume, --folds and --experiment; the same command "
+            "continues a stopped run"
+        )
     typed_here = "MLFLOW_RUN_ID" not in os.environ  # which `mlflow run` sets, and MLflow removes
     if resume:
         given = {name: value for name, value in overrides.items() if value != "auto"}
@@ -121,14 +142,18 @@ def train(
         folder, demo_data = find_data(data_dir, make=False)
         resolved = _config(config, demo_data, settings, {**overrides, "plugins": list(plugins)})
         folder, demo_data = find_data(data_dir, make=True)
-        from dermalyze.workflows.cross_validate import train_folds
         from dermalyze.workflows.train import train as train_run
+        from dermalyze.workflows.train import train_untracked
 
         logger.info(f"data: {folder}")
         if demo_data:
             logger.warning("this is drawn demo data; its metrics mean nothing")
         logger.info(f"epochs: {resolved.training.epochs}")
-        if isinstance(folds, int):
+        if output is not None:
+            result = train_untracked(resolved, folder, output)
+        elif isinstance(folds, int):
+            from dermalyze.workflows.cross_validate import train_folds
+
             result = train_folds(resolved, folder, folds)
         else:
             result = train_run(resolved, folder)

@@ -23,6 +23,7 @@ from dermalyze.config.schema import TrackingConfig
 from dermalyze.credentials import masked
 from dermalyze.tracking.delivery import deliver, save_model
 from dermalyze.tracking.outbox import OUTBOX, REFUSED, WORK, Outbox, undelivered
+from dermalyze.tracking.run_folder import RunFolder
 from dermalyze.tracking.store import (
     BoundedClient,
     StoreAwayError,
@@ -32,7 +33,7 @@ from dermalyze.tracking.store import (
     quiet,
     use_store,
 )
-from dermalyze.tracking.stored_runs import EVERY_EPOCH, StoredRun, read_run, status_of
+from dermalyze.tracking.stored_runs import EVERY_EPOCH, read_run, status_of
 from serving.errors import TrackingError
 from serving.taxonomy import DISCLAIMER
 
@@ -141,9 +142,9 @@ class TrackedRun:
                 f"{self.run_id}`"
             ) from error
 
-    def as_stored(self) -> StoredRun:
+    def as_stored(self) -> RunFolder:
         """Return the run with what it has logged and keeps here; the store is not asked."""
-        return StoredRun(
+        return RunFolder(
             run_id=self.run_id,
             params=self.params,
             tags=self.tags,

@@ -18,8 +18,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
+from dermalyze.tracking.run_folder import RunFolder
 from dermalyze.tracking.store import BoundedClient, call, is_missing, use_store
-from serving.atomic_write import write_text
 from serving.errors import TrackingError
 from serving.os_errors import make_folder, owned_folder, require_room, writing_temporary_files
 
@@ -27,15 +27,9 @@ EVERY_EPOCH = "train/loss"  # a metric that each logged epoch has
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredRun:
+class StoredRun(RunFolder):
     """A run as the store had it when it was read; its files are copied when they are asked for."""
 
-    run_id: str
-    params: dict[str, str]
-    tags: dict[str, str]
-    status: str  # RUNNING, FINISHED, FAILED, KILLED or, of a fold that has not begun, SCHEDULED
-    folder: Path  # for the copies
-    artifact_uri: str = ""  # empty: all files are in the folder
     _listed: dict[str, list[FileInfo]] = field(default_factory=dict)  # by folder
     _copied: set[str] = field(default_factory=set)
 
@@ -46,9 +40,9 @@ class StoredRun:
             StoreAwayError: the tracking store is away.
             StorageError: there is no room for it.
         """
-        path = self.folder / name
         if not self.artifact_uri:
-            return path if path.exists() else None
+            return super().find(name)
+        path = self.folder / name
         if name in self._copied:
             return path
         what = f"cannot fetch {name} of run {self.run_id}"
@@ -68,7 +62,7 @@ class StoredRun:
 
     def replace(self, name: str, text: str) -> None:
         """Take a text for a file of the run from now on; the store keeps its own."""
-        write_text(self.folder / name, text)
+        super().replace(name, text)
         self._copied.add(name)
 
     def _size_of(self, name: str, artifacts: ArtifactRepository) -> int | None:
@@ -240,7 +234,7 @@ def opened(run_id: str) -> Iterator[StoredRun]:
         yield stored_run(run_id, folder)
 
 
-def add_to_run(run: StoredRun, folder: Path, name: str, metrics: Mapping[str, float]) -> None:
+def add_to_run(run: RunFolder, folder: Path, name: str, metrics: Mapping[str, float]) -> None:
     """Add files, below `name` or at the top if it is empty, and metrics to a run that has ended.
 
     Raises:

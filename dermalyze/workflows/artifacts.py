@@ -5,7 +5,7 @@ run began with, or is of another run, was changed by somebody, and is refused.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,20 +13,13 @@ from typing import Any, TypeVar
 import pandas as pd
 import yaml
 
+from dermalyze import tracking
 from dermalyze.config.loading import load_config, setting_names
 from dermalyze.config.schema import Config
 from dermalyze.data.preparation import Prepared
 from dermalyze.data.splits import Splits, read_split, read_splits
 from dermalyze.models.checkpoint import load_checkpoint
-from dermalyze.tracking import (
-    WORK,
-    StoreAwayError,
-    artifact_names,
-    fetch,
-    has_epochs,
-    is_place_missing,
-    require_unfinished,
-)
+from dermalyze.tracking.untracked import UntrackedRun
 from dermalyze.training.state import TrainingState
 from dermalyze.workflows.run_context import (
     BEST,
@@ -70,22 +63,31 @@ def copies(run_id: str, name: str) -> Iterator[Copy]:
     Raises:
         StoreAwayError: there is none here, and the tracking store is away.
     """
-    folder = WORK / run_id
+    folder = tracking.WORK / run_id
     is_here = (folder / name).exists()
     if is_here:
         yield Copy(folder / name, str(folder / name))
     try:
-        if name not in artifact_names(run_id):
+        if name not in tracking.artifact_names(run_id):
             return
-        fetched = fetch(run_id, name, folder / "fetched")
-    except StoreAwayError:
+        fetched = tracking.fetch(run_id, name, folder / "fetched")
+    except tracking.StoreAwayError:
         if is_here:
             return
         raise
     yield Copy(fetched, f"{name} among the artifacts of run {run_id}")
 
 
-def read_copies(run_id: str, name: str, read: Callable[[Copy], Item]) -> tuple[Copy, Item] | None:
+def _copies_of(job: Job, name: str) -> Iterator[Copy]:
+    """Yield the copies of a file of an open run; without MLflow there is one at most."""
+    path = job.folder / name
+    if not isinstance(job.run, UntrackedRun):
+        yield from copies(job.run.run_id, name)
+    elif path.exists():
+        yield Copy(path, str(path))
+
+
+def read_copies(found: Iterable[Copy], read: Callable[[Copy], Item]) -> tuple[Copy, Item] | None:
     """Read the first copy of a file of a run that can be read; None: there is no copy.
 
     Raises:
@@ -93,15 +95,15 @@ def read_copies(run_id: str, name: str, read: Callable[[Copy], Item]) -> tuple[C
             TrainingError, which says that a copy can be read and must not be used.
     """
     refused: list[tuple[Copy, DermalyzeError]] = []
-    for copy in copies(run_id, name):
+    for copy in found:
         try:
-            found = read(copy)
+            item = read(copy)
         except (ArtifactError, ConfigError, DataError) as error:
             refused.append((copy, error))
             continue
         for damaged, _ in refused:
             logger.warning(f"{damaged.where} cannot be used; {copy.where} is used")
-        return copy, found
+        return copy, item
     if refused:
         raise refused[0][1]
     return None
@@ -125,12 +127,13 @@ def reopen(run_id: str, here: Here) -> Kept:
         TrainingError: its settings are not what they were.
         DataError: the images or the stored pixels are not those of the run.
     """
-    params, tags = require_unfinished(run_id)
+    params, tags = tracking.require_unfinished(run_id)
     if other := tags.get("dermalyze.run_id"):
         raise TrackingError(f"run {run_id} only points to the run that is trained; resume {other}")
-    here_already = (WORK / run_id / LATEST).exists()
-    if not here_already and is_place_missing(run_id) and has_epochs(run_id):
-        fetch(run_id, LATEST, WORK / run_id)  # says where they belong; else it would start again
+    here_already = (tracking.WORK / run_id / LATEST).exists()
+    if not here_already and tracking.is_place_missing(run_id) and tracking.has_epochs(run_id):
+        # Says where they belong; else it would start again.
+        tracking.fetch(run_id, LATEST, tracking.WORK / run_id)
     began = began_with(tags)
     kept = kept_config(run_id, began)
     if kept is None:
@@ -169,7 +172,7 @@ def kept_config(run_id: str, began: Began | None) -> Config | None:
         return config
 
     try:
-        found = read_copies(run_id, CONFIG, read)
+        found = read_copies(copies(run_id, CONFIG), read)
     except ConfigError:
         if began is None:
             raise
@@ -195,13 +198,13 @@ def kept_splits(run_id: str, prepared: Prepared) -> Splits | None:
         return table
 
     for name in SPLIT_FILES:
-        found = read_copies(run_id, name, read)
+        found = read_copies(copies(run_id, name), read)
         if found is None:
             return None
-        path = WORK / run_id / name
+        path = tracking.WORK / run_id / name
         if found[0].path != path:
             copy_whole(found[0].path, path)
-    return read_splits(WORK / run_id, prepared.manifest)
+    return read_splits(tracking.WORK / run_id, prepared.manifest)
 
 
 def furthest_checkpoint(job: Job) -> dict[str, Any] | None:
@@ -213,7 +216,7 @@ def furthest_checkpoint(job: Job) -> dict[str, Any] | None:
     """
     run_id = job.run.run_id
     found, damaged = [], []
-    for copy in copies(run_id, LATEST):
+    for copy in _copies_of(job, LATEST):
         try:
             content = own_checkpoint(copy, run_id)
             if "step" not in content["training"]:
@@ -239,11 +242,11 @@ def mend_checkpoints(run_id: str) -> None:
         TrainingError: a copy is of another run.
     """
     for name in (LATEST, BEST):
-        path = WORK / run_id / name
+        path = tracking.WORK / run_id / name
         if not path.exists():
             continue
         try:
-            found = read_copies(run_id, name, lambda copy: own_checkpoint(copy, run_id))
+            found = read_copies(copies(run_id, name), lambda copy: own_checkpoint(copy, run_id))
         except ArtifactError:
             if name == LATEST:
                 raise
@@ -287,7 +290,7 @@ def repair_best(job: Job, state: TrainingState) -> None:
             raise ArtifactError(f"{copy.where} is not of epoch {state.best_epoch}")
 
     try:
-        found = read_copies(run_id, BEST, read)
+        found = read_copies(_copies_of(job, BEST), read)
     except ArtifactError:
         found = None
     path = job.folder / BEST

@@ -1,13 +1,15 @@
 """The end of a run: the best epoch evaluated on the test split, exported, compared, registered."""
 
 import base64
+import importlib.util
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dermalyze import tracking
 from dermalyze.data.splits import split_digest
 from dermalyze.evaluation.evaluate import Evaluation, Predictions
 from dermalyze.evaluation.report.figures import save_png, training_curves
@@ -15,12 +17,9 @@ from dermalyze.evaluation.report.folder import PREDICTIONS
 from dermalyze.evaluation.scores import read_scored
 from dermalyze.evaluation.statistics.bootstrap import Interval
 from dermalyze.evaluation.statistics.noninferiority import Rule
-from dermalyze.export.mlflow_arguments import pyfunc_arguments
-from dermalyze.export.onnx import export_onnx
 from dermalyze.models.checkpoint import load_member
 from dermalyze.models.ensemble import ShippedNetwork
-from dermalyze.tracking import MODEL_URI_TAG, TrackedRun, open_undelivered, tags_of
-from dermalyze.tracking.registry import Candidate, Registered, register, rule_of
+from dermalyze.tracking.untracked import UntrackedRun
 from dermalyze.training.device import in_full_precision
 from dermalyze.training.state import TrainingState
 from dermalyze.workflows.finished_run import FinishedRun
@@ -40,6 +39,9 @@ from serving.atomic_write import write_text
 from serving.errors import TrackingError
 from serving.os_errors import make_folder
 
+if TYPE_CHECKING:
+    from dermalyze.tracking.registry import Registered
+
 logger = logging.getLogger(__name__)
 
 REQUEST = Path(".dermalyze/request.json")  # one test image, as `curl` can send it
@@ -55,21 +57,37 @@ class RunResult:
     metrics: dict[str, float]  # test/...
     intervals: Mapping[str, Interval]
     parity: str  # how far ONNX and PyTorch are apart, in words
-    registered: Registered | None
+    registered: "Registered | None"
+    folder: Path | None = None  # of a run without MLflow
 
 
 def ship(job: Job, state: TrainingState) -> RunResult:
     """Evaluate, export, log and register the best epoch."""
-    config, run = job.config, job.run
+    run = job.run
     predictions = _predict(job, state)
-    parity, sample = _export(job)
-    make_folder(REQUEST.parent)
-    record = {"image": base64.b64encode(sample).decode("ascii")}
-    write_text(REQUEST, json.dumps({"dataframe_records": [record]}))
+    parity = _export(job)
     evaluation = _evaluate(job, predictions)
     metrics = evaluation.logged()
     run.log_metrics({**metrics, "best_epoch": state.best_epoch})
-    if not run.tag(MODEL_URI_TAG):
+    return RunResult(
+        run_id=run.run_id,
+        metrics=metrics,
+        intervals=evaluation.intervals,
+        parity=parity,
+        registered=None if isinstance(run, UntrackedRun) else _deliver(job, run, metrics, parity),
+        folder=job.folder if isinstance(run, UntrackedRun) else None,
+    )
+
+
+def _deliver(
+    job: Job, run: "tracking.TrackedRun", metrics: Mapping[str, float], parity: str
+) -> "Registered | None":
+    """Log the exported file as a model, and do what needs the tracking store."""
+    from dermalyze.export.mlflow_arguments import pyfunc_arguments
+    from dermalyze.tracking.registry import rule_of
+
+    config = job.config
+    if not run.tag(tracking.MODEL_URI_TAG):
         run.log_model(pyfunc_arguments(job.folder / MODEL), metrics)
     if config.tracking.register:
         wanted = {
@@ -80,16 +98,10 @@ def ship(job: Job, state: TrainingState) -> RunResult:
             "rule": asdict(rule_of(config.tracking, must_be_better=True)),
         }
         write_text(job.folder / _REGISTRATION, json.dumps(wanted))
-    return RunResult(
-        run_id=run.run_id,
-        metrics=metrics,
-        intervals=evaluation.intervals,
-        parity=parity,
-        registered=conclude(run),
-    )
+    return conclude(run)
 
 
-def conclude(run: TrackedRun) -> Registered | None:
+def conclude(run: "tracking.TrackedRun") -> "Registered | None":
     """Do what needs the tracking store at the end of a run: deliver all of it, register its model.
 
     All else is done by then, and everything that this takes is in the run's folder.
@@ -108,8 +120,10 @@ def conclude(run: TrackedRun) -> Registered | None:
     return registered
 
 
-def _registered(run: TrackedRun, wanted: Mapping[str, Any]) -> Registered:
-    uri = tags_of(run.run_id).get(MODEL_URI_TAG)
+def _registered(run: "tracking.TrackedRun", wanted: Mapping[str, Any]) -> "Registered":
+    from dermalyze.tracking.registry import Candidate, register
+
+    uri = tracking.tags_of(run.run_id).get(tracking.MODEL_URI_TAG)
     if uri is None:
         raise TrackingError(
             f"the tracking store refused the model of run {run.run_id}, which is kept in "
@@ -139,7 +153,7 @@ def sync(run_id: str) -> str:
         TrackingError: the store is still away, or there is no such run.
         TrainingError: the run is still going on.
     """
-    with hold(run_id), open_undelivered(run_id) as run:
+    with hold(run_id), tracking.open_undelivered(run_id) as run:
         if run is None:
             return f"run {run_id} has nothing left to deliver"
         if not run.is_complete:
@@ -191,8 +205,19 @@ def _evaluate(job: Job, predictions: Predictions) -> Evaluation:
     return evaluation
 
 
-def _export(job: Job) -> tuple[str, bytes]:
-    """Export the best epoch and prove it; return parity in words and one test image."""
+def _export(job: Job) -> str:
+    """Export the best epoch and prove it; return parity in words.
+
+    A run without MLflow leaves it to `export-onnx` where the packages for it are missing.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing and isinstance(job.run, UntrackedRun):
+        return (
+            f"{MODEL} was not written: {missing[0]} is not installed; where onnx and onnxscript "
+            f"are, run `dermalyze export-onnx --checkpoint {job.folder / BEST}`"
+        )
+    from dermalyze.export.onnx import export_onnx
+
     member, spec = load_member(job.folder / BEST)
     manifest = job.prepared.manifest
     test_ids = [str(image_id) for image_id in manifest["image_id"].iloc[job.splits.test]]
@@ -206,4 +231,8 @@ def _export(job: Job) -> tuple[str, bytes]:
     )
     logger.info(parity)
     job.run.set_tags({"dermalyze.parity": parity})
-    return parity, images[0][1]
+    if not isinstance(job.run, UntrackedRun):
+        make_folder(REQUEST.parent)
+        record = {"image": base64.b64encode(images[0][1]).decode("ascii")}
+        write_text(REQUEST, json.dumps({"dataframe_records": [record]}))
+    return parity

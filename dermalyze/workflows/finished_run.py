@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from dermalyze import tracking
 from dermalyze.config.loading import load_config
 from dermalyze.config.schema import Config
 from dermalyze.data.preparation import Prepared
@@ -19,7 +20,7 @@ from dermalyze.evaluation.evaluate import Predictions
 from dermalyze.evaluation.report.folder import read_folder
 from dermalyze.models.checkpoint import load_member
 from dermalyze.models.ensemble import Member
-from dermalyze.tracking import StoredRun, opened
+from dermalyze.tracking.run_folder import RunFolder
 from dermalyze.training.device import choose_device, in_full_precision
 from dermalyze.workflows.run_context import (
     AS_IN_THE_RUN,
@@ -53,7 +54,7 @@ _FACTS = {  # parameter of a run -> what the report calls it
 class FinishedRun:
     """A run whose training is over.  What it keeps is read when it is first asked for."""
 
-    stored: StoredRun
+    stored: RunFolder
     here: Here = AS_IN_THE_RUN
 
     @property
@@ -226,7 +227,7 @@ def open_finished(run_id: str, here: Here = AS_IN_THE_RUN) -> Iterator[FinishedR
     Raises:
         TrackingError: there is no such run, or the tracking store is away.
     """
-    with opened(run_id) as stored:
+    with tracking.opened(run_id) as stored:
         yield FinishedRun(stored, here)
 
 

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dermalyze import tracking
 from dermalyze.config.schema import Config
 from dermalyze.data.preparation import Prepared, prepare
 from dermalyze.data.splits import Splits
 from dermalyze.models.checkpoint import load_checkpoint, save_checkpoint
 from dermalyze.models.ensemble import Member
 from dermalyze.models.plugins import with_named_plugins
-from dermalyze.tracking import TrackedRun
+from dermalyze.tracking.untracked import UntrackedRun
 from dermalyze.training.device import Device, available_devices
 from dermalyze.training.state import TrainingState
 from dermalyze.workflows.run_fingerprint import Began
@@ -51,7 +52,7 @@ class Job:
     prepared: Prepared
     splits: Splits
     device: Device
-    run: TrackedRun
+    run: "tracking.TrackedRun | UntrackedRun"
     metadata: MetadataFields | None = None  # what the network takes beside the image
 
     @property

@@ -18,15 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dermalyze import tracking
 from dermalyze.config.schema import TrackingConfig
-from dermalyze.tracking import (
-    BoundedClient,
-    TrackedRun,
-    open_run,
-    require_run,
-    status_of,
-    tags_of,
-)
 from serving.errors import DermalyzeError, TrainingError
 
 HELD_TAG = "dermalyze.held_by"  # JSON: token, host, process, since and seen (seconds since 1970)
@@ -50,13 +43,15 @@ def open_held(
     resume: str = "",
     parent: str = "",
     tags: Mapping[str, str] | None = None,
-) -> Iterator[TrackedRun]:
+) -> Iterator["tracking.TrackedRun"]:
     """Open a run as `open_run` does, and keep others out of it until it has ended.
 
     Raises:
         TrainingError: another process works on the run to resume, which is left as it is.
         TrackingError: as `open_run`.
     """
+    from dermalyze.tracking import open_run  # `tracking` has another meaning here
+
     with ExitStack() as holds:  # left after the run has ended
         if resume:
             holds.enter_context(hold(resume))
@@ -81,12 +76,12 @@ def hold(run_id: str) -> Iterator[None]:
     Raises:
         TrainingError: another process works on the run.
     """
-    require_run(run_id)  # before its name becomes that of a file
+    tracking.require_run(run_id)  # before its name becomes that of a file
     with lock(run_id, f"run {run_id}") as before:
-        holder = json.loads(tags_of(run_id).get(HELD_TAG, "{}"))
+        holder = json.loads(tracking.tags_of(run_id).get(HELD_TAG, "{}"))
         ours = holder.get("token") in {_SELF["token"], *before}
         age = time.time() - holder.get("seen", 0)
-        if not ours and age < DEAD_SECONDS and status_of(run_id) == "RUNNING":
+        if not ours and age < DEAD_SECONDS and tracking.status_of(run_id) == "RUNNING":
             raise TrainingError(
                 f"{_in_words(f'run {run_id}', holder)}; if that process is gone, try again in "
                 f"{(DEAD_SECONDS - age) / 60:.0f} minutes"
@@ -101,9 +96,9 @@ def _claim(run_id: str) -> None:
         TrackingError: it did.
     """
     start = time.monotonic()
-    BoundedClient(f"cannot tag run {run_id}").set_tag(run_id, HELD_TAG, _sign_of_life())
+    tracking.BoundedClient(f"cannot tag run {run_id}").set_tag(run_id, HELD_TAG, _sign_of_life())
     time.sleep(max(_SETTLE_SECONDS, 2 * (time.monotonic() - start)))  # its store is as slow
-    holder = json.loads(tags_of(run_id).get(HELD_TAG, "{}"))
+    holder = json.loads(tracking.tags_of(run_id).get(HELD_TAG, "{}"))
     if holder.get("token") != _SELF["token"]:
         raise TrainingError(_in_words(f"run {run_id}", holder))
 
@@ -171,7 +166,7 @@ def _sign_of_life() -> str:
 
 
 @contextmanager
-def heartbeat(run: TrackedRun) -> Iterator[None]:
+def heartbeat(run: "tracking.TrackedRun") -> Iterator[None]:
     """Show other machines that the run is alive, whatever it does within the block."""
     ended = threading.Event()
 

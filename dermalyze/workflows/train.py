@@ -5,6 +5,7 @@ so that a run that is killed at any point can be resumed.
 """
 
 import dataclasses
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from dermalyze import tracking
 from dermalyze.config.loading import to_yaml
 from dermalyze.config.schema import Config, flatten
 from dermalyze.data.audit import examine_table
@@ -38,12 +40,7 @@ from dermalyze.evaluation.text import things
 from dermalyze.models.backbone import resize_filter_of
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.pretrained import Weights
-from dermalyze.tracking import (
-    StoreAwayError,
-    TrackedRun,
-    local_artifacts,
-    reach_store,
-)
+from dermalyze.tracking.untracked import UntrackedRun, untracked_run
 from dermalyze.training.device import choose_device, set_determinism
 from dermalyze.training.loop import LearningData, fit
 from dermalyze.training.signals import stop_on_signal
@@ -63,13 +60,14 @@ from dermalyze.workflows.run_context import (
     Here,
     Job,
     log_progress,
+    prepare_again,
     prepare_for,
     run_name,
     save_best,
     save_latest,
 )
-from dermalyze.workflows.run_fingerprint import Began
-from dermalyze.workflows.run_lock import hold, open_held
+from dermalyze.workflows.run_fingerprint import Began, began_with
+from dermalyze.workflows.run_lock import hold, lock, open_held
 from serving.atomic_write import whole_file, write_text
 from serving.errors import TrackingError, TrainingError
 from serving.os_errors import make_folder
@@ -94,7 +92,7 @@ def train(config: Config, data_dir: Path) -> RunResult:
         rows = examine_table(open_dataset(data_dir, config.data)).rows
         _split_by_source(config, with_groups(rows, config.data.group_by))
     began = Began.here(config, data_dir)
-    reach_store(config.tracking, began.tags())
+    tracking.reach_store(config.tracking, began.tags())
     prepared = prepare_for(config, data_dir)
     splits = make_splits(config, prepared)
     began = began.with_data(prepared, splits)
@@ -102,7 +100,39 @@ def train(config: Config, data_dir: Path) -> RunResult:
         return train_in(run, began, prepared, splits)
 
 
-def train_in(run: TrackedRun, began: Began, prepared: Prepared, splits: Splits) -> RunResult:
+def train_untracked(config: Config, data_dir: Path, folder: Path) -> RunResult:
+    """Do what `train` does without MLflow: all that the run keeps is in a folder.
+
+    With the folder of a run that was stopped or killed, the same settings continue it.
+
+    Raises:
+        TrackingError: the folder holds something else, or a finished run.
+        TrainingError: another process works in it, or its run began with other settings.
+        DermalyzeError: as `train`.
+    """
+    config = resolve(config)
+    began = Began.here(config, data_dir)
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
+    with lock(name, f"folder {folder}"):
+        run = untracked_run(folder)
+        if run.status == "FINISHED":
+            raise TrackingError(f"the run in {folder} is already finished; name another folder")
+        then = began_with(run.tags)
+        if then is not None:
+            then.require_same_config(config, "the command")
+        prepared = prepare_again(run.run_id, run.params, config, Here(data_dir=data_dir))
+        splits = make_splits(config, prepared)
+        if then is not None:
+            then.require_same_data(prepared, splits)
+        began = began.with_data(prepared, splits)
+        run.tags |= began.tags()
+        with run.under_way():
+            return train_in(run, began, prepared, splits)
+
+
+def train_in(
+    run: "tracking.TrackedRun | UntrackedRun", began: Began, prepared: Prepared, splits: Splits
+) -> RunResult:
     """Do in an open run what `train` does; a run that was stopped continues where it was.
 
     Args:
@@ -152,9 +182,11 @@ def train_in(run: TrackedRun, began: Began, prepared: Prepared, splits: Splits) 
             save_latest(job, state)
             log_progress(job, best=False)
             run.status = "KILLED"
+            untracked = isinstance(run, UntrackedRun)
+            again = "the same command" if untracked else f"`dermalyze train --resume {run.run_id}`"
             raise TrainingInterruptedError(
                 f"stopped in epoch {state.epoch + 1} of {config.training.epochs}; "
-                f"continue with `dermalyze train --resume {run.run_id}`"
+                f"continue with {again}"
             )
     if state.stopped_early:
         logger.info(
@@ -193,11 +225,11 @@ def resume(run_id: str, here: Here = AS_IN_THE_RUN) -> RunResult:
             return train_in(run, kept.now, prepared, splits)
 
 
-def warn_of_place(run: TrackedRun) -> None:
+def warn_of_place(run: "tracking.TrackedRun") -> None:
     """Say where the files of a run go, unless it is below this folder or on a server."""
     try:
-        place = local_artifacts(run.run_id)
-    except StoreAwayError:  # it has just gone away, and the run continues without it
+        place = tracking.local_artifacts(run.run_id)
+    except tracking.StoreAwayError:  # it has just gone away, and the run continues without it
         return
     if place is not None and not place.is_relative_to(Path.cwd()):
         experiment = place.parents[1]
@@ -250,7 +282,7 @@ def _log_settings(job: Job) -> None:
     """Log the settings and the splits, and keep them in the run's folder."""
     run, began = job.run, job.began
     make_folder(job.folder)
-    if not run.is_below:
+    if not (isinstance(run, UntrackedRun) or run.is_below):
         warn_of_place(run)
     run.log_params({**flatten(job.config), "data.dir": str(began.data_dir.resolve())})
     run.set_tags({"dermalyze.demo_data": str(began.demo_data).lower()})

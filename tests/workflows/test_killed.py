@@ -247,7 +247,7 @@ def test_of_damaged_files_the_copies_among_the_artifacts_are_used(store, demo, i
 
 
 def test_killed_in_the_export_the_run_ends_on_another_machine(store, demo, in_evaluation):
-    run_id = kill_at(store, demo, "dermalyze.workflows.finish:export_onnx", 1)
+    run_id = kill_at(store, demo, "dermalyze.export.onnx:export_onnx", 1)
     shutil.rmtree(".dermalyze")
     latest = artifacts(run_id) / "checkpoint_latest.pt"
     foreign = (artifacts(in_evaluation) / "checkpoint_latest.pt").read_bytes()

@@ -1,0 +1,39 @@
+"""A run whose files are in a folder of this machine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.atomic_write import write_text
+from serving.errors import TrackingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """What is known of a run, and its files."""
+
+    run_id: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    status: str  # RUNNING, FINISHED, FAILED, KILLED or, of a fold that has not begun, SCHEDULED
+    folder: Path  # for a run in a store: for copies of its files
+    artifact_uri: str = ""  # where a store has the files; empty: all are in the folder
+
+    def find(self, name: str) -> Path | None:
+        """Return a file or folder of the run; None: it has no such file."""
+        path = self.folder / name
+        return path if path.exists() else None
+
+    def file(self, name: str) -> Path:
+        """Return a file or folder of the run.
+
+        Raises:
+            TrackingError: it has no such file.
+        """
+        path = self.find(name)
+        if path is None:
+            raise TrackingError(f"{self.folder} has no {name}; did its training end?")
+        return path
+
+    def replace(self, name: str, text: str) -> None:
+        """Take a text for a file of the run from now on; a store keeps its own."""
+        write_text(self.folder / name, text)
