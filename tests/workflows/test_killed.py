@@ -79,7 +79,7 @@ def kill_at(store, demo, point, calls, **variables):
     before = run_ids()
     environment = dict(
         os.environ,
-        PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
         MLFLOW_TRACKING_URI=f"sqlite:///{store}/mlflow.db",
         **variables,
     )

@@ -165,10 +165,7 @@ def test_a_stopped_and_killed_training_ends_with_the_bits_of_an_uninterrupted_on
     done = dermalyze(tmp_path, words, missing=("mlflow", "onnx"))
     assert done.returncode == 0, done.stderr
     assert " after 1 epochs and 0 steps\n" in done.stderr
-    assert (
-        "\nmodel.onnx was not written: onnx is not installed; where onnx and onnxscript are, run "
-        "`dermalyze export-onnx --checkpoint run/checkpoint_best.pt`\n"
-    ) in done.stdout
+    assert "\nmodel.onnx was not written: onnx is not installed\n" in done.stdout
     for name in ("latest", "best"):
         expected, found = weights(finished[0] / "run", name), weights(run, name)
         assert expected.keys() == found.keys()
