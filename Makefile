@@ -20,7 +20,7 @@ help:
 	@echo "make check  quick tests, linters, type checker, import contracts, slow tests"
 	@echo "make bench  every figure of docs/performance.md; DATA=folder for other data than auto"
 	@echo "make kill-campaign  SIGKILL at random moments of every phase; MOMENTS=20 SEED=0 PHASES=..."
-	@echo "make fix    format, and mend what the linter can"
+	@echo "make fix    format, and fix what the linter can"
 
 install: $(READY)
 
@@ -35,7 +35,7 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 # Trained once, and again when the code, the settings or the store have changed.
 DEMO := .dermalyze/demo-is-trained
 demo: $(DEMO)
-	@echo "the demo model is there: mlflow ui shows it; make demo trains again if code, settings or store change, or after rm $(DEMO)"
+	@echo "the demo model exists: see it with mlflow ui; make demo trains again if code, settings or store change, or after rm $(DEMO)"
 
 $(DEMO): $(READY) configs/demo.yaml $(shell find dermalyze serving -name "*.py") $(if $(wildcard mlflow.db),,retrain)
 	mlflow run . --env-manager local -P size=small -P data_dir=demo

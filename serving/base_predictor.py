@@ -267,7 +267,7 @@ def predictions(
     """
     if not all(np.isfinite(values).all() for values in outputs.values()):
         raise ArtifactError(
-            "the model answers with values that are no finite numbers; train or export it again"
+            "the model returned values that are not finite numbers; train or export it again"
         )
     logits = outputs["logits"]
     probs = softmax(logits, spec.temperature)  # (N, C)
@@ -342,7 +342,7 @@ def _set(probs: NDArray[np.floating], spec: ModelSpec, level: float) -> dict[str
     ]
     if unsupported:
         said["set_note"] = (
-            f"in every set, for too few lesions to calibrate on: {', '.join(unsupported)}"
+            f"always included (too few calibration lesions): {', '.join(unsupported)}"
         )
     return said
 
@@ -357,21 +357,21 @@ def _decision(confidence: float, values: Mapping[str, Any], spec: ModelSpec) -> 
     if score is not None and scope is not None and score > scope.max_score:
         return _decided(
             "out_of_scope",
-            "the image is unlike those that the model was judged on "
+            "the image does not resemble the validation images "
             f"(score {score:.3g}, limit {scope.max_score:.3g})",
         )
     abstention = spec.abstention
     if abstention.min_confidence > 1:
         return _decided(
             "uncertain",
-            f"on validation images no confidence kept wrong answers below {abstention.risk:.0%}",
+            f"no confidence threshold kept validation errors below {abstention.risk:.0%}",
         )
     below = confidence < abstention.min_confidence
     return _decided(
         "uncertain" if below else "answer",
-        f"the confidence {confidence:.1%} is {'below' if below else 'at least'} "
-        f"{abstention.min_confidence:.1%}, from which on at most {abstention.risk:.0%} of the "
-        "answers were wrong on validation images",
+        f"confidence {confidence:.1%} is {'below' if below else 'at or above'} the "
+        f"{abstention.min_confidence:.1%} threshold (at most {abstention.risk:.0%} errors "
+        "on validation images)",
     )
 
 

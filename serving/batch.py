@@ -115,12 +115,12 @@ def read_metadata(path: Path) -> dict[str, Metadata]:
     except DataError as error:
         raise MetadataError(str(error)) from error
     if "image_id" not in columns:
-        raise MetadataError(f"{path} has no column image_id; expected one row an image")
+        raise MetadataError(f"{path} has no column image_id; expected one row per image")
     known = [name for name in COLUMNS if name in columns]
     if not known:
         raise MetadataError(f"{path} has none of the columns {', '.join(COLUMNS)}")
     if not columns["image_id"]:
-        raise MetadataError(f"{path} has no row; expected one an image")
+        raise MetadataError(f"{path} has no rows; expected one per image")
     found: dict[str, Metadata] = {}
     for row, image_id in enumerate(columns["image_id"]):
         if is_missing(image_id):
@@ -176,7 +176,7 @@ def find_metadata(
                 raise MetadataError(f"{table}, image {ids[number]}: {error}") from error
     if not found:
         raise MetadataError(
-            f"no row of {table} means one of the images: a row has {ids[0]!r}, an image is "
+            f"no row of {table} matches an image: a row has {ids[0]!r}, an image is "
             f"{one_line(paths[0].name)!r}"
         )
     used = {number for numbers in of_path for number in numbers}
@@ -184,7 +184,7 @@ def find_metadata(
     without = [path.name for path in paths if path not in found]
     parts = []
     if unused:
-        parts.append(f"{len(unused):,} of {len(ids):,} rows met no image ({some(unused)})")
+        parts.append(f"{len(unused):,} of {len(ids):,} rows match no image ({some(unused)})")
     if without:
         parts.append(f"{len(without):,} of {len(paths):,} images have no row ({some(without)})")
     return FoundMetadata(found, "; ".join(parts))

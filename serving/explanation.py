@@ -15,11 +15,11 @@ from serving.prediction import Prediction
 from serving.spec import ModelSpec
 
 MAP_IN_WORDS = {
-    "grad_cam": "Where the network's last features speak for this class (Grad-CAM). Coarse: one "
+    "grad_cam": "Where the network's last features support this class (Grad-CAM). Coarse: one "
     "value covers many pixels. It shows what the network used, not what is true.",
-    "attention_evidence": "What each place added to this class, weighted by attention. Each place "
-    "was read after others, so it is no sharp outline. It shows what the network used, not what "
-    "is true.",
+    "attention_evidence": "Contribution of each place to this class, weighted by attention. Each "
+    "place also contains information from others, so the map is not exact. It shows what the "
+    "network used, not what is true.",
 }
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _STRENGTH = 0.65  # opacity of the strongest evidence

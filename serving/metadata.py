@@ -77,7 +77,7 @@ class MetadataFields(SpecPart):
         require_part(
             self.age_mean is None or (is_number(self.age_mean) and self.age_mean >= 0),
             "metadata.age_mean",
-            "a number from 0 on, or null",
+            "a number of 0 or more, or null",
             self.age_mean,
         )
         require_part(

@@ -28,7 +28,7 @@ class QualityLimits(SpecPart):
         for name in ("min_side", "min_sharpness", "min_brightness", "max_brightness", "min_color"):
             value = getattr(self, name)
             require_part(
-                is_number(value) and value >= 0, f"quality.{name}", "a number from 0 on", value
+                is_number(value) and value >= 0, f"quality.{name}", "a number of 0 or more", value
             )
 
 

@@ -103,12 +103,12 @@ class Predictor(AnyPredictor):
         for what, found, expected in _comparisons(self.spec, inputs, outputs):
             if found != expected:
                 raise ArtifactError(
-                    f"{path} does not keep to its own spec: {what} is {found}, expected "
+                    f"{path} does not match its own spec: {what} is {found}, expected "
                     f"{expected}; export the model again"
                 )
         if not is_intact(content):
             raise ArtifactError(
-                f"{path} is not as it was exported: its checksum differs; "
+                f"{path} was changed after the export: its checksum differs; "
                 "export or download it again"
             )
         in_8_bits = self.spec.precision == "int8" and self.spec.int8_weight_bits != 7

@@ -36,7 +36,7 @@ class Taxonomy:
             if not isinstance(values, (tuple, list)) or not all(
                 isinstance(value, str) for value in values
             ):
-                raise ArtifactError(f"taxonomy.{name} must be a list of texts")
+                raise ArtifactError(f"taxonomy.{name} must be a list of strings")
             object.__setattr__(self, name, tuple(values))
         for name in ("title", "license", "citation"):
             if not isinstance(getattr(self, name), str):

@@ -70,13 +70,13 @@ class PredictionSets(SpecPart):
                 for row in self.min_probs
             ),
             "prediction_sets.min_probs",
-            "a row a class of probabilities that fall from level to level",
+            "one row per class, with probabilities that fall from level to level",
             self.min_probs,
         )
         require_part(
             all(type(count) is int and count >= 0 for count in self.num_lesions),
             "prediction_sets.num_lesions",
-            "a number of lesions a class",
+            "a number of lesions per class",
             self.num_lesions,
         )
 

@@ -52,7 +52,7 @@ def prepare_data(data_dir: str, output: Path | None, workers: int, **options: An
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--layout", type=click.Choice(["zips", "folders"]), default="zips")
 def demo_data(folder: Path, images: int, seed: int, layout: str) -> None:
-    """Draw lesions in HAM10000's layout into FOLDER."""
+    """Draw demo images in the layout of HAM10000 into FOLDER."""
     from dermalyze.data.demo.dataset import make_demo_data
 
     click.echo(make_demo_data(folder, num_images=images, seed=seed, layout=layout))

@@ -1,4 +1,4 @@
-"""Commands that judge: a run, some runs beside each other, or a table of predictions."""
+"""Commands that evaluate: one run, several runs, or a table of predictions."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from serving.taxonomy import DISCLAIMER
 @RUN_ID
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")
 @RUN_DATA
-@click.option("--images", type=FOLDER, default=None, help="Other images than the run's.")
-@click.option("--labels", type=FILE, default=None, help="Their CSV: image_id,label.")
+@click.option("--images", type=FOLDER, default=None, help="Folder of other images to evaluate.")
+@click.option("--labels", type=FILE, default=None, help="CSV of their labels: image_id,label.")
 @click.option("--output", type=FOLDER, default=None, help="[default: evaluation-RUN_ID-SPLIT]")
 @here_options
 @plugin_option()
@@ -35,7 +35,7 @@ def evaluate(
     device: str | None,
     prepared: Path | None,
 ) -> None:
-    """Judge a run's best epoch on a split, or on other images."""
+    """Evaluate a run's best epoch on a split, or on other images."""
     if (images is None) != (labels is None):
         raise click.UsageError("--images and --labels go together")
     from dermalyze.evaluation.report.folder import format_metrics
@@ -47,15 +47,17 @@ def evaluate(
     else:
         output = output or Path(f"evaluation-{run_id[:8]}-{split}")
         found = evaluate_run(run_id, split, output=output, here=here_of(data_dir, device, prepared))
-    click.echo(format_metrics(found.logged(), found.intervals))
+    click.echo(format_metrics(found.logged(), found.taxonomy, found.intervals))
     click.echo(f"written: {output}")
     click.echo(DISCLAIMER)
 
 
 @click.command()
 @click.option("--run-id", default=None, help="An MLflow run of `dermalyze train`.")
-@click.option("--predictions", type=FILE, default=None, help="Or anybody's predictions.csv.")
-@click.option("--validation", type=FILE, default=None, help="With it: what to calibrate on.")
+@click.option("--predictions", type=FILE, default=None, help="predictions.csv of any program.")
+@click.option(
+    "--validation", type=FILE, default=None, help="With --predictions: predictions to calibrate on."
+)
 @RUN_DATA
 @click.option("--output", type=FOLDER, default=Path("report"), show_default=True)
 def report(
@@ -95,7 +97,7 @@ def compare(run_ids: tuple[str, ...], output: Path | None) -> None:
     if len(run_ids) < 2:
         raise click.UsageError("expected at least two run ids")
     if len(set(run_ids)) < len(run_ids):
-        raise click.UsageError("a run cannot be compared with itself; leave out the second one")
+        raise click.UsageError("a run cannot be compared with itself; pass each run id once")
     from dermalyze.evaluation.statistics.comparison import table
     from dermalyze.workflows.compare import compare_runs
 
@@ -111,7 +113,7 @@ def compare(run_ids: tuple[str, ...], output: Path | None) -> None:
 @here_options
 @plugin_option()
 def leakage(run_id: str, data_dir: str | None, device: str | None, prepared: Path | None) -> None:
-    """Show what a random split would have claimed: train again with siblings of test images."""
+    """Show the metrics a random split would report: train again with siblings of test images."""
     from dermalyze.workflows.leakage import leakage_of
 
     here = here_of(data_dir, device, prepared)
@@ -123,9 +125,9 @@ def leakage(run_id: str, data_dir: str | None, device: str | None, prepared: Pat
 @click.argument("version", type=click.IntRange(1))
 @click.option("--model", "name", default="dermalyze", show_default=True, help="Registered model.")
 @click.option("--config", type=FILE, default=None, help="YAML file with the margins.")
-@click.option("--anyway", is_flag=True, help="Even if the rule is against it; it is written down.")
+@click.option("--anyway", is_flag=True, help="Promote even if the rule refuses; this is recorded.")
 def promote(version: int, name: str, config: Path | None, anyway: bool) -> None:
-    """Make VERSION the champion, if it is no worse than the present one."""
+    """Make VERSION the champion, if it is not worse than the current one."""
     from dermalyze.config.loading import load_config
     from dermalyze.config.schema import TrackingConfig
     from dermalyze.tracking import limit_calls
@@ -145,7 +147,7 @@ def promote(version: int, name: str, config: Path | None, anyway: bool) -> None:
 @click.command("check-fit")
 @RUN_ID
 def check_fit(run_id: str) -> None:
-    """Say in words whether a run over- or underfits."""
+    """Tell whether a run overfits or underfits."""
     from dermalyze.evaluation.overfitting import format_verdict
     from dermalyze.workflows.training_history import fit_of_run
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
     "run_ids",
     required=True,
     multiple=True,
-    help="An MLflow run of `dermalyze train`; several, or a run of folds, make an ensemble.",
+    help="An MLflow run of `dermalyze train`; several, or a cross-validation run: an ensemble.",
 )
 @click.option("--output", type=FILE, default=Path("model.onnx"), show_default=True)
 @click.option("--tta", is_flag=True, help="Average the predictions for eight flips and rotations.")
@@ -76,14 +76,14 @@ def export_onnx(
     type=PRECISION,
     default="float16",
     show_default=True,
-    help="Of a run's model; int8 is a quarter of float32, but slower and less exact in a browser.",
+    help="Weights of the exported model; int8 is smaller, but slower and less exact in a browser.",
 )
 @RUN_DATA
 @click.option(
     "--runtime",
     type=click.Path(exists=True, path_type=Path),
     default=None,
-    help="onnxruntime-web, as npm packs it; else npm fetches it.",
+    help="onnxruntime-web package from `npm pack`; without it npm downloads it.",
 )
 @here_options
 @plugin_option()
@@ -99,8 +99,8 @@ def export_web(
 ) -> None:
     """Write the page as a folder that runs the model in the browser.
 
-    Photographs never leave the device that the page is open on, and it works offline once it was
-    loaded.
+    Photographs never leave the device that shows the page. After the first visit it also works
+    offline.
     """
     from dermalyze.export.web import export_web as write
 

@@ -68,7 +68,7 @@ def data_option(text: str, default: str | None = None) -> Callable[[Command], Co
     )
 
 
-RUN_DATA = data_option("The run's images; auto: where the run found them.  [default: auto]")
+RUN_DATA = data_option("Images of the run; auto: the folder used in training.  [default: auto]")
 
 
 def run_data(data_dir: str | None) -> Path | None:
@@ -104,7 +104,7 @@ def plugin_option(*, expose_value: bool = False) -> Callable[[Command], Command]
         metavar="FILE_OR_MODULE",
         callback=_load_plugins,
         expose_value=expose_value,
-        help="Python code of the model; it is run, so name only code that you trust; repeatable.",
+        help="Python code that defines the model. It is run: name only code you trust; repeatable.",
     )
 
 
@@ -146,7 +146,7 @@ def column_options(command: Command) -> Command:
     """Add the options that say how to read one table, and what must not be split."""
     contents = {"group": "the ids that --group-by names", "label": "classes", "image": "images"}
     for name, content in contents.items():
-        text = f"Column with {content}, in one table beside images; auto: by its name."
+        text = f"Column with {content} in a table beside the images; auto: by name."
         command = auto_option(f"--{name}-column", click.STRING, text)(command)
     text = "Keep in one split: lesion, patient or none."
     return auto_option("--group-by", click.STRING, text)(command)

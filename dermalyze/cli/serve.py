@@ -37,25 +37,34 @@ def _bound(name: str, help_text: str) -> Callable[[Command], Command]:
 
 @click.command()
 @click.option("--model", required=True, help="ONNX file, or models:/NAME@ALIAS of the registry.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: all addresses.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all."
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
-@click.option("--watch", is_flag=True, help="Load a new file or a new version of the alias.")
+@click.option("--watch", is_flag=True, help="Reload when the file or the alias changes.")
 @click.option("--watch-seconds", type=click.FloatRange(0.1), default=5.0, show_default=True)
-@click.option("--allowed-host", "allowed_hosts", multiple=True, help="A name in the Host header.")
-@click.option("--cors-origin", "cors_origins", multiple=True, help="A page that may ask.")
-@_bound("root_path", "Path that a proxy in front answers under, such as /lesions.")
-@_bound("max_body_bytes", "Of a request, compressed or not.")
-@_bound("max_images", "Of a request.")
-@_bound("max_pixels", "Of an image, width x height.")
-@_bound("max_in_flight", "Requests at a time, beyond which the answer is 503.")
-@_bound("body_seconds", "Until a body must be there.")
-@_bound("request_seconds", "Until an answer must be there.")
-@_bound("header_seconds", "Until headers must be there.")
-@_bound("idle_seconds", "Until an idle connection is closed.")
-@_bound("shutdown_seconds", "What is in flight may finish in after SIGTERM.")
-@_bound("load_seconds", "Until a model must be loaded.")
-@_bound("threads", "Images worked on at once, by each worker; 0: one a core.")
+@click.option(
+    "--allowed-host", "allowed_hosts", multiple=True, help="Host name to accept; repeatable."
+)
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    help="Origin allowed to call the API (CORS); repeatable.",
+)
+@_bound("root_path", "Path prefix under which a proxy serves this, such as /lesions.")
+@_bound("max_body_bytes", "Largest request body, as received and decompressed.")
+@_bound("max_images", "Most images per request.")
+@_bound("max_pixels", "Largest image, width x height.")
+@_bound("max_in_flight", "Most concurrent requests per worker; further ones get 503.")
+@_bound("body_seconds", "Timeout for the request body, in seconds.")
+@_bound("request_seconds", "Timeout for the response, in seconds.")
+@_bound("header_seconds", "Timeout for the headers, in seconds.")
+@_bound("idle_seconds", "Idle time before a connection is closed, in seconds.")
+@_bound("shutdown_seconds", "Grace period after SIGTERM, in seconds.")
+@_bound("load_seconds", "Timeout for loading a model, in seconds.")
+@_bound("threads", "Images processed at once per worker; 0: one per CPU core.")
 def serve(
     model: str,
     host: str,
@@ -69,8 +78,8 @@ def serve(
 ) -> None:
     """Serve a model and its page over HTTP.  Needs no torch.
 
-    Each option can also be set in the environment, as DERMALYZE_MAX_BODY_BYTES is for
-    --max-body-bytes.  DERMALYZE_API_KEY asks every program for that key.
+    The limits can also be set as environment variables, such as DERMALYZE_MAX_BODY_BYTES for
+    --max-body-bytes.  If DERMALYZE_API_KEY is set, every client must send that key.
     """
     from serving.http.model_holder import examine
     from serving.http.server import serve as serve_model
@@ -102,7 +111,7 @@ def serve(
         spec = examine(file, settings.load_seconds)  # before anything listens
         logger.info(f"model: run {spec.run_id or 'unknown'}, {spec.precision}. {spec.disclaimer}")
         if host not in _LOCAL and not settings.api_key:
-            logger.warning(f"everybody who reaches {host} may ask; set {PREFIX}API_KEY for a key")
+            logger.warning(f"anyone who can reach {host} can use the service; set {PREFIX}API_KEY")
         serve_model(settings, host=host, port=port, workers=workers)
 
 

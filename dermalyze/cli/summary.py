@@ -68,7 +68,7 @@ def summarize(result: "RunResult | FoldsResult", *, typed_here: bool = True) -> 
     With `typed_here` the user's shell is in the folder of this process and has its PATH.
     """
     if isinstance(result, RunResult) and result.folder is not None:
-        metrics = format_metrics(result.metrics, result.intervals)
+        metrics = format_metrics(result.metrics, result.taxonomy, result.intervals)
         return "\n".join([metrics, "", f"run: {result.folder}", result.parity, "", DISCLAIMER])
     shell = Shell.of_user(typed_here=typed_here)
     uri, mlflow = tracking.use_store(), shell.program("mlflow")
@@ -80,9 +80,9 @@ def summarize(result: "RunResult | FoldsResult", *, typed_here: bool = True) -> 
     if not isinstance(result, RunResult):
         return "\n".join(
             [
-                format_metrics(result.metrics, result.intervals),
+                format_metrics(result.metrics, result.taxonomy, result.intervals),
                 "",
-                f"run id: {result.run_id}, above the {len(result.fold_run_ids)} runs of the folds",
+                f"run id: {result.run_id}, parent of {len(result.fold_run_ids)} runs, one per fold",
                 f"warning: {result.caveat}",
                 "",
                 f"next:\n  {show}",
@@ -91,7 +91,7 @@ def summarize(result: "RunResult | FoldsResult", *, typed_here: bool = True) -> 
             ]
         )
     lines = [
-        format_metrics(result.metrics, result.intervals),
+        format_metrics(result.metrics, result.taxonomy, result.intervals),
         "",
         f"run id: {result.run_id}",
         result.parity,

@@ -119,7 +119,7 @@ def train(
         given = {name: value for name, value in overrides.items() if value != "auto"}
         if given.keys() - set(_OF_THE_MACHINE) or settings or config != "auto" or folds != "auto":
             raise click.UsageError(
-                "a resumed run keeps its settings; leave out all but --resume, --data-dir, "
+                "a resumed run keeps its settings; with --resume pass only --data-dir, "
                 "--device, --prepared, --pretrained and --plugin"
             )
         from dermalyze.tracking import project_arguments, tags_of
@@ -147,7 +147,7 @@ def train(
 
         logger.info(f"data: {folder}")
         if demo_data:
-            logger.warning("this is drawn demo data; its metrics mean nothing")
+            logger.warning("this is drawn demo data; its metrics say nothing about skin")
         logger.info(f"epochs: {resolved.training.epochs}")
         if output is not None:
             result = train_untracked(resolved, folder, output)
@@ -178,9 +178,7 @@ def _config(
     name = resolved.model.name
     if "model.size" in values and name != "auto":
         if any(text.startswith("model.name=") for text in settings):
-            raise ConfigError(
-                f"--size has no effect beside model.name {name}; leave one of them out"
-            )
+            raise ConfigError(f"--size has no effect with model.name {name}; leave one of them out")
         logger.info(f"model: {name}, named in {path}; --size has no effect")
     return resolved
 

@@ -138,13 +138,13 @@ class Audit:
 class Table:
     """The rows that name one image with one known label, and what was wrong with the others."""
 
-    rows: pd.DataFrame  # COLUMNS, one row an image, sorted by image_id
+    rows: pd.DataFrame  # COLUMNS, one row per image, sorted by image_id
     without_lesion: frozenset[str]  # image ids; each counts as a lesion of its own
     problems: tuple[Problem, ...]
 
 
 def examine_table(dataset: Dataset) -> Table:
-    """Find what can be found without decoding, and keep one row an image."""
+    """Find what can be found without decoding, and keep one row per image."""
     rows, files = dataset.rows.drop_duplicates(), dataset.files
     repeated = dataset.rows[dataset.rows.duplicated()]["image_id"]
     two_labels = _several(rows, "image_id", "label")
@@ -172,7 +172,7 @@ def examine_table(dataset: Dataset) -> Table:
         (
             "two_lesions",
             CONTRADICTION,
-            "images are of several lesions",
+            "images belong to several lesions",
             _listed(two_lesions, rows, "image_id"),
         ),
         (
@@ -184,7 +184,7 @@ def examine_table(dataset: Dataset) -> Table:
         (
             "two_patients",
             CONTRADICTION,
-            "lesions are of several patients",
+            "lesions belong to several patients",
             _listed(two_patients, rows, "lesion_id"),
         ),
         (
@@ -208,37 +208,37 @@ def examine_table(dataset: Dataset) -> Table:
         (
             "image_without_row",
             WARNING,
-            "image files are in no row and are left out",
+            "image files have no row in the table and are left out",
             sorted(files.keys() - known),
         ),
         (
             "of_no_class",
             INFORMATION,
-            "images are of none of the classes and are left out",
+            "images belong to none of the classes and are left out",
             sorted(dataset.left_out),
         ),
         (
             "other_file",
             INFORMATION,
-            "files are not JPEG or PNG by their names and are left out",
+            "files do not have a JPEG or PNG suffix and are left out",
             [Finding(name) for name in sorted(dataset.others)],
         ),
         (
             "without_lesion",
             WARNING,
-            "images have no lesion id; each is taken for a lesion of its own",
+            "images have no lesion id; each counts as a separate lesion",
             sorted(rows[rows["lesion_id"] == ""]["image_id"]),
         ),
         (
             "vague_image",
             WARNING,
-            "images have rows that disagree in another column; the first counts",
+            "images have rows that differ in another column; the first row is used",
             sorted(vague),
         ),
         (
             "repeated_row",
             INFORMATION,
-            "rows say again what another row says",
+            "duplicate rows",
             sorted(repeated),
         ),
     )
@@ -253,13 +253,13 @@ def examine_table(dataset: Dataset) -> Table:
 
 _DUPLICATES = {  # kind, severity -> meaning
     ("same_file", CONTRADICTION): "groups of byte-identical files have several labels",
-    ("same_file", WARNING): "groups of byte-identical files stand in several lesions",
-    ("same_file", INFORMATION): "groups of byte-identical files, each inside one lesion",
-    ("same_pixels", CONTRADICTION): "groups of equal images in unequal files have several labels",
-    ("same_pixels", WARNING): "groups of equal images in unequal files stand in several lesions",
-    ("same_pixels", INFORMATION): "groups of equal images in unequal files, inside one lesion",
-    ("near_duplicate", WARNING): "pairs of nearly equal images stand in two lesions and may leak",
-    ("near_duplicate", INFORMATION): "pairs of nearly equal images, each inside one lesion",
+    ("same_file", WARNING): "groups of byte-identical files have several lesion ids",
+    ("same_file", INFORMATION): "groups of byte-identical files, each within one lesion",
+    ("same_pixels", CONTRADICTION): "groups of equal images in different files have several labels",
+    ("same_pixels", WARNING): "groups of equal images in different files have several lesion ids",
+    ("same_pixels", INFORMATION): "groups of equal images in different files, within one lesion",
+    ("near_duplicate", WARNING): "pairs of nearly equal images have two lesion ids and may leak",
+    ("near_duplicate", INFORMATION): "pairs of nearly equal images, each within one lesion",
 }
 
 
@@ -312,7 +312,7 @@ def audit(
         (
             "telling_column",
             WARNING,
-            "facts that are known only after the diagnosis tell the class; do not learn from them",
+            "columns known only after the diagnosis reveal the class; do not use them as inputs",
             _telling(manifest),
         ),
         *(

@@ -55,7 +55,7 @@ def read_mask(data: bytes, size: tuple[int, int], *, mode: str) -> NDArray[np.bo
     try:
         mask = Image.open(io.BytesIO(data)).convert("L")
     except Exception as error:  # damaged files make Pillow raise at least five types
-        raise ImageError("a lesion mask is damaged or no image") from error
+        raise ImageError("a lesion mask is damaged or not an image") from error
     inside = np.asarray(mask) >= _INSIDE
     painted = Image.fromarray(inside.astype(np.uint8) * 255).convert("RGB")
     return resize(painted, size, mode=mode, filter_name="bilinear")[..., 0] >= _INSIDE

@@ -153,16 +153,16 @@ def _grouping(manifest: pd.DataFrame, report: Audit, group_by: str) -> str:
     """Say what is not split, and how far that is known."""
     number, num_images = manifest["group"].nunique(), len(manifest)
     if group_by == "none":
-        return f"none: each of {num_images:,} images may be in any split"
+        return f"none: {num_images:,} images, split one by one"
     sentence = f"{group_by}: {num_images:,} images in {number:,} groups"
     without = report.missing["lesion id"]
     if group_by == "lesion":
         if without == num_images:
-            sentence = "lesion: no lesion ids, so each image is a group of its own"
+            sentence = "lesion: there are no lesion ids, so each image is a separate group"
         elif without:
-            sentence += f"; {without:,} images without a lesion id are each a group of their own"
+            sentence += f"; {without:,} images have no lesion id, each is a separate group"
         if "patient_id" in manifest:
-            sentence += "; patients are known: data.group_by patient keeps each in one split"
+            sentence += "; patient ids exist: data.group_by patient keeps each patient in one split"
     return sentence
 
 

@@ -259,7 +259,7 @@ def read_splits(folder: Path, manifest: pd.DataFrame) -> Splits:
             if image_id in split_of_image:
                 raise DataError(
                     f"{image_id} is in {split_of_image[image_id]}_split.csv and "
-                    f"{name}_split.csv of {folder}; an image belongs into one split, once"
+                    f"{name}_split.csv of {folder}; each image belongs in exactly one split"
                 )
             group = group_of[row]
             if (other := split_of_group.setdefault(group, name)) != name:

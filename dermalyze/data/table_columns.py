@@ -47,7 +47,7 @@ def read_frame(
             f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}"
         )
     if table.empty:
-        raise DataError(f"{path} has a header and no rows; expected one row an image")
+        raise DataError(f"{path} has a header and no rows; expected one row per image")
     return table
 
 

@@ -66,7 +66,7 @@ def with_taxonomy_file(taxonomy: Taxonomy, path: Path) -> Taxonomy:
 def _texts(path: Path, key: str, value: object) -> list[str]:
     items = [value] if isinstance(value, str) and value else value or []
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise ConfigError(f"{path} must have a list of texts as {key}, such as [a, b]")
+        raise ConfigError(f"{path} must have a list of strings as {key}, such as [a, b]")
     return items
 
 

@@ -262,8 +262,8 @@ def _prevalence(calibrated: Scored, text: str, trained_priors: Floats | None) ->
         return None
     if trained_priors is None:
         raise ConfigError(
-            "evaluation.prevalence needs the shares that training made the network see, which "
-            "are not known of these predictions; set it to none"
+            "evaluation.prevalence needs the class shares used in training, which are unknown "
+            "for these predictions; set it to none"
         )
     if text == "estimate":
         stated = estimate_priors(calibrated.logits, trained_priors)

@@ -109,7 +109,7 @@ def _check(history: Sequence[Mapping[str, float]]) -> None:
             value = entry.get(key)
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise DataError(
-                    f"the training history has {key} {value!r} in its entry {number}, expected a "
+                    f"the training history has {key} {value!r} in entry {number}, expected a "
                     "finite number; it must be a training_history.json of `dermalyze train`"
                 )
 
@@ -166,7 +166,7 @@ def _too_short(num_epochs: int) -> FitVerdict:
     counted = "1 epoch" if num_epochs == 1 else f"{num_epochs} epochs"
     return FitVerdict(
         verdict=TOO_SHORT,
-        reasons=(f"the history has {counted}; a trend takes at least {MIN_EPOCHS}",),
+        reasons=(f"the history has {counted}; a trend needs at least {MIN_EPOCHS}",),
         advice=(f"train for longer: training.epochs of {MIN_EPOCHS} or more",),
     )
 
@@ -214,9 +214,9 @@ def _overfitting(trends: _Trends) -> FitVerdict | None:
             f"to {trends.balanced_accuracy_end:.3f}: the answers got better, their confidence worse"
         )
         advice.append("select epochs with training.monitor=val/balanced_accuracy")
-        advice.append("temper the confidence with loss.label_smoothing=0.1")
+        advice.append("reduce overconfidence with loss.label_smoothing=0.1")
     advice += [
-        "vary the images more: raise augmentation.level by a step, at most heavy",
+        "vary the images more: raise augmentation.level by one step, at most heavy",
         "raise model.dropout_rate or training.weight_decay",
         "take a smaller model.size, or train the head alone with model.freeze_backbone=true",
     ]
@@ -235,7 +235,7 @@ def _underfitting(trends: _Trends, images_of_classes: Sequence[int]) -> FitVerdi
     if trends.balanced_accuracy_best < chance + LOW_GAIN * (1 - chance):
         reasons.append(
             f"val/balanced_accuracy reached only {trends.balanced_accuracy_best:.3f}; "
-            f"one answer for every image would score {chance:.3f}"
+            f"predicting the same class for every image would score {chance:.3f}"
         )
     if trends.train_accuracy_end < LOW_SHARE * commonest:
         reasons.append(
@@ -251,7 +251,7 @@ def _underfitting(trends: _Trends, images_of_classes: Sequence[int]) -> FitVerdi
         reasons.append("the losses no longer fall: more epochs alone will not help")
         advice.append("try another training.lr, three times higher or lower")
     if trends.balanced_accuracy_best < 1.2 * chance:
-        advice.append("let rare classes count with loss.class_weights=balanced")
+        advice.append("give rare classes more weight with loss.class_weights=balanced")
     advice += [
         "start from pretrained weights with model.pretrained, and model.freeze_backbone=false",
         "reduce regularization: lower model.dropout_rate, training.weight_decay or "

@@ -216,7 +216,7 @@ def read_predictions(
     if (claimed != predicted).any():
         row = int((claimed != predicted).argmax())
         raise DataError(
-            f"{path} says {claimed[row]!r} of image {table['image_id'][row]!r}, where its logits "
+            f"{path} says {claimed[row]!r} for image {table['image_id'][row]!r}, but its logits "
             f"say {predicted[row]!r}; the file was changed, write it again with `dermalyze "
             "evaluate`"
         )

@@ -53,7 +53,7 @@ def measure_maps(
     maps: NDArray[np.float32],
     masks: list[NDArray[np.bool_]],
 ) -> pd.DataFrame:
-    """Measure each map against its mask: a row an image that can be measured.
+    """Measure each map against its mask: one row per measurable image.
 
     `mass` is the share of the map's sum that lies inside the lesion; `pointing` whether its
     maximum does (Zhang et al., "Top-down neural attention by excitation backprop", 2018, section

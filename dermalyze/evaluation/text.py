@@ -1,5 +1,6 @@
 """Numbers and the titles of metrics in words, for everything that is read by people."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from serving.taxonomy import Taxonomy
@@ -75,12 +76,28 @@ def not_recorded(taxonomy: Taxonomy) -> str:
     )
 
 
-def title_of(name: str) -> str:
-    """Say what a metric is called: `recall/mel` is sensitivity for mel."""
+def title_of(name: str, taxonomy: Taxonomy | None = None) -> str:
+    """Say what a metric is called: `recall/mel` is sensitivity for mel.
+
+    With a taxonomy the class is named as the data names it, not by its key.
+    """
     stem, _, class_name = name.partition("/")
+    if taxonomy is not None and class_name in taxonomy.keys:
+        class_name = taxonomy.names[taxonomy.keys.index(class_name)]
     title = TITLES.get(stem) or PER_CLASS.get(stem) or AT_POINTS.get(stem)
     title = title or stem.replace("_", " ")
     return f"{title} for {class_name}" if class_name else title
+
+
+def width_of(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two for each Chinese character."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+
+
+def padded(text: str, width: int) -> str:
+    """Fill a text with spaces up to a number of columns of a terminal."""
+    return text + " " * (width - width_of(text))
 
 
 def p_value(value: float) -> str:

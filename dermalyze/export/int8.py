@@ -162,7 +162,7 @@ def export_int8(
         raise ArtifactError(
             f"{output} is not written: balanced accuracy on {best.num_images:,} validation images "
             f"falls from {best.float_accuracy:.2%} in float32 to {best.int8_accuracy:.2%} in int8 "
-            f"at best of {len(reports)} tries, where {100 * MAX_DROP:.1f} points are allowed; "
+            f"in the best of {len(reports)} tries, where {100 * MAX_DROP:.1f} points are allowed; "
             "export with --precision float32, or train longer"
         )
 
@@ -191,7 +191,7 @@ def drawn_by_class(targets: Rows, images_a_class: int) -> Rows:
         DataError: there is none.
     """
     if len(targets) == 0:
-        raise DataError("there is no training image to calibrate with; expected some a class")
+        raise DataError("there is no training image to calibrate with; expected some per class")
     rng = np.random.default_rng(_SEED)
     drawn = [
         rng.permutation(np.flatnonzero(targets == target))[:images_a_class]

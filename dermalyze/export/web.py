@@ -89,12 +89,12 @@ def _check_place(output: Path) -> None:
     found = {file.name for file in output.iterdir()} - {PARTIAL}  # which a kill has left
     if found and _MARK not in found:
         raise ConfigError(
-            f"{output} is not empty and no earlier export; choose another folder for the page"
+            f"{output} is not empty and not an earlier export; choose another folder for the page"
         )
     if foreign := sorted(found - _files_of(output)):
         raise ConfigError(
-            f"{output} holds {foreign[0]}, which no export has written; move it away, or choose "
-            "another folder for the page"
+            f"{output} holds {foreign[0]}, which is not from an earlier export; move it away, or "
+            "choose another folder for the page"
         )
 
 
@@ -168,7 +168,7 @@ def _unpack(tarball: Path, folder: Path) -> None:
         raise ArtifactError(f"cannot read {tarball}: {error.strerror}") from error
     if not _is_known(content):
         raise ArtifactError(
-            f"{tarball} is not {RUNTIME} {RUNTIME_VERSION} as npm has it: its digest differs; "
+            f"{tarball} is not {RUNTIME} {RUNTIME_VERSION} from npm: its digest differs; "
             f"get it with `npm pack {RUNTIME}@{RUNTIME_VERSION}`"
         )
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
@@ -206,12 +206,12 @@ def _fetched() -> Path:
         files = list(Path(folder).glob("*.tgz"))
         if done.returncode or len(files) != 1:
             raise ConfigError(
-                f"npm cannot fetch {RUNTIME} {RUNTIME_VERSION}; look at its settings, {by_hand}"
+                f"npm cannot fetch {RUNTIME} {RUNTIME_VERSION}; check its settings, {by_hand}"
             )
         if not _is_known(files[0].read_bytes()):  # never kept: it would be found again
             raise ArtifactError(
-                f"npm gives another {RUNTIME} {RUNTIME_VERSION} than is known here: its digest "
-                f"differs; look at its registry, {by_hand}"
+                f"npm sent another {RUNTIME} {RUNTIME_VERSION} than expected: its digest differs; "
+                f"check its registry, {by_hand}"
             )
         files[0].replace(kept)
     return kept

@@ -82,7 +82,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged and foreign files raise half a dozen types
         raise ArtifactError(
-            f"{path} is no checkpoint of dermalyze, or it is damaged; train or download it again"
+            f"{path} is not a checkpoint of dermalyze, or is damaged; train or download it again"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ArtifactError(f"{path} was not written by `dermalyze train`; expected a checkpoint")

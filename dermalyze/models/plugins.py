@@ -48,7 +48,7 @@ def with_named_plugins(stored: ModelConfig) -> ModelConfig:
     """
     if missing := [plugin for plugin in stored.plugins if _name_of(plugin) not in _named]:
         raise ConfigError(
-            f"the model asks for the plug-in {missing[0]!r}, and a stored file never loads code; "
+            f"the model needs the plug-in {missing[0]!r}, and a stored file never loads code; "
             "if you trust it, name the module or .py file yourself: --plugin FILE_OR_MODULE"
         )
     return dataclasses.replace(stored, plugins=tuple(_named[_name_of(p)] for p in stored.plugins))

@@ -43,7 +43,7 @@ def create(name: str, image_size: int, *, pretrained: bool, file: Path | None = 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; see timm.list_models()"
-        raise ConfigError(f"model.name {name!r} is no timm model{hint}")
+        raise ConfigError(f"model.name {name!r} is not a timm model{hint}")
     arguments: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
     if file is not None:
         arguments["pretrained_cfg_overlay"] = {"file": str(file)}
@@ -130,7 +130,7 @@ def load_safetensors(network: nn.Module, path: Path) -> None:
     except FileNotFoundError as error:
         raise ConfigError(f"model.pretrained names {path}, and there is no such file") from error
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"model.pretrained names {path}, which is no safetensors file") from error
+        raise ConfigError(f"model.pretrained is {path}, which is not a safetensors file") from error
     own = network.state_dict()
     misfits = [k for k, v in weights.items() if k in own and own[k].shape != v.shape]
     missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]

@@ -123,7 +123,7 @@ def promote(name: str, version: str, rule: Rule, *, anyway: bool) -> Registered:
     found = client.get_model_version(name, version)
     champion = _champion(client, name)
     if champion is not None and champion.version == found.version:
-        raise TrackingError(f"version {version} of {name} is the champion already")
+        raise TrackingError(f"version {version} of {name} is already the champion")
     candidate = Candidate(
         model_uri=found.source or "",
         run_id=found.run_id or "",
@@ -135,7 +135,7 @@ def promote(name: str, version: str, rule: Rule, *, anyway: bool) -> Registered:
     )
     decision = judge(candidate, champion, rule)
     if anyway and not decision.promoted:
-        reason = f"by hand, against the rule: {decision.reason}"
+        reason = f"promoted by hand although the rule refused: {decision.reason}"
         decision = Decision(promoted=True, reason=reason, numbers=decision.numbers)
     _carry_out(client, name, str(found.version), decision, candidate.description)
     return Registered(
@@ -214,7 +214,7 @@ def follow(uri: str, path: Path, version: str, seconds: float) -> None:
         try:
             if version_of(uri) != version:
                 version = fetch_model(uri, path)
-                logger.info(f"version {version} of {uri} is there")
+                logger.info(f"version {version} of {uri} is downloaded")
         except DermalyzeError as error:  # a server may come back, and a full disk get room
             logger.info(str(error))
 
@@ -222,7 +222,7 @@ def follow(uri: str, path: Path, version: str, seconds: float) -> None:
 def judge(candidate: Candidate, champion: Any | None, rule: Rule) -> Decision:
     """Decide whether a candidate replaces the champion, a version of the registry, and say why."""
     if not candidate.parity:
-        return _refusal("its ONNX file has not been proven to answer as PyTorch does")
+        return _refusal("its ONNX file has not passed the parity check with PyTorch")
     if champion is None:
         return Decision(promoted=True, reason="first champion", numbers={})
     incumbent = f"version {champion.version}"
@@ -230,13 +230,13 @@ def judge(candidate: Candidate, champion: Any | None, rule: Rule) -> Decision:
         reason = f"trained on real data; {incumbent} was trained on demo data"
         return Decision(promoted=True, reason=reason, numbers={})
     if champion.tags.get(_SPLIT_TAG) != candidate.test_split:
-        return _refusal(f"not compared: {incumbent} was judged on another test split")
+        return _refusal(f"not compared: {incumbent} was evaluated on another test split")
     try:
         theirs = _predictions(champion.run_id)
     except StoreAwayError:  # which says nothing about the champion
         raise
     except DermalyzeError as error:
-        return _refusal(f"not compared: the predictions of {incumbent} are not to be had ({error})")
+        return _refusal(f"not compared: the predictions of {incumbent} are not available ({error})")
     return compare_with_champion(candidate.predictions, theirs, rule, incumbent)
 
 

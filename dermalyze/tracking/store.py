@@ -55,12 +55,12 @@ _PACKAGES = (  # whose exceptions are failures of the store
 )  # fmt: skip
 _LOCKED = re.compile(r"database (table )?is locked")
 _CONFLICT = re.compile(r"UNIQUE constraint|duplicate key|Duplicate entry|ALREADY_EXISTS")
-_SOMETHING_ELSE = "answered with something else than MLflow does"
+_SOMETHING_ELSE = "did not answer like an MLflow server"
 _AWAY = (
     (re.compile(r"Connection refused"), "refused the connection"),
     (
         re.compile(r"[Nn]ame or service not known|resolve|could not translate host name"),
-        "has a host name that is not known",
+        "has an unknown host name",
     ),
     (re.compile(r"(?i)timed out|timeout"), "did not answer within {seconds:g} seconds"),
     (
@@ -75,7 +75,7 @@ _AWAY = (
             r"(?i)connection (reset|aborted|broken)|RemoteDisconnected|closed the connection|"
             r"terminating connection|shutting down|starting up|connection already closed"
         ),
-        "broke off the connection",
+        "closed the connection",
     ),
     (re.compile(r"disk is full|No space left"), "has no space left on its disk"),
 )
@@ -443,7 +443,7 @@ def _check_database(uri: str) -> None:
     while not call(what, lambda: _is_whole(path, uri)):
         if time.time() - path.stat().st_mtime > _UNFINISHED_SECONDS:
             raise TrackingError(
-                f"{path} is only half made: a program was stopped while it created it; it holds "
+                f"{path} is incomplete: a program was stopped while it created it; it holds "
                 "no runs: delete it and start again"
             )
         time.sleep(0.2)

@@ -97,7 +97,7 @@ class StoredRun(RunFolder):
                 "project was moved, move it back or make that folder a link to the new one"
             )
         raise TrackingError(
-            f"run {self.run_id} has no {name}; did its training end? see `mlflow ui`"
+            f"run {self.run_id} has no {name}; did its training finish? see `mlflow ui`"
         )
 
 

@@ -102,7 +102,7 @@ def read_copies(found: Iterable[Copy], read: Callable[[Copy], Item]) -> tuple[Co
             refused.append((copy, error))
             continue
         for damaged, _ in refused:
-            logger.warning(f"{damaged.where} cannot be used; {copy.where} is used")
+            logger.warning(f"{damaged.where} cannot be used; {copy.where} is used instead")
         return copy, item
     if refused:
         raise refused[0][1]
@@ -129,7 +129,7 @@ def reopen(run_id: str, here: Here) -> Kept:
     """
     params, tags = tracking.require_unfinished(run_id)
     if other := tags.get("dermalyze.run_id"):
-        raise TrackingError(f"run {run_id} only points to the run that is trained; resume {other}")
+        raise TrackingError(f"run {run_id} only refers to the training run; resume {other}")
     here_already = (tracking.WORK / run_id / LATEST).exists()
     if not here_already and tracking.is_place_missing(run_id) and tracking.has_epochs(run_id):
         # Says where they belong; else it would start again.
@@ -138,7 +138,7 @@ def reopen(run_id: str, here: Here) -> Kept:
     kept = kept_config(run_id, began)
     if kept is None:
         raise TrackingError(
-            f"nothing is known of the settings of run {run_id}, which was killed before it began; "
+            f"the settings of run {run_id} are unknown, because it was killed before it began; "
             "train a new run"
         )
     config = usable_config(kept, here)
@@ -176,7 +176,9 @@ def kept_config(run_id: str, began: Began | None) -> Config | None:
     except ConfigError:
         if began is None:
             raise
-        logger.warning(f"{CONFIG} cannot be used; the settings that the run began with are")
+        logger.warning(
+            f"{CONFIG} cannot be used; the original settings of the run are used instead"
+        )
         found = None
     if found is not None:
         return found[1]
@@ -230,7 +232,7 @@ def furthest_checkpoint(job: Job) -> dict[str, Any] | None:
         return None
     copy, furthest = max(found, key=lambda c: (c[1]["training"]["epoch"], c[1]["training"]["step"]))
     for bad, _ in damaged:
-        logger.warning(f"{bad.where} cannot be used; {copy.where} is used")
+        logger.warning(f"{bad.where} cannot be used; {copy.where} is used instead")
     return furthest
 
 
@@ -267,8 +269,8 @@ def own_checkpoint(copy: Copy, run_id: str) -> dict[str, Any]:
     owner = ModelSpec.from_json(content["spec"]).run_id
     if owner != run_id:
         raise TrainingError(
-            f"{copy.where} is of run {owner}, and run {run_id} is to be resumed; put back its own, "
-            "or delete that file if there is another copy"
+            f"{copy.where} belongs to run {owner}, not to run {run_id}; restore the right file, or "
+            "delete it if there is another copy"
         )
     return content
 
@@ -287,7 +289,7 @@ def repair_best(job: Job, state: TrainingState) -> None:
 
     def read(copy: Copy) -> None:
         if own_checkpoint(copy, run_id)["training"].get("epoch") != state.best_epoch:
-            raise ArtifactError(f"{copy.where} is not of epoch {state.best_epoch}")
+            raise ArtifactError(f"{copy.where} is not from epoch {state.best_epoch}")
 
     try:
         found = read_copies(_copies_of(job, BEST), read)

@@ -49,6 +49,7 @@ from dermalyze.workflows.train import TrainingInterruptedError, resolve, train_i
 from serving.atomic_write import copy_whole, write_text
 from serving.errors import TrackingError, TrainingError
 from serving.os_errors import make_folder
+from serving.taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class FoldsResult:
     fold_run_ids: tuple[str, ...]  # in the order of the folds
     metrics: dict[str, float]  # test/..., of all images together, each evaluated out of fold
     intervals: Mapping[str, Interval]
+    taxonomy: Taxonomy
     caveat: str  # what the metrics do not say
 
 
@@ -98,7 +100,7 @@ def train_folds(config: Config, data_dir: Path, folds: int) -> FoldsResult:
     reach_store(config.tracking, {**tags, **began.tags()})
     prepared = prepare_for(config, data_dir)
     if prepared.dataset.splits:
-        logger.warning("folds deal all images anew; the splits that the data names are not used")
+        logger.warning("cross-validation makes new splits; the splits of the data are ignored")
     plan = _plan(began, prepared, folds)
     tags |= dataclasses.replace(began, pixels=prepared.pixels).tags()
     name = f"{folds} folds, {run_name(config)}"
@@ -184,6 +186,7 @@ def _finish(run: TrackedRun, plan: _Plan) -> FoldsResult:
         fold_run_ids=run_ids,
         metrics=evaluation.logged(),
         intervals=evaluation.intervals,
+        taxonomy=evaluation.taxonomy,
         caveat=caveat,
     )
 
@@ -275,6 +278,5 @@ def _caveat(folds: int) -> str:
     return (
         f"out of fold: {folds} models, not one; each image was evaluated by the model that had not "
         "seen its lesion, so these metrics describe the training procedure, not one model; AUC "
-        "ranks answers of different models, and intervals leave out that training again would "
-        "give other models"
+        "ranks answers of different models, and the intervals do not cover repeated training"
     )

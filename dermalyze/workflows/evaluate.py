@@ -143,7 +143,7 @@ def read_labels(path: Path, taxonomy: Taxonomy, group_by: str) -> pd.DataFrame:
     if absent := [name for name in required if name not in table.columns]:
         raise DataError(f"{path} has no column {absent[0]}; expected image_id and label")
     if table.empty:
-        raise DataError(f"{path} has no row; expected one per image")
+        raise DataError(f"{path} has no rows; expected one per image")
     table = tidy_facts(table, path)
     names = {name.casefold(): name for name in taxonomy.names} | {n: n for n in taxonomy.names}
     for image_id, label in zip(table["image_id"], table["label"], strict=True):
@@ -154,7 +154,7 @@ def read_labels(path: Path, taxonomy: Taxonomy, group_by: str) -> pd.DataFrame:
             )
     table["label"] = [names.get(label) or names[label.casefold()] for label in table["label"]]
     if twice := table["image_id"][table["image_id"].duplicated()].tolist():
-        raise DataError(f"{path} names the image {twice[0]} twice; expected one row an image")
+        raise DataError(f"{path} names the image {twice[0]} twice; expected one row per image")
     if group_by == "patient" and not any(table.get("patient_id", ())):
         logger.warning(f"{path} has no patient ids: intervals are drawn by lesion")
         group_by = "lesion"
@@ -173,7 +173,7 @@ def files_of_rows(image_ids: Sequence[str], images: Path, labels: Path) -> dict[
         if len(rows) > 1:
             raise DataError(
                 f"{labels} has two rows for {path}: {image_ids[rows[0]]!r} and "
-                f"{image_ids[rows[1]]!r}; expected one row an image"
+                f"{image_ids[rows[1]]!r}; expected one row per image"
             )
     if missing := [name for name, of_row in zip(image_ids, found.files, strict=True) if not of_row]:
         rest = [path for path, rows in zip(files, found.ids, strict=True) if not rows]

@@ -38,6 +38,7 @@ from dermalyze.workflows.uncertainty import Runner, with_limits
 from serving.atomic_write import write_text
 from serving.errors import TrackingError
 from serving.os_errors import make_folder
+from serving.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from dermalyze.tracking.registry import Registered
@@ -56,6 +57,7 @@ class RunResult:
     run_id: str
     metrics: dict[str, float]  # test/...
     intervals: Mapping[str, Interval]
+    taxonomy: Taxonomy
     parity: str  # how far ONNX and PyTorch are apart, in words
     registered: "Registered | None"
     folder: Path | None = None  # of a run without MLflow
@@ -73,6 +75,7 @@ def ship(job: Job, state: TrainingState) -> RunResult:
         run_id=run.run_id,
         metrics=metrics,
         intervals=evaluation.intervals,
+        taxonomy=evaluation.taxonomy,
         parity=parity,
         registered=None if isinstance(run, UntrackedRun) else _deliver(job, run, metrics, parity),
         folder=job.folder if isinstance(run, UntrackedRun) else None,
@@ -127,7 +130,7 @@ def _registered(run: "tracking.TrackedRun", wanted: Mapping[str, Any]) -> "Regis
     if uri is None:
         raise TrackingError(
             f"the tracking store refused the model of run {run.run_id}, which is kept in "
-            f"{run.folder}; when the cause is gone, run `dermalyze train --resume {run.run_id}`"
+            f"{run.folder}; when the cause is fixed, run `dermalyze train --resume {run.run_id}`"
         )
     return register(
         wanted["name"],
@@ -158,7 +161,7 @@ def sync(run_id: str) -> str:
             return f"run {run_id} has nothing left to deliver"
         if not run.is_complete:
             return (
-                f"run {run_id} is delivered as far as it came; continue with `dermalyze train "
+                f"run {run_id} is delivered up to its last epoch; continue with `dermalyze train "
                 f"--resume {run_id}`"
             )
         registered = conclude(run)

@@ -41,9 +41,9 @@ from serving.spec import ModelSpec
 _DAMAGED = "expected what the training wrote; restore it from a copy or train again"
 _FACTS = {  # parameter of a run -> what the report calls it
     "resolved.backbone": "backbone",
-    "resolved.pretrained": "weights at the start",
+    "resolved.pretrained": "initial weights",
     "resolved.num_parameters": "parameters of the network",
-    "resolved.num_images": "usable images in all",
+    "resolved.num_images": "usable images",
     "resolved.device": "trained on",
     "resolved.precision": "precision in training",
     "resolved.data_fingerprint": "fingerprint of the images",

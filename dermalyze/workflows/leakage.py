@@ -40,8 +40,8 @@ METRICS = ("balanced_accuracy", "accuracy", "macro_auc")
 NAMES = ("as it is", "with siblings")
 CONDITIONS = (
     "both networks have the settings, the seed, the validation images and the evaluated images in "
-    "common; the second one also saw the siblings, so its training set is larger, and each was "
-    "trained once, so the luck of a training is part of the difference and not of its interval"
+    "common; the second one also saw the siblings, so its training set is larger; each was trained "
+    "once, so the randomness of training affects the difference but not its interval"
 )
 
 
@@ -69,10 +69,10 @@ class Leakage:
     def in_words(self) -> str:
         """Lay it out for a terminal."""
         lines = [
-            f"run {self.run_id} learned from {self.num_train:,} images; run {self.leaky_run_id} "
-            f"also from {self.num_siblings:,} siblings of its test images",
+            f"run {self.run_id} was trained on {self.num_train:,} images; run {self.leaky_run_id} "
+            f"also on {self.num_siblings:,} siblings of its test images",
             "",
-            "test lesions with a sibling in the second training set, one image each:",
+            "test lesions with another image in the second training set, one image each:",
             table(self.of_leaked),
             "",
             "all test lesions, as a random split would mix them, one image each:",

@@ -102,7 +102,7 @@ class Here:
         if self.prepared:
             prepared = self.prepared
         elif prepared != "auto" and not Path(prepared).is_dir():
-            logger.warning(f"data.prepared {prepared} is not here; auto is used")
+            logger.warning(f"data.prepared {prepared} does not exist here; auto is used")
             prepared = "auto"
         words: dict[str, str | bool] = {"true": True, "false": False}
         pretrained = config.model.pretrained

@@ -185,7 +185,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 def _add_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict",
-        summary="Answer for one photograph, or for each of several",
+        summary="Classify one or several photographs",
         responses=openapi.POST_ERRORS,
         response_model=openapi.Predictions,
     )
@@ -203,7 +203,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/explain",
-        summary="Draw the photograph, the map of a class over it, and what both mean, as PNG",
+        summary="Return a PNG with the photograph, the map of a class over it, and an explanation",
         response_class=Response,
         responses={
             200: {"content": {"image/png": {}}, "description": "a picture"},
@@ -218,7 +218,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             query = request.query_params.multi_items()
             values = given_once(query, fields, ("class_name", *METADATA_COLUMNS))
             if len(photographs) != 1:
-                raise RequestError(f"a map is drawn of one image, got {len(photographs)}")
+                raise RequestError(f"a map needs exactly one image, got {len(photographs)}")
             image = decode_image(photographs[0], max_pixels=service.settings.max_pixels)
             facts, class_name = facts_of_text(values), values.get("class_name", "")
             metadata = Metadata.of(facts) if facts else None
@@ -231,7 +231,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/invocations",
-        summary="Answer as `mlflow models serve` does",
+        summary="Same API as `mlflow models serve`",
         responses=openapi.POST_ERRORS,
         response_model=openapi.Predictions,
     )
@@ -246,19 +246,19 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             raise RefusedError(400, str(error)) from error
         return _json({"predictions": answers})
 
-    @app.get("/health", summary="Whether the process answers")
+    @app.get("/health", summary="Whether the process is running")
     async def health() -> Response:
         return _json({"status": "ok"})
 
-    @app.get("/ready", summary="Whether a model is there and there is room for a request")
+    @app.get("/ready", summary="Whether the service can accept a request")
     async def ready(request: Request) -> Response:
         if getattr(request.state, "ending", False):  # `dermalyze serve` after SIGTERM
-            raise RefusedError(503, "the service is ending; ask another one")
+            raise RefusedError(503, "the service is shutting down; try another one")
         if service.load.in_flight >= service.settings.max_in_flight:
             raise RefusedError(*BUSY)
         return _json({"status": "ready"})
 
-    @app.get("/version", summary="The program, the model and what the model can")
+    @app.get("/version", summary="Version of the program, the model and its features")
     async def version() -> Response:
         return _json(describe(service.model.spec))
 

@@ -139,7 +139,7 @@ class Envelope:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host[: host.rfind("]") + 1] if host.startswith("[") else host.partition(":")[0]
         if self._hosts and name.removesuffix(".") not in self._hosts:
-            raise RefusedError(400, "this service does not answer for that host name")
+            raise RefusedError(400, "this host name is not allowed; see --allowed-host")
         if not self._settings.api_key or path in self._open_paths:
             return
         kind, _, key = headers.get(b"authorization", b"").partition(b" ")

@@ -118,7 +118,7 @@ def examine(path: Path, seconds: float, given_up: threading.Event | None = None)
         ) from error
     except ChildProcessError as error:
         raise ArtifactError(
-            f"{path} ends the process that loads it ({error}), perhaps for want of memory; use a "
+            f"{path} ends the process that loads it ({error}), perhaps for lack of memory; use a "
             "smaller model"
         ) from error
     os.environ[_EXAMINED] = str(state)  # for processes that begin after this

@@ -44,7 +44,7 @@ def document(app: FastAPI, spec: ModelSpec) -> dict[str, Any]:
     found = get_openapi(
         title=app.title,
         version=app.version,
-        description=f"Tells {len(taxonomy)} classes apart in photographs"
+        description=f"Distinguishes {len(taxonomy)} classes in photographs"
         f"{taxonomy.title and f' (trained on {taxonomy.title})'}: {listed(taxonomy.names)}. "
         f"{spec.disclaimer}",
         routes=app.routes,
@@ -156,7 +156,7 @@ _QUERY: dict[str, tuple[dict[str, Any], str]] = {
     "level": ({"type": "number", "default": DEFAULT_LEVEL}, "coverage of the prediction set"),
     "explain": ({"type": "boolean"}, "whether each answer has the map of its class"),
     "one_lesion": ({"type": "boolean"}, "whether all images show one lesion: one answer"),
-    "class_name": ({"type": "string"}, "whose map; without it, of the predicted class"),
+    "class_name": ({"type": "string"}, "class of the map; default: the predicted class"),
 }
 
 

@@ -31,7 +31,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "dermalyze_requests",
-            "Requests answered, by path and HTTP status; 0: the client had left.",
+            "Requests answered, by path and HTTP status; 0: the client disconnected.",
             ["path", "status"],
             registry=self._registry,
         )
@@ -50,13 +50,13 @@ class Metrics:
         )
         self.in_flight = Gauge(
             "dermalyze_requests_in_flight",
-            "Requests that are being answered.",
+            "Requests in progress.",
             multiprocess_mode="livesum",
             registry=self._registry,
         )
         self.reloads = Counter(
             "dermalyze_model_reloads",
-            "New model files looked at while serving.",
+            "New model files checked while serving.",
             ["outcome"],
             registry=self._registry,
         )

@@ -142,7 +142,7 @@ class Bounds:
         except TimeoutError as error:
             raise RefusedError(
                 408,
-                f"the body was not there after {self._settings.body_seconds:g} seconds; send it "
+                f"the body did not arrive within {self._settings.body_seconds:g} seconds; send it "
                 "faster or smaller",
                 {"connection": "close"},
             ) from error

@@ -153,10 +153,10 @@ def _require_no_lookalike(names: Sequence[str]) -> None:
         if name in (COLUMN, *METADATA_COLUMNS):
             continue
         if meant := _meant(name, METADATA_COLUMNS):
-            raise RequestError(f"a column would be passed over: rename it if it is {meant}")
+            raise RequestError(f"a column would be ignored: rename it if it means {meant}")
         if re.sub(r"[^a-z]", "", name[:_MAX_NAME].lower()) in _PARAMS_ALIKE:
             raise RequestError(
-                'a column would be passed over: send params beside the images, as "params": '
+                'a column would be ignored: send params next to the images, as "params": '
                 '{"level": 0.95}, or rename it'
             )
 

@@ -212,7 +212,7 @@ class BoundedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, or too large."""
         status = self.conn.too_large or 400
-        self._refuse(status, _TOO_LARGE.get(status, "the request is no HTTP"))
+        self._refuse(status, _TOO_LARGE.get(status, "the request is not HTTP"))
 
     def _has_room(self) -> bool:
         """Say whether this connection leaves descriptors for the rest; if not, log it now and then.

@@ -33,21 +33,21 @@ class ServiceSettings:
 
     model: str = "model.onnx"  # an ONNX file of `dermalyze export-onnx`
     max_body_bytes: int = 8 * 2**20  # as received, and again after decompression
-    max_images: int = 32  # of one request
-    max_pixels: int = MAX_PIXELS  # of one image, width x height by its header
-    max_in_flight: int = 32  # requests at a time, of one process; beyond them 503
-    body_seconds: float = 30.0  # until a body must be there, else 408
-    request_seconds: float = 30.0  # from a whole body to the answer, else 504
-    header_seconds: float = 10.0  # until headers must be there, else 408; by `dermalyze serve`
-    idle_seconds: float = 75.0  # of a connection between two requests; by `dermalyze serve`
-    load_seconds: float = 120.0  # a model file must be loaded and run once in
-    shutdown_seconds: float = 30.0  # what is in flight may finish in; by `dermalyze serve`
-    threads: int = 0  # images worked on at once, of one process; 0: one a core
-    watch_seconds: float = 0.0  # look for a new model file so often; 0: never
-    allowed_hosts: tuple[str, ...] = ()  # names in the Host header; empty: any
-    cors_origins: tuple[str, ...] = ()  # pages of other hosts that may ask; empty: none; *: all
-    root_path: str = ""  # the path that a proxy answers for us under, such as /lesions
-    api_key: str = dataclasses.field(default="", repr=False)  # empty: everybody may ask
+    max_images: int = 32  # per request
+    max_pixels: int = MAX_PIXELS  # per image: width x height in its header
+    max_in_flight: int = 32  # concurrent requests per process; further ones get 503
+    body_seconds: float = 30.0  # to receive the body, else 408
+    request_seconds: float = 30.0  # from the complete body to the response, else 504
+    header_seconds: float = 10.0  # to receive the headers, else 408; used by `dermalyze serve`
+    idle_seconds: float = 75.0  # idle time of a connection; used by `dermalyze serve`
+    load_seconds: float = 120.0  # to load a model file and run it once
+    shutdown_seconds: float = 30.0  # grace period after SIGTERM; used by `dermalyze serve`
+    threads: int = 0  # images processed at once per process; 0: one per CPU core
+    watch_seconds: float = 0.0  # between two checks for a new model file; 0: never
+    allowed_hosts: tuple[str, ...] = ()  # host names to accept; empty: any
+    cors_origins: tuple[str, ...] = ()  # origins allowed to call the API; empty: none; *: all
+    root_path: str = ""  # path prefix used by a proxy, such as /lesions
+    api_key: str = dataclasses.field(default="", repr=False)  # empty: no key is needed
 
     def __post_init__(self) -> None:
         """Check every bound.
@@ -78,8 +78,8 @@ class ServiceSettings:
                 )
         if "*" in self.cors_origins and len(self.cors_origins) > 1:
             raise ConfigError(
-                f"--cors-origin ({PREFIX}CORS_ORIGINS) must be '*', which stands for all pages, or "
-                "origins, not both"
+                f"--cors-origin ({PREFIX}CORS_ORIGINS) must be '*' for all origins, or a list "
+                "of origins, not both"
             )
         for origin in self.cors_origins:
             if origin != "*" and _origin_in(origin) != origin:

@@ -79,10 +79,10 @@ LONG = "n" * 300  # more than a file system takes
         (["train", "--config", "no.yaml"], 1, "cannot read the config file no.yaml: "
          "No such file or directory"),
         (["train", "--size", "small", "--set", "model.name=resnet18"], 1, "--size has no effect "
-         "beside model.name resnet18; leave one of them out"),
+         "with model.name resnet18; leave one of them out"),
         (["train", "--set", "seed"], 1, "--set takes KEY=VALUE, got 'seed'"),
-        (["train", "--resume", "r", "--lr", "0.1"], 2, "a resumed run keeps its settings; leave "
-         "out all but --resume, --data-dir, --device, --prepared, --pretrained and --plugin (see "
+        (["train", "--resume", "r", "--lr", "0.1"], 2, "a resumed run keeps its settings; with "
+         "--resume pass only --data-dir, --device, --prepared, --pretrained and --plugin (see "
          "`dermalyze train --help`)"),
         (["train", "--no-such"], 2, "No such option '--no-such'. (see `dermalyze train --help`)"),
         (["trane"], 2, "No such command 'trane'. Did you mean 'train'? (see `dermalyze --help`)"),

@@ -10,6 +10,7 @@ import pytest
 from dermalyze.cli.summary import summarize
 from dermalyze.tracking.registry import Registered
 from dermalyze.workflows.finish import RunResult
+from serving.taxonomy import HAM10000
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -19,6 +20,7 @@ def result():
         run_id="r",
         metrics={"test/balanced_accuracy": 0.5},
         intervals={},
+        taxonomy=HAM10000,
         parity="same",
         registered=Registered(name="dermalyze", version="1", is_champion=True, reason="first"),
     )

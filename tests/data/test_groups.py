@@ -70,7 +70,7 @@ def test_what_is_grouped_is_said(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("image,label\ni1,a\ni2,b\ni3,b\n")
     assert prepare(tmp_path, SMALL).grouping == (
-        "lesion: no lesion ids, so each image is a group of its own"
+        "lesion: there are no lesion ids, so each image is a separate group"
     )
     table.write_text("image,label,lesion_id\ni1,a,L\ni2,b,M\ni3,b,M\n")
     assert prepare(tmp_path, SMALL).grouping == "lesion: 3 images in 2 groups"
@@ -82,12 +82,12 @@ def test_what_is_grouped_is_said(tmp_path):
     )
     table.write_text("image,label,lesion_id,patient_id\ni1,a,L,P\ni2,b,,P\ni3,b,M,Q\n")
     assert prepare(tmp_path, SMALL).grouping == (
-        "lesion: 3 images in 3 groups; 1 images without a lesion id are each a group of their own; "
-        "patients are known: data.group_by patient keeps each in one split"
+        "lesion: 3 images in 3 groups; 1 images have no lesion id, each is a separate group; "
+        "patient ids exist: data.group_by patient keeps each patient in one split"
     )
     assert prepare(tmp_path, by_patient).grouping == "patient: 3 images in 2 groups"
     prepared = prepare(tmp_path, dataclasses.replace(SMALL, group_by="none"))
-    assert prepared.grouping == "none: each of 3 images may be in any split"
+    assert prepared.grouping == "none: 3 images, split one by one"
     assert prepared.manifest["patient_id"].tolist() == ["P", "P", "Q"]
     assert (tmp_path / "prepared" / "labels.csv").read_text().splitlines()[:2] == [
         "image_id,label,lesion_id,dx_type,age,sex,localization,patient_id",
@@ -104,7 +104,7 @@ def test_lesions_of_several_patients_are_a_contradiction(tmp_path):
         prepare(tmp_path, SMALL)
     assert str(caught.value).startswith(f"{tmp_path} has 1 contradictions, listed in ")
     audit_text = (tmp_path / "prepared" / "audit.txt").read_text()
-    assert "contradiction: lesions are of several patients: 1\n  1: P, Q\n" in audit_text
+    assert "contradiction: lesions belong to several patients: 1\n  1: P, Q\n" in audit_text
 
 
 def test_a_run_of_an_older_version_is_known_by_its_fingerprint_unless_the_classes_are_reordered(

@@ -338,14 +338,14 @@ SIX = manifest_of([("nv", 2), ("nv", 1), ("mel", 1), ("nv", 1), ("mel", 1)])
         (
             "val",
             "image_id,label\nISIC_00000,nv\n",
-            "ISIC_00000 is in train_split.csv and val_split.csv of {folder}; an image belongs "
-            "into one split, once",
+            "ISIC_00000 is in train_split.csv and val_split.csv of {folder}; each image "
+            "belongs in exactly one split",
         ),
         (
             "test",
             "image_id,label\nISIC_00004,nv\nISIC_00005,mel\nISIC_00004,nv\n",
-            "ISIC_00004 is in test_split.csv and test_split.csv of {folder}; an image belongs "
-            "into one split, once",
+            "ISIC_00004 is in test_split.csv and test_split.csv of {folder}; each image "
+            "belongs in exactly one split",
         ),
         (
             "val",

@@ -192,7 +192,7 @@ def test_labels_meet_files_of_one_name_by_their_folders(tmp_path):
         (
             ("1.jpg",),
             ["1", "1.jpg"],
-            "labels.csv has two rows for {folder}/1.jpg: '1' and '1.jpg'; expected one row an "
+            "labels.csv has two rows for {folder}/1.jpg: '1' and '1.jpg'; expected one row per "
             "image",
         ),
         (

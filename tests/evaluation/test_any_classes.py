@@ -1,10 +1,16 @@
 """The evaluation of any set of classes: 2, 8, 23 and 100 of them, with names of any kind."""
 
+import io
 import json
+import warnings
+from functools import partialmethod
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Text
 from report_page import Page
 
 from dermalyze.config.schema import Config, EvaluationConfig
@@ -15,8 +21,9 @@ from dermalyze.evaluation.report.cards import CardInputs, data_card, model_card
 from dermalyze.evaluation.report.folder import format_metrics, read_folder, write_folder
 from dermalyze.evaluation.report.html import Mistake, ReportInputs, write_report
 from dermalyze.evaluation.scores import Scored, scored_of
-from dermalyze.evaluation.statistics.comparison import compared
-from serving.taxonomy import HAM10000, Taxonomy
+from dermalyze.evaluation.statistics.comparison import compare, compared, table
+from dermalyze.evaluation.text import width_of
+from serving.taxonomy import DISCLAIMER, HAM10000, Taxonomy
 
 QUICK = EvaluationConfig(replicates=100)
 ODD = (
@@ -71,7 +78,7 @@ def test_an_evaluation_of_any_classes_is_written_and_read_back(num_classes, tmp_
     assert evaluate(again, QUICK) == found
     assert Evaluation.from_json((tmp_path / "judgement.json").read_text("utf-8")) == found
     assert {f"recall/{key}" for key in taxonomy.keys} <= found.metrics.keys()
-    assert all(key in format_metrics(found.logged()) for key in taxonomy.keys)
+    assert all(name in format_metrics(found.logged(), taxonomy) for name in taxonomy.names)
     assert all(key.isprintable() and "//" not in key for key in found.logged())
 
 
@@ -113,6 +120,61 @@ def test_the_page_and_the_cards_speak_of_the_classes_at_hand(num_classes, tmp_pa
         assert "class 0" in page or num_classes < 8
         for foreign in ("HAM10000", "akiec", "seven", "Queensland", "skin type", "doi"):
             assert foreign not in page
+
+
+def test_tables_in_a_terminal_name_the_classes_as_the_data_does_and_align():
+    scored = answers(taxonomy_of(8))
+    found = evaluate(Predictions(scored=scored, split="test"), QUICK)
+    lines = format_metrics(found.logged(), scored.taxonomy).split("\n")
+    rows = lines[lines.index("") + 1 :]
+    assert [row.split("  ")[0] for row in rows[1:9]] == list(scored.taxonomy.names)
+    assert len(set(map(width_of, rows))) == 1
+    compared_with_itself = compare(["a", "b"], [scored, scored], replicates=100)
+    assert f"sensitivity for {ODD[0]} " in table(compared_with_itself)
+
+
+@pytest.mark.parametrize("num_classes", [2, 8, 23, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("draw", [figures.roc, figures.precision_recall])
+def test_a_legend_covers_nothing(num_classes, draw, tmp_path, monkeypatch):
+    boxes = {}
+
+    def listen(artist, renderer, *, draw):
+        draw(artist, renderer)
+        boxes[artist] = artist.get_window_extent(renderer)
+
+    for kind in (Legend, Text):
+        monkeypatch.setattr(kind, "draw", partialmethod(listen, draw=kind.draw))
+    figure = draw(answers(taxonomy_of(num_classes)))
+    figures.save_png(tmp_path / "x.png", figure)
+    (legend,) = figure.legends
+    others = {text for text in boxes if isinstance(text, Text)} - set(legend.get_texts())
+    others = {text.get_text(): boxes[text] for text in others if text.get_text()}
+    assert DISCLAIMER in others
+    assert not [text for text, box in others.items() if box.overlaps(boxes[legend])]
+    assert boxes[legend].y1 < boxes[figure.axes[0].xaxis.label].y0
+
+
+def test_a_class_name_without_a_font_is_replaced_by_its_key_or_its_place(monkeypatch):
+    fonts = [font for font in figures.fontManager.ttflist if font.name.startswith("DejaVu Sans")]
+    figures._fonts_of.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(figures.fontManager, "ttflist", fonts)
+        names = ("mole \U0010fffd", "\u6bcd\u6591", "m\u00f6le")
+        figure = figures.confusion(answers(Taxonomy(names=names)))
+        shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    figures._fonts_of.cache_clear()
+    assert shown == ["mole _", "class no. 2", "m\u00f6le"]
+
+
+def test_a_character_that_the_usual_font_lacks_is_drawn_with_another_installed_font():
+    name = "\u1d81"  # in STIX, which comes with matplotlib
+    figure = Figure()
+    figure.text(0, 0, name)
+    figures._set_fonts(figure)
+    assert figure.texts[0].get_fontfamily()[1:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of a missing glyph
+        figure.savefig(io.BytesIO())
 
 
 def test_classes_of_a_plot_never_look_alike():

@@ -112,7 +112,8 @@ def test_a_low_plateau_is_underfitting_and_more_epochs_are_not_advised():
     verdict = judge_fit(history)
     assert verdict.verdict == "underfitting"
     assert verdict.reasons == (
-        "val/balanced_accuracy reached only 0.300; one answer for every image would score 0.143",
+        "val/balanced_accuracy reached only 0.300; predicting the same class for every image would "
+        "score 0.143",
         "train/accuracy ends at only 0.500: even the training images are not learned",
         "the losses no longer fall: more epochs alone will not help",
     )
@@ -141,7 +142,7 @@ def test_one_answer_for_every_image_is_underfitting_however_high_the_accuracy():
         epochs(12, train_loss=1.13, val_loss=1.13, train=0.669, val=0.669, balanced=1 / 7)
     )
     assert verdict.verdict == "underfitting"
-    assert "let rare classes count with loss.class_weights=balanced" in verdict.advice
+    assert "give rare classes more weight with loss.class_weights=balanced" in verdict.advice
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_one_answer_for_every_image_is_underfitting_however_high_the_accuracy():
 def test_what_counts_as_low_follows_from_the_classes(images, balanced, chance):
     verdict = judge_fit(epochs(20, **SETTLED, train=0.93, val=0.9, balanced=balanced), images)
     assert verdict.verdict == "underfitting"
-    assert f"one answer for every image would score {chance}" in verdict.reasons[0]
+    assert f"predicting the same class for every image would score {chance}" in verdict.reasons[0]
     better = judge_fit(epochs(20, **SETTLED, train=0.93, val=0.9, balanced=0.75), images)
     assert better.verdict != "underfitting"
 
@@ -266,7 +267,7 @@ def test_fewer_than_five_epochs_are_too_short_to_say(num_epochs):
     verdict = judge_fit(epochs(num_epochs, **SETTLED, **HARD_TO_LEARN))
     assert verdict.verdict == "too short to say"
     counted = "1 epoch" if num_epochs == 1 else f"{num_epochs} epochs"
-    assert verdict.reasons == (f"the history has {counted}; a trend takes at least 5",)
+    assert verdict.reasons == (f"the history has {counted}; a trend needs at least 5",)
     assert verdict.advice == ("train for longer: training.epochs of 5 or more",)
 
 
@@ -302,7 +303,7 @@ def test_a_history_with_a_hole_is_refused_in_one_sentence(value, shown):
     with pytest.raises(DataError) as caught:
         judge_fit(history)
     assert str(caught.value) == (
-        f"the training history has val/loss {shown} in its entry 3, expected a finite number; "
+        f"the training history has val/loss {shown} in entry 3, expected a finite number; "
         "it must be a training_history.json of `dermalyze train`"
     )
 

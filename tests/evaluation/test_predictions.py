@@ -166,7 +166,7 @@ def test_missing_columns_are_named(written):
         (
             "predicted",
             "nv",
-            "FILE says 'nv' of image 'ISIC_0000001', where its logits say 'mel'; "
+            "FILE says 'nv' for image 'ISIC_0000001', but its logits say 'mel'; "
             "the file was changed, write it again with `dermalyze evaluate`",
         ),
     ],

@@ -82,7 +82,7 @@ def test_without_training_images_it_says_so():
     with pytest.raises(DataError) as caught:
         drawn_by_class(np.arange(0), 32)
     assert str(caught.value) == (
-        "there is no training image to calibrate with; expected some a class"
+        "there is no training image to calibrate with; expected some per class"
     )
 
 
@@ -247,7 +247,7 @@ def test_a_bad_calibration_costs_accuracy_so_nothing_is_written_and_the_old_file
         )
     assert re.fullmatch(
         rf"{re.escape(str(path))} is not written: balanced accuracy on 200 validation images "
-        r"falls from 100.00% in float32 to \d\d\.\d\d% in int8 at best of \d tries, where 0.5 "
+        r"falls from 100.00% in float32 to \d\d\.\d\d% in int8 in the best of \d tries, where 0.5 "
         r"points are allowed; export with --precision float32, or train longer",
         str(caught.value),
     )

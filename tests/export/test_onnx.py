@@ -151,7 +151,7 @@ def test_a_file_that_answers_no_number_is_not_written(tmp_path):
             ShippedNetwork([Member(tiny_network(features=Nan))]), TINY_SPEC, tmp_path / "model.onnx"
         )
     assert str(caught.value) == (
-        "the model answers with values that are no finite numbers; train or export it again"
+        "the model returned values that are not finite numbers; train or export it again"
     )
     assert list(tmp_path.iterdir()) == []
 

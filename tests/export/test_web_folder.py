@@ -41,7 +41,7 @@ def test_a_folder_that_is_no_export_is_left_alone(rich, tmp_path):
     with pytest.raises(ConfigError) as caught:
         export_web(rich, tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} is not empty and no earlier export; choose another folder for the page"
+        f"{tmp_path} is not empty and not an earlier export; choose another folder for the page"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -113,8 +113,8 @@ def test_what_no_export_has_written_is_never_lost(rich, tmp_path):
     with pytest.raises(ConfigError) as caught:
         export_web(rich, target)
     assert str(caught.value) == (
-        f"{target} holds .git, which no export has written; move it away, or choose another "
-        "folder for the page"
+        f"{target} holds .git, which is not from an earlier export; move it away, or choose "
+        "another folder for the page"
     )
     assert (target / "model.onnx").is_file()
     (tmp_path / "file").write_text("mine")
@@ -144,10 +144,10 @@ def test_a_runtime_that_npm_changed_is_neither_used_nor_kept(rich, tmp_path, mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
     cache.mkdir(parents=True)
     (cache / f"onnxruntime-web-{web.RUNTIME_VERSION}.tgz").write_text("cut short")
-    with pytest.raises(ArtifactError, match="npm gives another onnxruntime-web"):
+    with pytest.raises(ArtifactError, match="npm sent another onnxruntime-web"):
         export_web(rich, tmp_path / "page")
     npm.write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(ConfigError, match=r"npm cannot fetch onnxruntime-web 1\.30\.0; look at"):
+    with pytest.raises(ConfigError, match=r"npm cannot fetch onnxruntime-web 1\.30\.0; check its"):
         export_web(rich, tmp_path / "page")
     assert not (tmp_path / "page").exists()
 

@@ -57,7 +57,7 @@ def test_a_pickle_is_never_read(tmp_path, capsys):
     with pytest.raises(ArtifactError) as caught:
         load_checkpoint(path)
     assert str(caught.value) == (
-        f"{path} is no checkpoint of dermalyze, or it is damaged; train or download it again"
+        f"{path} is not a checkpoint of dermalyze, or is damaged; train or download it again"
     )
     assert capsys.readouterr().out == ""
 
@@ -69,7 +69,7 @@ def test_a_file_cut_short_is_explained(tmp_path, classifier):
     with pytest.raises(ArtifactError) as caught:
         load_checkpoint(path)
     assert str(caught.value) == (
-        f"{path} is no checkpoint of dermalyze, or it is damaged; train or download it again"
+        f"{path} is not a checkpoint of dermalyze, or is damaged; train or download it again"
     )
 
 
@@ -82,7 +82,7 @@ def test_one_flipped_bit_among_the_weights_is_seen(tmp_path, classifier):
     with pytest.raises(ArtifactError) as caught:
         load_checkpoint(path)
     assert str(caught.value) == (
-        f"{path} is no checkpoint of dermalyze, or it is damaged; train or download it again"
+        f"{path} is not a checkpoint of dermalyze, or is damaged; train or download it again"
     )
 
 

@@ -135,7 +135,7 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
     path.write_bytes(b"not weights")
     with pytest.raises(ConfigError) as caught:
         build(pretrained=str(path))
-    assert str(caught.value) == f"model.pretrained names {path}, which is no safetensors file"
+    assert str(caught.value) == f"model.pretrained is {path}, which is not a safetensors file"
 
 
 def test_wanted_weights_that_cannot_be_had_are_a_warning_or_an_error(plugin):
@@ -177,7 +177,9 @@ def test_a_hub_that_does_not_answer_fails_fast_and_plainly(monkeypatch):
 
 
 def test_an_unknown_model_is_answered_with_near_ones():
-    with pytest.raises(ConfigError, match=r"model.name 'resnt18' is no timm model; did you mean "):
+    with pytest.raises(
+        ConfigError, match=r"model.name 'resnt18' is not a timm model; did you mean "
+    ):
         build(name="resnt18")
 
 

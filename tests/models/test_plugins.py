@@ -26,7 +26,7 @@ SPEC = ModelSpec(taxonomy=HAM10000, input_size=(32, 32))
 
 def refusal(plugin):
     return (
-        f"the model asks for the plug-in '{plugin}', and a stored file never loads code; "
+        f"the model needs the plug-in '{plugin}', and a stored file never loads code; "
         "if you trust it, name the module or .py file yourself: --plugin FILE_OR_MODULE"
     )
 
@@ -78,7 +78,7 @@ def test_a_checkpoint_with_a_name_that_timm_would_fetch_is_refused(tmp_path):
         path = tmp_path / "checkpoint.pt"
         config = ModelConfig(name=name, pretrained=False)
         save_checkpoint(path, {}, config, SPEC)
-        with pytest.raises(ArtifactError, match=f"model.name '{name}' is no timm model"):
+        with pytest.raises(ArtifactError, match=f"model.name '{name}' is not a timm model"):
             SkinLesionPredictor(path)
 
 

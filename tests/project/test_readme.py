@@ -91,7 +91,7 @@ def test_make_demo_ends_with_a_model_that_works_on_its_drawn_data(project, demo_
     assert found["limits"]["prediction_sets"]["mean_size"] <= 2
     pointing = found["explanations"]["pointing"]  # fraction of maps whose peak is on the lesion
     assert pointing["map"]["low"] > 0.7 > pointing["uniform"]["high"]
-    last = "the demo model is there: mlflow ui shows it; make demo trains again if code, settings "
+    last = "the demo model exists: see it with mlflow ui; make demo trains again if code, settings "
     last += "or store change, or after rm .dermalyze/demo-is-trained\n"
     assert demo_output.endswith(last)
     assert shell(project, blocks()[0], activated=False) == last

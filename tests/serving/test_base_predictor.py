@@ -71,11 +71,11 @@ def test_a_model_with_limits_says_its_set_and_its_decision():
     # 0.1 reaches the 0.05 of bcc, 0.2 the 0.1 of mel, 0.3 the 0.2 of vasc; df always is there.
     assert values["prediction_set"] == ["bcc", "df", "mel", "vasc"]
     assert (values["set_size"], values["set_level"]) == (4, 0.9)
-    assert values["set_note"] == "in every set, for too few lesions to calibrate on: df (3)"
+    assert values["set_note"] == "always included (too few calibration lesions): df (3)"
     assert values["decision"] == "answer"
     assert values["decision_reason"] == (
-        "the confidence 30.0% is at least 25.0%, from which on at most 10% of the answers were "
-        "wrong on validation images"
+        "confidence 30.0% is at or above the 25.0% threshold "
+        "(at most 10% errors on validation images)"
     )
     assert values["scope_score"] == 10
 
@@ -105,7 +105,7 @@ def test_a_confidence_below_the_threshold_is_uncertain():
     spec = replace(LIMITED, abstention=replace(ABSTENTION, min_confidence=0.31))
     answer = Told(spec, logits=[TENTHS], scope_score=[10]).predict(GREY)
     assert answer.decision == "uncertain"
-    assert answer.decision_reason.startswith("the confidence 30.0% is below 31.0%, ")
+    assert answer.decision_reason.startswith("confidence 30.0% is below the 31.0% threshold ")
 
 
 @pytest.mark.parametrize(("gap", "decision"), [(0, "answer"), (1e-9, "uncertain")])
@@ -131,16 +131,14 @@ def test_where_no_confidence_kept_to_the_risk_nothing_is_answered():
     spec = replace(LIMITED, abstention=replace(ABSTENTION, min_confidence=1.01))
     answer = Told(spec, logits=[[0, 0, 0, 0, 0, 0, 500]], scope_score=[10]).predict(GREY)
     assert (answer.confidence, answer.decision) == (1.0, "uncertain")
-    assert answer.decision_reason == (
-        "on validation images no confidence kept wrong answers below 10%"
-    )
+    assert answer.decision_reason == ("no confidence threshold kept validation errors below 10%")
 
 
 def test_out_of_scope_comes_before_confidence():
     answer = Told(LIMITED, logits=[[0, 0, 0, 0, 0, 0, 500]], scope_score=[41]).predict(GREY)
     assert answer.decision == "out_of_scope"
     assert answer.decision_reason == (
-        "the image is unlike those that the model was judged on (score 41, limit 40)"
+        "the image does not resemble the validation images (score 41, limit 40)"
     )
 
 
@@ -180,7 +178,7 @@ def test_a_network_that_answers_no_number_is_not_believed(name, value):
     with pytest.raises(ArtifactError) as caught:
         Told(LIMITED, **outputs).predict(GREY)
     assert str(caught.value) == (
-        "the model answers with values that are no finite numbers; train or export it again"
+        "the model returned values that are not finite numbers; train or export it again"
     )
 
 
@@ -248,8 +246,8 @@ def test_a_lesion_of_photographs_out_of_scope_is_out_of_scope():
     answer = told.predict_lesion([GREY] * 2)
     assert answer.decision == "out_of_scope"
     assert answer.decision_reason == (
-        "all 2 photographs are out of scope: the image is unlike those that the model was judged "
-        "on (score 99, limit 40)"
+        "all 2 photographs are out of scope: the image does not resemble the validation "
+        "images (score 99, limit 40)"
     )
 
 

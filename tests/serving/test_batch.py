@@ -320,7 +320,7 @@ def test_metadata_is_read_from_a_csv(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("age\n40\n", "{path} has no column image_id; expected one row an image"),
+        ("age\n40\n", "{path} has no column image_id; expected one row per image"),
         (
             "image_id,age\na,old\n",
             "{path}, image a: an age must be a number of years from 0 to 120",
@@ -378,8 +378,8 @@ def test_rows_and_images_that_do_not_meet_are_counted_and_named(tmp_path):
     found = found_in(tmp_path / "facts.csv", paths)
     assert found.of_image == {paths[1]: Metadata(age=40.0)}
     assert found.note == (
-        "1 of 2 rows met no image (Y1); 6 of 7 images have no row (X0.jpg, X2.jpg, X3.jpg, X4.jpg, "
-        "X5.jpg and 1 more)"
+        "1 of 2 rows match no image (Y1); 6 of 7 images have no row (X0.jpg, X2.jpg, X3.jpg, "
+        "X4.jpg, X5.jpg and 1 more)"
     )
 
 
@@ -418,7 +418,7 @@ def test_files_of_one_name_have_their_own_metadata(tmp_path):
         (
             ("X.jpg",),
             "image_id,age\nY,40\n",
-            "no row of {table} means one of the images: a row has 'Y', an image is 'X.jpg'",
+            "no row of {table} matches an image: a row has 'Y', an image is 'X.jpg'",
         ),
         (
             ("X.jpg",),
@@ -430,7 +430,7 @@ def test_files_of_one_name_have_their_own_metadata(tmp_path):
             "image_id,weight\nX,40\n",
             "{table} has none of the columns age, sex, localization",
         ),
-        (("X.jpg",), "image_id,age\n", "{table} has no row; expected one an image"),
+        (("X.jpg",), "image_id,age\n", "{table} has no rows; expected one per image"),
         (
             ("X.jpg",),
             "image_id,age\nX,4\nNA,40\n",

@@ -173,7 +173,7 @@ def test_a_graph_that_is_not_what_its_spec_says_is_refused(tmp_path, changes, me
     path = tmp_path / "model.onnx"
     onnx.save(tiny_model(**changes), path)
     assert refusal(path) == (
-        f"{path} does not keep to its own spec: {message}; export the model again"
+        f"{path} does not match its own spec: {message}; export the model again"
     )
 
 
@@ -231,7 +231,7 @@ def test_a_file_whose_weights_were_altered_is_refused(tmp_path):
     with pytest.raises(ArtifactError) as caught:
         Predictor(path)
     assert str(caught.value) == (
-        f"{path} is not as it was exported: its checksum differs; export or download it again"
+        f"{path} was changed after the export: its checksum differs; export or download it again"
     )
 
 

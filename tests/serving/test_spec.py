@@ -145,7 +145,7 @@ VERSION = "this program reads 1 to 3; update dermalyze or export the model again
         ),
         (
             {"taxonomy": {"names": [["a"], ["b"]]}},
-            "the model's spec cannot be used: taxonomy.names must be a list of texts; "
+            "the model's spec cannot be used: taxonomy.names must be a list of strings; "
             "export the model again",
         ),
         (

@@ -25,8 +25,8 @@ def test_a_taxonomy_comes_back_from_its_plain_values() -> None:
         ({"names": ["a"]}, "taxonomy.names must have two or more names, none of them empty"),
         ({"names": ["a", " "]}, "taxonomy.names must have two or more names, none of them empty"),
         ({"names": ["a", "a"]}, "taxonomy.names has 'a' more than once"),
-        ({"names": "ab"}, "taxonomy.names must be a list of texts"),
-        ({"names": ["a", 1]}, "taxonomy.names must be a list of texts"),
+        ({"names": "ab"}, "taxonomy.names must be a list of strings"),
+        ({"names": ["a", 1]}, "taxonomy.names must be a list of strings"),
         ({"names": ["a", "b"], "title": None}, "taxonomy.title must be text"),
         (
             {"names": ["a", "b"], "descriptions": ["A"]},

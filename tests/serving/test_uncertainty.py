@@ -16,17 +16,17 @@ SETS = {"levels": (0.8, 0.9), "min_probs": ((0.5, 0.2), (0.4, 0.0)), "num_lesion
         ({"levels": (0.8, 1.0)}, "prediction_sets.levels (0.8, 1.0), expected ascending fractions"),
         (
             {"min_probs": ((0.5, 0.2), (0.1, 0.4))},  # a higher level must not ask for more
-            "prediction_sets.min_probs ((0.5, 0.2), (0.1, 0.4)), expected a row a class of "
-            "probabilities that fall from level to level",
+            "prediction_sets.min_probs ((0.5, 0.2), (0.1, 0.4)), expected one row per "
+            "class, with probabilities that fall from level to level",
         ),
         (
             {"min_probs": ((0.5, 0.2),)},
-            "prediction_sets.min_probs ((0.5, 0.2),), expected a row a class of probabilities "
-            "that fall from level to level",
+            "prediction_sets.min_probs ((0.5, 0.2),), expected one row per class, with "
+            "probabilities that fall from level to level",
         ),
         (
             {"num_lesions": (30, -1)},
-            "prediction_sets.num_lesions (30, -1), expected a number of lesions a class",
+            "prediction_sets.num_lesions (30, -1), expected a number of lesions per class",
         ),
     ],
 )

@@ -79,7 +79,7 @@ BAD_REQUESTS = {
     ),
     "a column in another case": (
         {"dataframe_records": [{"image": ONE, "Age": 50}]},
-        "a column would be passed over: rename it if it is age",
+        "a column would be ignored: rename it if it means age",
     ),
     "an unknown param": (
         {"inputs": [ONE], "params": {"leve": 0.9}},

@@ -177,7 +177,7 @@ def test_an_unknown_run_and_a_missing_artifact_are_one_sentence_each(store):
     with pytest.raises(TrackingError) as caught, opened(run.run_id) as found:
         found.file("checkpoint_best.pt")
     assert str(caught.value) == (
-        f"run {run.run_id} has no checkpoint_best.pt; did its training end? see `mlflow ui`"
+        f"run {run.run_id} has no checkpoint_best.pt; did its training finish? see `mlflow ui`"
     )
 
 
@@ -302,8 +302,8 @@ def test_an_entry_that_was_damaged_is_put_aside_and_its_run_is_not_called_finish
     (folder / "outbox.jsonl").write_bytes(b"\n".join(lines))
     for _ in range(2):
         assert sync(run_id) == (
-            f"run {run_id} is delivered as far as it came; continue with `dermalyze train --resume "
-            f"{run_id}`"
+            f"run {run_id} is delivered up to its last epoch; continue with `dermalyze train "
+            f"--resume {run_id}`"
         )
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "an entry of the outbox is damaged; what the tracking store refuses is kept in "

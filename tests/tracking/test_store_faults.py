@@ -150,11 +150,11 @@ def test_a_server_that_never_answers_is_one_sentence(address):
         (403, b"<html>no</html>", "answered 403 (Forbidden)"),
         (401, b'{"error_code": "UNAUTHENTICATED", "message": "who?"}',
          "answered 401 (Unauthorized)"),
-        (200, b"<html>Log in</html>", "answered with something else than MLflow does"),
+        (200, b"<html>Log in</html>", "did not answer like an MLflow server"),
         (502, b"<html>bad gateway, timeout</html>", "answered 502 (Bad Gateway)"),
         (404, b"<html>no such page</html>", "answered 404 (Not Found)"),
-        (302, b"", "answered with something else than MLflow does"),
-        (200, b"{}", "answered with something else than MLflow does"),
+        (302, b"", "did not answer like an MLflow server"),
+        (200, b"{}", "did not answer like an MLflow server"),
     ],
 )  # fmt: skip
 def test_a_server_that_answers_something_else_is_one_sentence(address, status, body, reason):
@@ -167,7 +167,7 @@ def test_an_answer_that_breaks_off_is_one_sentence(address):
     with answering(200, b'{"experiment": {', missing=9) as url:
         address(url)
         assert refusal() == (
-            f"cannot open a run: the tracking store {url} broke off the connection; {REMEDY}"
+            f"cannot open a run: the tracking store {url} closed the connection; {REMEDY}"
         )
 
 
@@ -179,8 +179,8 @@ def test_a_program_that_answers_everything_with_json_is_not_taken_for_a_store(ad
             with pytest.raises(TrackingError) as caught:
                 ask("0" * 32)
             assert str(caught.value) == (
-                f"cannot read run {'0' * 32}: the tracking store {url} answered with something "
-                f"else than MLflow does; {REMEDY}"
+                f"cannot read run {'0' * 32}: the tracking store {url} did not answer like "
+                f"an MLflow server; {REMEDY}"
             )
 
 
@@ -488,7 +488,7 @@ def test_a_database_that_mlflow_left_half_made_is_one_sentence(address, tmp_path
     process.wait()
     address(f"sqlite:///{path}")
     assert refusal(60) == (
-        f"{path} is only half made: a program was stopped while it created it; it holds no runs: "
+        f"{path} is incomplete: a program was stopped while it created it; it holds no runs: "
         "delete it and start again"
     )
 
@@ -526,7 +526,7 @@ def test_a_model_that_a_kill_left_half_logged_is_the_one_that_is_finished(place)
     program.stop(signal.SIGKILL)
     done = program.sync()
     assert done.stdout == (
-        f"run {program.run_id} is delivered as far as it came; continue with `dermalyze train "
+        f"run {program.run_id} is delivered up to its last epoch; continue with `dermalyze train "
         f"--resume {program.run_id}`\n"
     ), done.stderr
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")

@@ -238,7 +238,7 @@ def assert_page_shows(page, predictor, png):
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     words = [description or name for name, description in in_words(taxonomy)]
     assert page.locator(".classes > li > bdi").all_text_contents() == words
-    assert f"Tells {len(taxonomy)} classes apart" in page.locator("header").inner_text()
+    assert f"Distinguishes {len(taxonomy)} classes" in page.locator("header").inner_text()
     rows = page.locator(".probabilities tr")
     assert rows.count() == len(taxonomy)
     best = taxonomy.description(answer.predicted_class) or answer.predicted_class

@@ -268,7 +268,7 @@ def test_folds_and_another_run_are_no_ensemble(whole, tmp_path):
     with pytest.raises(ArtifactError) as caught:
         export_runs(ids, tmp_path / "m.onnx", tta=False, precision="float32")
     assert str(caught.value) == (
-        "a run of folds is an ensemble of its own; name it alone, or name other runs"
+        "a cross-validation run is already an ensemble; pass it alone, or pass other runs"
     )
 
 
@@ -278,5 +278,5 @@ def test_folds_have_no_image_to_prove_int8_on(whole, demo, tmp_path):
     with pytest.raises(DataError) as caught:
         export_runs([whole.run_id], tmp_path / "m.onnx", tta=False, precision="int8", here=here)
     assert str(caught.value).startswith(
-        "there is no validation image that none of these runs has learned from"
+        "int8 needs validation images that none of these runs was trained on"
     )

@@ -238,10 +238,10 @@ def test_of_damaged_files_the_copies_among_the_artifacts_are_used(store, demo, i
     for name in names:
         assert (
             f"warning: {folder / name} cannot be used; {name} among the artifacts of run {run_id} "
-            "is used"
+            "is used instead"
         ) in said
     assert "warning: training.device mps is not available here; auto is used" in said
-    assert "warning: data.prepared /nowhere/prepared is not here; auto is used" in said
+    assert "warning: data.prepared /nowhere/prepared does not exist here; auto is used" in said
     assert f"resumed run {run_id} after 2 epochs and 0 steps" in said
     require_complete(run_id)
 
@@ -256,9 +256,8 @@ def test_killed_in_the_export_the_run_ends_on_another_machine(store, demo, in_ev
     with changed(latest, lambda _: foreign), pytest.raises(TrainingError) as caught:
         resume(run_id)
     assert str(caught.value) == (
-        f"checkpoint_latest.pt among the artifacts of run {run_id} is of run {in_evaluation}, and "
-        f"run {run_id} is to be resumed; put back its own, or delete that file if there is another "
-        "copy"
+        f"checkpoint_latest.pt among the artifacts of run {run_id} belongs to run {in_evaluation}, "
+        f"not to run {run_id}; restore the right file, or delete it if there is another copy"
     )
     resume(run_id)
     best = require_complete(run_id)
@@ -301,7 +300,7 @@ def test_a_run_of_mlflow_run_that_was_killed_before_the_training_began_starts_ag
 def test_a_run_of_which_nothing_is_known_is_one_sentence(store):
     run_id = MlflowClient().create_run("0").info.run_id
     assert refusal(run_id, TrackingError) == (
-        f"nothing is known of the settings of run {run_id}, which was killed before it began; "
+        f"the settings of run {run_id} are unknown, because it was killed before it began; "
         "train a new run"
     )
 

@@ -35,7 +35,7 @@ _ENVIRONMENT = {
     "PILLOW_BLOCKS_MAX": "32",  # of 16 MB
     **dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), "1000000000"),  # bytes
 }
-_ADVICE = "call again, with --workers 1 (in training: training.num_workers) if need be"
+_ADVICE = "run it again, if needed with --workers 1 (in training: training.num_workers)"
 
 Job = tuple[int, str, str, str]  # row, image id, path, member of the zip or nothing
 Worker = subprocess.Popen[bytes]
@@ -126,7 +126,7 @@ def _ended(worker: Worker) -> DataError:
     code = worker.wait()
     how = f"ended with status {code}"
     if code < 0:
-        how = f"was killed ({signal.Signals(-code).name}), perhaps for want of memory"
+        how = f"was killed ({signal.Signals(-code).name}), perhaps for lack of memory"
     return DataError(
         f"a process that decodes images {how}; {_ADVICE}: finished images are not decoded again"
     )

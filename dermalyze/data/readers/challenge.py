@@ -89,8 +89,8 @@ def _find(folder: DataFolder, title: str, name: str) -> tuple[Path, bytes]:
                     if inside.name.lower() == name.lower() and "__MACOSX" not in inside.parts:
                         return path / inside, _unpacked(archive, member, path / inside)
     raise DataError(
-        f"no {name} in {folder.path}, which has {title} images; download it beside them from "
-        "challenge.isic-archive.com"
+        f"no {name} in {folder.path}, which has {title} images; download it into that folder "
+        "from challenge.isic-archive.com"
     )
 
 

@@ -150,8 +150,8 @@ def open_dataset(data_dir: Path, settings: DataConfig | None = None) -> Dataset:
         if len(chosen) > 1:
             found = " and ".join(fit.found for _, fit in chosen)
             raise DataError(
-                f"{data_dir} fits several layouts, {found}; expected one, leave the others out of "
-                "the folder (--image-column and --label-column choose a table)"
+                f"{data_dir} matches several layouts, {found}; expected one: remove the others "
+                "from the folder (--image-column and --label-column choose a table)"
             )
         reader, fit = chosen[0]
         if folder.settings.named_columns and fit.certainty != Certainty.ASKED:

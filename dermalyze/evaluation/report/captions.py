@@ -83,7 +83,7 @@ def reliability(evaluation: Evaluation, scored: Scored) -> Picture:
     return Picture(
         figure=figures.reliability(scored, evaluation.calibrated(scored)),
         alt=f"{alt}.",
-        caption="Below the diagonal the model is overconfident. Hollow marks rest on few images.",
+        caption="Below the diagonal the model is overconfident. Hollow marks: few images.",
     )
 
 
@@ -95,9 +95,9 @@ def decision(evaluation: Evaluation) -> Picture | None:
     useful = [model > max(every, 0.0) for model, every in zip(curve.model, curve.all, strict=True)]
     ranges = _ranges(curve.thresholds, useful)
     where = (
-        f"Following the model is more useful than referring all or none at thresholds {ranges}."
+        f"The model is more useful than referring all or none at thresholds {ranges}."
         if ranges
-        else "At no threshold is following the model more useful than referring all or none."
+        else "The model is not more useful than referring all or none at any threshold."
     )
     return Picture(
         figure=figures.decision_curve(curve.thresholds, curve.model, curve.all),
@@ -126,8 +126,8 @@ def training(history: Sequence[Mapping[str, float]], best: int) -> list[Picture]
         Picture(
             figure=figures.training_losses(history, best),
             alt=f"Training and validation loss over the epochs. {end}{marked}",
-            caption="Loss. The training loss is taken as it is optimized, with class weights, "
-            "augmentation and dropout, so the two are not on one scale.",
+            caption="Loss. The training loss is the optimized one, with class weights, "
+            "augmentation and dropout, so the two curves are not comparable.",
         ),
         Picture(
             figure=figures.training_scores(history, best),
@@ -140,13 +140,14 @@ def training(history: Sequence[Mapping[str, float]], best: int) -> list[Picture]
 def risk_coverage(check: AbstentionCheck) -> Picture:
     """Show the error rate over the share of answered lesions."""
     area = in_words(check.aurc)
+    dot = "; the dot is the threshold in the model file" if check.coverage.estimate > 0 else ""
     return Picture(
         figure=figures.risk_coverage(
             check.curve.coverage, check.curve.risk, check.stated_risk, check.coverage.estimate
         ),
         alt=f"Error rate among the most confident answers. Area under the curve: {area}.",
         caption=f"Error rate over coverage: area {area}. Answering only the most confident images "
-        "makes fewer mistakes; the dot is the threshold in the model file.",
+        f"makes fewer mistakes{dot}.",
     )
 
 
@@ -159,23 +160,23 @@ def limits_sentences(limits: LimitsCheck, unit: str, min_answered: float = 0.0) 
     stated = percent(check.stated_risk)
     if check.min_confidence > 1:
         sentences = [
-            f"No confidence threshold could be shown on validation {unit}s to keep the error rate "
-            f"at {stated} or below, so every decision is uncertain."
+            f"No confidence threshold reliably kept the error rate on validation {unit}s at "
+            f"{stated} or below, so every decision is uncertain."
         ]
     else:
         sentences = [
             f"The model answers if its confidence is at least {check.min_confidence:.2f}; on "
             f"validation {unit}s at most {stated} of such answers were wrong, with "
             f"{percent(check.confidence)} confidence.",
-            f"Here it answers for a share of {in_words(check.coverage)} of the {unit}s.",
+            f"Share of {unit}s it answers here: {in_words(check.coverage)}.",
         ]
         if check.risk is not None:
             risk = error_rate(check, min_answered)
             sentences.append(f"Error rate among answered {unit}s: {risk}.")
     if scope is not None:
         sentences.append(
-            f"Of these {unit}s, which are in scope, a share of {in_words(scope.false_alarm_rate)} "
-            f"is called out of scope; of the validation {unit}s it was "
+            f"Share of these {unit}s wrongly called out of scope: "
+            f"{in_words(scope.false_alarm_rate)}; of the validation {unit}s: "
             f"{percent(scope.fitted_false_alarm_rate)}."
         )
     return sentences
@@ -196,7 +197,7 @@ def map_sentences(maps: MapsCheck) -> list[str]:
         else:
             verdict = "it does not beat simply pointing at the center of the image"
         verdicts.append(
-            f"{title[0].upper()}{title[1:]}: {in_words(measure.map)}, of the center "
+            f"{title[0].upper()}{title[1:]}: {in_words(measure.map)}; for the center: "
             f"{in_words(measure.center)}; {verdict}."
         )
     return [

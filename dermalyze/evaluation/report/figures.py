@@ -10,15 +10,20 @@ import functools
 import io
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
@@ -38,12 +43,12 @@ from serving.errors import DataError
 from serving.taxonomy import DISCLAIMER
 
 P = ParamSpec("P")
+_Place = Literal["outside lower center", "outside upper center"]
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#000000", "#D55E00", "#0072B2", "#CC79A7")
 BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#767676"
 PALE = "#C9C9C9"  # of what is not named
 FEW_IMAGES = 10
 MAX_LINES = 28  # of as many colors and dashes; of more classes those of the lowest AUC are shown
-MAX_INSIDE = 8  # classes whose legend fits into the plot
 MAX_BARS = 12  # classes whose bars fit beside each other
 DPI = 160  # of a PNG; a column of a report, 4.8 inches wide, is then 768 pixels
 _WIDTH = 4.8  # inches
@@ -65,12 +70,22 @@ _STYLE: Any = {  # rc_context names every key in its type
 
 
 def _drawn(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Give a figure the common style."""
+    """Give a figure the common style, and texts fonts that have their characters; lay it out."""
 
     @functools.wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(_STYLE):
-            return draw(*args, **kwargs)
+        with _styled():
+            figure = draw(*args, **kwargs)
+            _set_fonts(figure)
+            engine = figure.get_layout_engine()
+            assert engine is not None
+            for _ in range(3):  # square axes need more than one
+                engine.execute(figure)
+            # Else a tight box that is larger than the figure would move the legend.
+            figure.set_layout_engine("none")
+            for legend in figure.legends:
+                legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
+            return figure
 
     return styled
 
@@ -79,8 +94,7 @@ def save_png(path: Path, figure: Figure, *, disclaimer: bool = True) -> None:
     """Write a figure as PNG, whole or not at all."""
     options: dict[str, Any] = {}
     if disclaimer:
-        # Below the figure, over whose lower edge a legend may reach; a tight box takes it in.
-        low = -0.35 / figure.get_figheight()
+        low = -0.1 / figure.get_figheight()  # below the figure; a tight box takes it in
         figure.text(0.5, low, DISCLAIMER, fontsize=7, color=GREY, ha="center", va="top")
         options |= {"bbox_inches": "tight"}
     with whole_file(path) as partial:
@@ -149,7 +163,7 @@ def confusion(answers: Answers) -> Figure:
 def roc(answers: Answers) -> Figure:
     """Draw each class against the rest, with its AUC; classes without a curve are named."""
     areas = _areas(answers)
-    figure, axes = _square("1 - specificity", "sensitivity", len(areas))
+    figure, axes = _square("1 - specificity", "sensitivity")
     axes.plot([0, 1], [0, 1], **_DIAGONAL)
     handles = []
     for target, name in enumerate(_names(answers)):
@@ -167,7 +181,7 @@ def roc(answers: Answers) -> Figure:
             handles.append(Line2D([], [], label=label, **line))
     mean = f"macro AUC {np.nanmean(areas):.3f}" if np.isfinite(areas).any() else "no AUC"
     axes.set_title(f"Each class against the rest: {mean}", fontsize=10)
-    _legend(figure, axes, handles, len(areas))
+    _legend_of(figure, handles, len(areas))
     return figure
 
 
@@ -185,7 +199,7 @@ def malignant_roc(false_positive_rate: Sequence[float], sensitivity: Sequence[fl
 def precision_recall(answers: Answers) -> Figure:
     """Draw precision over sensitivity of each class; dots at the left mark its share."""
     areas = _areas(answers)
-    figure, axes = _square("sensitivity (recall)", "precision", max(len(areas), MAX_INSIDE + 1))
+    figure, axes = _square("sensitivity (recall)", "precision")
     handles = []
     for target, name in enumerate(_names(answers)):
         if not math.isfinite(areas[target]):
@@ -198,7 +212,7 @@ def precision_recall(answers: Answers) -> Figure:
         axes.plot(0, is_class.mean(), "o", color=line["color"], ms=5, clip_on=False)
         if shown:
             handles.append(Line2D([], [], label=name, **line))
-    _legend(figure, axes, handles, max(len(areas), MAX_INSIDE + 1))
+    _legend_of(figure, handles, len(areas))
     return figure
 
 
@@ -422,7 +436,7 @@ def forest(comparison: Comparison) -> Figure:
     if any(found.low is None and found.difference is not None for found in differences):
         hollow = f"hollow: no interval, too few {comparison.group_by}s or none that differ"
         handles.append(Line2D([], [], color=GREY, marker="o", mfc="white", lw=0, label=hollow))
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    _legend(figure, handles, "outside upper center", fontsize=9)
     return figure
 
 
@@ -442,27 +456,35 @@ def _line(areas: NDArray[np.float64], target: int) -> tuple[dict[str, Any], bool
     return {"color": PALE, "ls": "-", "lw": 0.8, "zorder": 1}, False
 
 
-def _legend(figure: Figure, axes: Axes, handles: list[Line2D], num_classes: int) -> None:
+def _legend_of(figure: Figure, handles: list[Line2D], num_classes: int) -> None:
+    """Name the classes below the axes, and make the figure higher by as much."""
     if num_classes > MAX_LINES:
         others: dict[str, Any] = {"color": PALE, "lw": 0.8}
         rest = f"{num_classes - len(handles)} other classes"
         handles = [*handles, Line2D([], [], label=rest, **others)]
-    if num_classes <= MAX_INSIDE:
-        axes.legend(handles=handles, loc="lower right")
-    elif handles:
-        wide = max(len(str(handle.get_label())) for handle in handles) > 12
-        columns = 2 if wide else 4
-        size = 8 if len(handles) <= 12 else 7
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=size
+    height = _legend(
+        figure, handles, "outside lower center", fontsize=8 if len(handles) <= 12 else 7
+    )
+    figure.set_figheight(figure.get_figheight() + height)
+
+
+def _legend(figure: Figure, handles: list[Line2D], place: _Place, fontsize: float) -> float:
+    """Put a legend outside the axes, in as many columns as fit; return its height in inches."""
+    for columns in (4, 3, 2, 1):
+        legend = figure.legend(
+            handles=handles, loc=place, ncols=columns, fontsize=fontsize, frameon=False
         )
+        _set_fonts(legend)
+        box = legend.get_window_extent()
+        if box.width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    return float(box.height / figure.dpi)
 
 
-def _square(x: str, y: str, num_classes: int = 0) -> tuple[Figure, Axes]:
-    """Make axes from 0 to 1, with room below for the legend of many classes."""
-    shown = num_classes if num_classes <= MAX_LINES else len(COLORS) + 1
-    below = 0.3 + 0.17 * math.ceil(shown / 2) if num_classes > MAX_INSIDE else 0.0  # inches
-    figure = Figure(figsize=(_WIDTH, 4.6 + below), layout="constrained")
+def _square(x: str, y: str) -> tuple[Figure, Axes]:
+    """Make axes from 0 to 1."""
+    figure = Figure(figsize=(_WIDTH, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel=x, ylabel=y)
     axes.grid()
@@ -530,7 +552,8 @@ def _differences(axes: Axes, comparison: Comparison, metrics: Sequence[str]) -> 
                 face = style["color"]
                 axes.plot([found.low, found.high], [place, place], color=style["color"], lw=2)
             axes.plot(found.difference, place, **style, mfc=face, ms=6)
-    axes.set_yticks(range(len(metrics)), [title_of(name) for name in metrics])
+    titles = {found.metric: found.title for found in comparison.versus[0].differences}
+    axes.set_yticks(range(len(metrics)), [_named(titles[n], title_of(n), n) for n in metrics])
     axes.set_ylim(len(metrics) - 0.4, -0.6)
     axes.margins(x=0.08)
     axes.tick_params(axis="y", length=0)
@@ -544,7 +567,17 @@ def _versus_style(index: int) -> dict[str, Any]:
 
 
 def _names(answers: Answers) -> list[str]:
-    return [_shown(name) for name in answers.class_names]
+    taxonomy = answers.taxonomy
+    return [
+        _named(name, key, f"class no. {place}")
+        for place, (name, key) in enumerate(zip(taxonomy.names, taxonomy.keys, strict=True), 1)
+    ]
+
+
+def _named(*names: str) -> str:
+    """Return the first name whose characters some font here has, else the last one."""
+    shown = [_shown(name) for name in names]
+    return next((name for name in shown if _fonts_of(name) is not None), shown[-1])
 
 
 def _shown(name: str) -> str:
@@ -556,11 +589,44 @@ def _shown(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
+def _set_fonts(artist: Artist) -> None:
+    for text in artist.findobj(Text):
+        if fonts := _fonts_of(text.get_text()):
+            text.set_fontfamily(["sans-serif", *fonts])
+
+
+@functools.lru_cache(maxsize=1024)
+def _fonts_of(text: str) -> tuple[str, ...] | None:
+    """Return the installed fonts that have what the default one lacks; None: no font has it all."""
+    missing = frozenset(map(ord, text)) - {ord("\n")} - _characters(findfont(FontProperties()))
+    fonts = []
+    for font in sorted(fontManager.ttflist, key=lambda font: (font.name, font.fname)):
+        if not missing:
+            break
+        if font.style != "normal" or font.name.startswith("Last Resort"):  # boxes for everything
+            continue
+        if found := missing & _characters(font.fname):
+            missing -= found
+            fonts.append(font.name)
+    return None if missing else tuple(fonts)
+
+
+@functools.cache
+def _characters(path: str) -> frozenset[int]:
+    return frozenset(FT2Font(path).get_charmap())
+
+
 def _percent(share: float) -> str:
     return "<1%" if share < 0.005 else f"{share:.0%}"
 
 
-def _render(figure: Figure, target: Any, **options: Any) -> None:
+@contextmanager
+def _styled() -> Iterator[None]:
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of scripts without a font here
+        yield
+
+
+def _render(figure: Figure, target: Any, **options: Any) -> None:
+    with _styled():
         figure.savefig(target, **options)

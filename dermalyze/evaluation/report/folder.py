@@ -16,10 +16,11 @@ from dermalyze.evaluation.report import figures
 from dermalyze.evaluation.saliency_check import read_explanations, write_explanations
 from dermalyze.evaluation.scores import read_scored
 from dermalyze.evaluation.statistics.bootstrap import Interval
-from dermalyze.evaluation.text import TITLES
+from dermalyze.evaluation.text import TITLES, padded, width_of
 from serving.atomic_write import write_text
+from serving.errors import one_line
 from serving.os_errors import make_folder
-from serving.taxonomy import DISCLAIMER
+from serving.taxonomy import DISCLAIMER, Taxonomy
 
 PREDICTIONS = "predictions.csv"
 VALIDATION = "val_predictions.csv"  # what the calibrator is fitted on
@@ -85,29 +86,36 @@ def write_folder(folder: Path, predictions: Predictions, evaluation: Evaluation)
 
 
 def format_metrics(
-    metrics: Mapping[str, float], intervals: Mapping[str, Interval] | None = None
+    metrics: Mapping[str, float],
+    taxonomy: Taxonomy,
+    intervals: Mapping[str, Interval] | None = None,
 ) -> str:
     """Lay out what `score` or `Evaluation.logged` returned: headlines, then a line per class.
 
-    A number that is not defined is shown as `-`.  `intervals` put their bounds beside the
-    headlines, or say why there are none.
+    Classes have the names of `taxonomy`; one without a number of images is left out.  A number
+    that is not defined is shown as `-`.  `intervals` put their bounds beside the headlines, or say
+    why there are none.
     """
     split = next(key for key in metrics if key.endswith("balanced_accuracy"))
     split = split.removesuffix("balanced_accuracy")  # "test/", or nothing
     plain = {key.removeprefix(split): value for key, value in metrics.items()}
-    classes = [key.removeprefix("support/") for key in plain if key.startswith("support/")]
-    num_images = sum(int(plain[f"support/{name}"]) for name in classes)
+    classes = {
+        key: one_line(name)
+        for key, name in zip(taxonomy.keys, taxonomy.names, strict=True)
+        if f"support/{key}" in plain
+    }
+    num_images = sum(int(plain[f"support/{key}"]) for key in classes)
     lines = [f"{'images':<{2 * WIDTH}}{num_images:>{WIDTH},}"]
     lines += [
         f"{TITLES[key]:<{2 * WIDTH}}{_cell(plain, key)}{_bounds((intervals or {}).get(key))}"
         for key in HEADLINES
     ]
-    width = max((WIDTH, *map(len, classes))) + 2
+    width = max((WIDTH, *map(width_of, classes.values()))) + 2
     titles = (*(title for _, title in COLUMNS), "images")
     lines += ["", " " * width + "".join(f"{title:>{WIDTH}}" for title in titles)]
-    for name in classes:
-        cells = "".join(_cell(plain, f"{column}/{name}") for column, _ in COLUMNS)
-        lines.append(f"{name:<{width}}{cells}{int(plain[f'support/{name}']):>{WIDTH},}")
+    for key, name in classes.items():
+        cells = "".join(_cell(plain, f"{column}/{key}") for column, _ in COLUMNS)
+        lines.append(f"{padded(name, width)}{cells}{int(plain[f'support/{key}']):>{WIDTH},}")
     for kind in ("macro", "weighted"):
         cells = "".join(_cell(plain, f"{kind}_{column}") for column, _ in COLUMNS)
         lines.append(f"{kind + ' mean':<{width}}{cells}{num_images:>{WIDTH},}")

@@ -97,11 +97,8 @@ def _page(inputs: ReportInputs) -> dict[str, Any]:
     evaluation, scored = inputs.evaluation, inputs.scored
     taxonomy, known = evaluation.taxonomy, evaluation.intervals
     tiles = ["balanced_accuracy", "malignant_auc", "ece"]
-    titles: dict[str, str] = {}
     if (key := commonest_malignant(scored)) is not None:
         tiles.insert(1, f"recall/{key}")
-        name = taxonomy.names[taxonomy.keys.index(key)]  # as the data has it
-        titles = {f"recall/{key}": title_of(f"recall/{name}")}
     unit = evaluation.group_by
     basis = things(evaluation.num_images, "image")
     if unit != "image":
@@ -114,7 +111,7 @@ def _page(inputs: ReportInputs) -> dict[str, Any]:
         "disclaimer": DISCLAIMER,
         "not_recorded": not_recorded(taxonomy),
         "basis": basis,
-        "tiles": [(titles.get(n) or title_of(n), cell(known[n])) for n in tiles if n in known],
+        "tiles": [(title_of(n, taxonomy), cell(known[n])) for n in tiles if n in known],
         "headlines": headlines(evaluation),
         "elsewhere": elsewhere_sentences(evaluation),
         "per_class": _class_table(inputs, PER_CLASS),

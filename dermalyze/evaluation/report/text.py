@@ -30,8 +30,8 @@ MIN_ANSWERED = 0.2  # share of a left-out source; below it the error rate of the
 CALIBRATION = {
     "nll": "NLL (nats)",
     "brier": "Brier score",
-    "reliability": "reliability (less is better)",
-    "resolution": "resolution (more is better)",
+    "reliability": "reliability (lower is better)",
+    "resolution": "resolution (higher is better)",
     "uncertainty": "uncertainty (of the data)",
     "ece": "ECE",
     "adaptive_ece": "adaptive ECE",
@@ -107,7 +107,7 @@ def gap_sentences(evaluation: "Evaluation") -> list[str]:
         )
     told = {gap.attribute for gap in subgroups.gaps}
     return sentences + [
-        f"{attribute}: no gap is stated, since fewer than two groups are large enough."
+        f"{attribute}: no gap reported, because fewer than two groups are large enough."
         for attribute in dict.fromkeys(group.attribute for group in subgroups.groups)
         if attribute not in told
     ]

@@ -36,7 +36,7 @@ CLASS_MEANS = (
 )
 SHARES = ("accuracy", "recall", "malignant_sensitivity", "malignant_specificity")  # right or wrong
 # Intervals at 95 % held the truth in 0 to 88 % of studies, the fewer the better calibrated.
-RAISED = "resampling raises it, so that bounds would be too high"
+RAISED = "resampling increases it, so the bounds would be too high"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def lesion_weights(lesions: Counts, replicates: int, seed: int) -> Floats:
 def interval_of(estimate: float, values: Floats, basis: Basis, level: float = LEVEL) -> Interval:
     """Take the bounds from the replicates' quantiles; (R,), NaN where a replicate has no value."""
     if basis.num_lesions < MIN_LESIONS:
-        reason = f"rests on {basis.in_words()}, fewer than {MIN_LESIONS}"
+        reason = f"only {basis.in_words()}, fewer than {MIN_LESIONS}"
         return Interval(estimate=estimate, low=None, high=None, reason=reason)
     tail = (1 - level) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])
@@ -125,7 +125,7 @@ def interval_of(estimate: float, values: Floats, basis: Basis, level: float = LE
         reach = 1 - tail ** (1 / basis.num_lesions)
         low, high = (0.0, reach) if estimate == 0 else (1 - reach, 1.0)
     elif low == high:
-        reason = f"{basis.in_words()}, all alike in it, so that resampling shows no spread"
+        reason = f"{basis.in_words()} with the same result, so resampling shows no variation"
         return Interval(estimate=estimate, low=None, high=None, reason=reason)
     return Interval(estimate=estimate, low=float(low), high=float(high))
 

@@ -28,8 +28,17 @@ from dermalyze.evaluation.statistics.bootstrap import (
 )
 from dermalyze.evaluation.statistics.multiple_testing import holm
 from dermalyze.evaluation.statistics.paired_tests import McNemar, mcnemar, paired
-from dermalyze.evaluation.text import count, number, p_value, percent, things, title_of
-from serving.errors import DataError
+from dermalyze.evaluation.text import (
+    count,
+    number,
+    p_value,
+    padded,
+    percent,
+    things,
+    title_of,
+    width_of,
+)
+from serving.errors import DataError, one_line
 
 LOWER_IS_BETTER = ("loss", "brier", "ece")
 SIGNIFICANCE = 0.05  # a finding has a smaller corrected p-value
@@ -46,6 +55,7 @@ class Difference:
     low: float | None
     high: float | None
     reason: str = ""  # why there are no bounds
+    title: str  # of the metric, with the class as the data names it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +204,7 @@ def noninferior(
     holds = bool(bound > -margin if higher_is_better else bound < margin)
     direction = "higher" if found.difference > 0 else "lower"
     amount = f"{number(abs(found.difference))} {direction}" if found.difference else "the same"
-    verdict = "no worse" if holds else "not shown to be no worse"
+    verdict = "not worse" if holds else "may be worse"
     return Noninferior(
         metric=metric,
         difference=found.difference,
@@ -210,15 +220,15 @@ def table(comparison: Comparison) -> str:
     lines = [
         f"reference {comparison.reference}; {things(comparison.num_images, 'image')} of "
         f"{things(comparison.num_lesions, comparison.group_by)}; {percent(LEVEL)} intervals from "
-        f"{count(comparison.replicates)} draws of {comparison.group_by}s"
+        f"{count(comparison.replicates)} bootstrap samples of {comparison.group_by}s"
     ]
     for versus in comparison.versus:
-        titles = [title_of(found.metric) for found in versus.differences]
-        width = max(map(len, titles), default=0) + 2
+        titles = [one_line(found.title) for found in versus.differences]
+        width = max(map(width_of, titles), default=0) + 2
         lines += ["", f"{versus.name} - {comparison.reference}"]
         lines.append(f"{'':<{width}}{'reference':>11}{'run':>9}{'difference':>12}   interval")
         lines += [
-            f"{title:<{width}}{_row(found)}"
+            f"{padded(title, width)}{_row(found)}"
             for title, found in zip(titles, versus.differences, strict=True)
         ]
         test = versus.mcnemar
@@ -263,12 +273,14 @@ def _difference(
         stems = (name.partition("/") for name in a.once)
         known = dict.fromkeys(stem + (slash and "/<class>") for stem, slash, _ in stems)
         raise DataError(f"there is no metric {metric!r}; expected one of {', '.join(known)}")
-    basis = replace(rests_on(reference, metric), is_share=False)  # a difference is none
+    basis = replace(rests_on(reference, metric), is_share=False)  # a difference is no share
+    title = title_of(metric, reference.taxonomy)
     estimates = [values.once[metric] for values in (a, b)]
     if not np.isfinite(estimates).all():
         ours, theirs = (value if np.isfinite(value) else None for value in estimates)
         return Difference(
             metric=metric,
+            title=title,
             estimate_a=ours,
             estimate_b=theirs,
             difference=None,
@@ -280,6 +292,7 @@ def _difference(
     interval = interval_of(difference, drawn, basis, level)
     return Difference(
         metric=metric,
+        title=title,
         estimate_a=estimates[0],
         estimate_b=estimates[1],
         difference=interval.estimate,

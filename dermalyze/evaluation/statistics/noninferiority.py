@@ -76,7 +76,7 @@ def compare_with_champion(
     promoted = metric.holds and calibration.holds and (better or not rule.must_be_better)
     reasons = [f"against {incumbent}, {metric.sentence}", calibration.sentence]
     if rule.must_be_better and not better:
-        reasons.append("its estimate is not the higher one")
+        reasons.append("its estimate is not higher")
     numbers = {
         "difference": metric.difference,
         "bound": metric.bound,

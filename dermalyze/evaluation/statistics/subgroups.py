@@ -171,10 +171,10 @@ def _intervals(images: Scored, weights: Floats, too_small: str) -> dict[str, Int
 def _note(scored: Scored) -> str:
     unit, missing = scored.group_by, scored.taxonomy.not_recorded
     note = (
-        "A gap is the mean difference of sensitivity over the classes of which both groups have at "
-        f"least {MIN_LESIONS} {unit}s, so a different mix of classes does not count as a gap. Its "
-        "interval does not account for the two groups having been picked as the furthest apart; "
-        "its p-value does. A gap does not say what causes it."
+        "A gap is the mean difference of sensitivity over the classes for which both groups have "
+        f"at least {MIN_LESIONS} {unit}s, so a different mix of classes does not count as a gap. "
+        "Its interval ignores that these two groups were selected because they differ most; "
+        "its p-value accounts for that. A gap does not show its cause."
     )
     if missing:
         note += f" {not_recorded(scored.taxonomy)}."

@@ -173,7 +173,7 @@ def correct_priors(logits: NDArray[np.floating], trained: Floats, stated: Floats
     if len(unseen := np.flatnonzero((stated > 0) & (trained == 0))):
         raise DataError(
             f"class {unseen[0]} of {len(stated)}, counted from 0, is stated as "
-            f"{stated[unseen[0]]:.3g} of all images, where training saw none of it; state it as 0"
+            f"{stated[unseen[0]]:.3g} of all images, but training had no image of it; state it as 0"
         )
     possible = stated > 0
     shift = np.log(np.divide(stated, trained, out=np.ones(len(stated)), where=possible))

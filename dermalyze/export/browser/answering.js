@@ -128,7 +128,7 @@ function setOf(probs, best, spec, level) {
     set_size: members.length,
     set_level: sets.levels[column],
     ...(alone.length && {
-      set_note: `in every set, for too few lesions to calibrate on: ${alone.join(", ")}`,
+      set_note: `always included (too few calibration lesions): ${alone.join(", ")}`,
     }),
   };
 }
@@ -141,7 +141,7 @@ function decide(confidence, { quality, scope_score: score }, spec) {
   if (scope && score > scope.max_score) {
     return decided(
       "out_of_scope",
-      "the image is unlike those that the model was judged on "
+      "the image does not resemble the validation images "
         + `(score ${general(score)}, limit ${general(scope.max_score)})`,
     );
   }
@@ -149,15 +149,15 @@ function decide(confidence, { quality, scope_score: score }, spec) {
   if (abstention.min_confidence > 1) {
     return decided(
       "uncertain",
-      `on validation images no confidence kept wrong answers below ${risk}`,
+      `no confidence threshold kept validation errors below ${risk}`,
     );
   }
   const below = confidence < abstention.min_confidence;
   return decided(
     below ? "uncertain" : "answer",
-    `the confidence ${percent(confidence)} is ${below ? "below" : "at least"} `
-      + `${percent(abstention.min_confidence)}, from which on at most ${risk} of the `
-      + "answers were wrong on validation images",
+    `confidence ${percent(confidence)} is ${below ? "below" : "at or above"} the `
+      + `${percent(abstention.min_confidence)} threshold (at most ${risk} errors `
+      + "on validation images)",
   );
 }
 

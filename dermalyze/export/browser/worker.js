@@ -56,7 +56,7 @@ async function answer({ photograph, level, metadata, explain }) {
   const outputs = Object.fromEntries(wanted.map((name) => [name, found[name].data]));
   if (!wanted.every((name) => outputs[name].every(Number.isFinite))) {
     throw new Error(
-      "the model answers with values that are no finite numbers; train or export it again",
+      "the model returned values that are not finite numbers; train or export it again",
     );
   }
   const size = [opened.width, opened.height];

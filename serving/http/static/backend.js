@@ -56,7 +56,7 @@ async function ask(path, options) {
 
 async function errorOf(response) {
   if (response.status === 401) {
-    return new BackendError("This service asks for an API key.", { needsKey: true });
+    return new BackendError("This service requires an API key.", { needsKey: true });
   }
   let sentence = "";
   try {

@@ -45,7 +45,7 @@ function introduce(model) {
   $("classes").hidden = false;
   const trained = model.data_title ? `, as in ${model.data_title}` : "";
   $("classes-title").textContent =
-    `Tells ${model.class_names.length} classes apart in photographs${trained}`;
+    `Distinguishes ${model.class_names.length} classes in photographs${trained}`;
   $("class-list").replaceChildren(
     ...model.class_names.map((name, i) => {
       const malignant = model.malignant?.includes(name) ? " (malignant)" : "";
@@ -128,7 +128,7 @@ function listen() {
 
 function askForKey() {
   $("key-form").hidden = false;
-  say("This service asks for an API key.");
+  say("This service requires an API key.");
   $("key").focus();
 }
 

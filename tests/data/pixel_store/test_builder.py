@@ -160,8 +160,8 @@ def test_a_killed_worker_is_one_sentence_and_what_is_finished_is_kept(
     with pytest.raises(DataError) as caught:
         build_pixels(files, tmp_path / "out", SMALL, workers=2)
     assert str(caught.value) == (
-        "a process that decodes images was killed (SIGKILL), perhaps for want of memory; call "
-        "again, with --workers 1 (in training: training.num_workers) if need be: finished images "
+        "a process that decodes images was killed (SIGKILL), perhaps for lack of memory; run "
+        "it again, if needed with --workers 1 (in training: training.num_workers): finished images "
         "are not decoded again"
     )
     assert all(worker.poll() is not None for worker in workers)
@@ -175,7 +175,7 @@ def test_a_killed_worker_is_one_sentence_and_what_is_finished_is_kept(
 
 def test_a_worker_that_cannot_start_is_one_sentence(tmp_path, workers, monkeypatch):
     in_workers(monkeypatch, "raise SystemExit(3)")
-    with pytest.raises(DataError, match="decodes images ended with status 3; call again"):
+    with pytest.raises(DataError, match="decodes images ended with status 3; run it again"):
         build_pixels(put_many(tmp_path / "images", 9), tmp_path / "out", SMALL, workers=2)
 
 

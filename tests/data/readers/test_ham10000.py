@@ -243,7 +243,7 @@ def test_isic_images_without_lesion_groupings_say_what_to_download(tmp_path):
     write_folder(tmp_path / "ISIC2018_Task3_Training_Input", {"ISIC_1.jpg": jpeg(1)})
     assert error_of(tmp_path) == (
         f"no ISIC2018_Task3_Training_LesionGroupings.csv in {tmp_path}, which has ISIC 2018 Task 3 "
-        "images; download it beside them from challenge.isic-archive.com"
+        "images; download it into that folder from challenge.isic-archive.com"
     )
 
 
@@ -311,7 +311,7 @@ def test_an_unknown_layout_names_the_known_ones(tmp_path, name, found):
             "{path} is not a table; expected columns lesion_id, image_id, dx and the same number "
             "of values in every line",
         ),
-        (HEADER, "{path} has a header and no rows; expected one row an image"),
+        (HEADER, "{path} has a header and no rows; expected one row per image"),
         (
             HEADER + "HAM_1,,nv,histo,80.0,male,back\n",
             "{path} has 1 rows without an image id; complete or remove them",

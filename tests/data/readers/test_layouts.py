@@ -113,7 +113,7 @@ def test_isic_2019_images_without_their_metadata_say_what_to_download(tmp_path):
     )
     assert error_of(tmp_path) == (
         f"no ISIC_2019_Training_Metadata.csv in {tmp_path}, which has ISIC 2019 images; download "
-        "it beside them from challenge.isic-archive.com"
+        "it into that folder from challenge.isic-archive.com"
     )
 
 
@@ -298,8 +298,8 @@ def test_two_columns_that_may_be_meant_are_one_sentence_and_either_can_be_chosen
 def test_data_that_fits_several_layouts_is_one_sentence(tmp_path):
     write(tmp_path, {"t.csv": "image,label\nc00/1,a\nc01/1,b\n", **class_folders(2)})
     assert error_of(tmp_path) == (
-        f"{tmp_path} fits several layouts, one folder per class and one table (t.csv); expected "
-        "one, leave the others out of the folder (--image-column and --label-column choose a table)"
+        f"{tmp_path} matches several layouts, one folder per class and one table (t.csv); expected "
+        "one: remove the others from the folder (--image-column and --label-column choose a table)"
     )
     dataset = open_dataset(tmp_path, DataConfig(label_column="label"))
     assert dataset.rows["label"].tolist() == ["a", "b"]
@@ -395,7 +395,7 @@ def test_taxonomy_yaml_takes_classes_that_yaml_would_read_as_something_else(tmp_
         ("- c00", " must have keys and values, such as `malignant: [mel]`"),
         ("", " must have keys and values, such as `malignant: [mel]`"),
         ("title: [a]", " has a list or mapping as title; expected text"),
-        ("malignant: {c00: yes}", " must have a list of texts as malignant, such as [a, b]"),
+        ("malignant: {c00: yes}", " must have a list of strings as malignant, such as [a, b]"),
         ("malignant: [c000]",
          " has 'c000' in malignant, which is not a class of the data; did you mean c00?"),
         ("malignant: [melanoma]",

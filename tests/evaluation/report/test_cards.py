@@ -180,7 +180,7 @@ def test_a_fact_cannot_bring_markup_with_it(inputs):
 
 def test_drawn_data_is_marked_in_both_cards(inputs):
     drawn = CardInputs(**{**vars(inputs), "demo_data": True})
-    assert "mean nothing" in model_card(drawn)
+    assert "say nothing about skin" in model_card(drawn)
     assert "drawn by a program" in data_card(drawn)
 
 

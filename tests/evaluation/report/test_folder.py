@@ -118,6 +118,6 @@ nv                  1.0000      1.0000      1.0000           -       1,005
 vasc                     -           -           -           -           0
 macro mean          0.5000      0.5000      0.5000           -       1,005
 weighted mean       0.2500      0.2500      0.2500           -       1,005"""
-    assert format_metrics(values) == expected
+    assert format_metrics(values, HAM10000) == expected
     prefixed = {f"test/{name}": value for name, value in values.items()}
-    assert format_metrics(prefixed) == expected
+    assert format_metrics(prefixed, HAM10000) == expected

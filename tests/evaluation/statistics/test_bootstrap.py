@@ -104,7 +104,7 @@ def test_a_class_of_few_lesions_has_a_number_and_a_reason_instead_of_bounds():
     for name in ("recall/mel", "balanced_accuracy", "macro_auc", "malignant_auc"):
         assert found[name].low is None
         assert found[name].high is None
-        assert f"rests on {of_mel} lesions of " in found[name].reason
+        assert f"only {of_mel} lesions of " in found[name].reason
     for name in ("accuracy", "recall/nv"):
         assert found[name].low < found[name].estimate < found[name].high
         assert found[name].reason == ""
@@ -129,7 +129,7 @@ def test_means_and_areas_without_spread_have_a_reason_instead_of_bounds():
     for name in ("balanced_accuracy", "macro_auc", "f1/mel"):
         found = intervals(scored, replicates=100)[name]
         assert (found.estimate, found.low, found.high) == (1, None, None)
-        assert "alike" in found.reason
+        assert "the same result" in found.reason
 
 
 def test_a_class_without_images_is_left_out():

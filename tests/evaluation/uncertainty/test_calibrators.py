@@ -279,8 +279,8 @@ def test_a_class_that_training_never_saw_cannot_be_stated():
     with pytest.raises(DataError) as error:
         correct_priors(np.zeros((1, 3)), np.array([0.4, 0.0, 0.6]), np.array([0.4, 0.1, 0.5]))
     assert str(error.value) == (
-        "class 1 of 3, counted from 0, is stated as 0.1 of all images, where training saw none of "
-        "it; state it as 0"
+        "class 1 of 3, counted from 0, is stated as 0.1 of all images, but training had no image "
+        "of it; state it as 0"
     )
 
 

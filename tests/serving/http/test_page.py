@@ -164,7 +164,7 @@ def test_a_photograph_may_be_taken(page):
 def test_level_and_metadata_count_for_the_photographs_that_follow(page, predictor):
     choose(page, "uncertain.png")
     page.get_by_text("Options", exact=True).click()
-    page.get_by_label("A prediction set shall hold").select_option("95 %")
+    page.get_by_label("The prediction set contains the true class for").select_option("95 %")
     page.get_by_label("Age in years").fill("71")
     page.get_by_label("Sex").select_option("male")
     page.get_by_label("Site").select_option("back")
@@ -232,7 +232,7 @@ def test_what_is_removed_is_gone_and_the_focus_stays_on_the_page(page):
     assert focused == "Remove dull.png"
     page.get_by_role("button", name="Remove all").click()
     assert page.locator(".card").count() == 0
-    assert page.get_by_text("There are none yet.").is_visible()
+    assert page.get_by_text("No results yet.").is_visible()
     assert page.evaluate("document.activeElement.id") == "results"
 
 
@@ -379,7 +379,7 @@ def test_a_service_with_a_key_asks_for_it(browser, rich, tmp_path):
     with service(tmp_path, model=rich, DERMALYZE_API_KEY="right") as own:
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{own.port}/")
-        field = page.get_by_label("This service asks for an API key")
+        field = page.get_by_label("This service requires an API key")
         for key in ("wrong", "right"):
             field.wait_for()
             field.fill(key)

@@ -147,7 +147,7 @@ def test_a_column_that_looks_like_ours_is_refused(client, way, name, meant):
     response = way(client, {name: "1"})
     assert (response.status_code, response.json()["message"]) == (
         400,
-        f"a column would be passed over: rename it if it is {meant}",
+        f"a column would be ignored: rename it if it means {meant}",
     )
 
 
@@ -157,7 +157,7 @@ def test_a_param_in_a_column_is_refused(client, way, name):
     response = way(client, {name: "1"})
     assert (response.status_code, response.json()["message"]) == (
         400,
-        'a column would be passed over: send params beside the images, as "params": '
+        'a column would be ignored: send params next to the images, as "params": '
         '{"level": 0.95}, or rename it',
     )
 

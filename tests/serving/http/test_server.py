@@ -285,7 +285,7 @@ def test_after_sigterm_a_kept_connection_hears_that_the_service_ends(tmp_path):
             response = kept.getresponse()
             status, body = response.status, response.read()
         assert (status, response.getheader("connection")) == (503, "close")
-        assert json.loads(body)["message"] == "the service is ending; ask another one"
+        assert json.loads(body)["message"] == "the service is shutting down; try another one"
         silent.sendall(head(len(png())) + png())  # connected before, spoke after
         assert b"200 OK" in read_all(silent)
 
@@ -401,7 +401,7 @@ def test_a_new_champion_answers_without_a_lost_request(tmp_path, registered, tem
         assert children_of(own.pid)
         assert list(temporary.glob("dermalyze-*"))
     assert shutil.which("pgrep")
-    assert "version 2 of models:/watched@champion is there" in own.log.read_text()
+    assert "version 2 of models:/watched@champion is downloaded" in own.log.read_text()
     assert not list(temporary.glob("dermalyze-*"))  # it ended by SIGTERM
 
 

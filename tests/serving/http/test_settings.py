@@ -110,8 +110,8 @@ def test_all_pages_beside_some_is_refused(given):
     with pytest.raises(ConfigError) as caught:
         ServiceSettings.from_environment({"DERMALYZE_CORS_ORIGINS": given})
     assert str(caught.value) == (
-        "--cors-origin (DERMALYZE_CORS_ORIGINS) must be '*', which stands for all pages, or "
-        "origins, not both"
+        "--cors-origin (DERMALYZE_CORS_ORIGINS) must be '*' for all origins, or a list "
+        "of origins, not both"
     )
 
 
