@@ -23,9 +23,14 @@ logger = logging.getLogger(__name__)
 @click.option(
     "--run-id",
     "run_ids",
-    required=True,
     multiple=True,
     help="An MLflow run of `dermalyze train`; several, or a cross-validation run: an ensemble.",
+)
+@click.option(
+    "--checkpoint",
+    type=FILE,
+    default=None,
+    help="A checkpoint file such as checkpoint_best.pt, instead of a run.",
 )
 @click.option("--output", type=FILE, default=Path("model.onnx"), show_default=True)
 @click.option("--tta", is_flag=True, help="Average the predictions for eight flips and rotations.")
@@ -41,6 +46,7 @@ logger = logging.getLogger(__name__)
 @plugin_option()
 def export_onnx(
     run_ids: tuple[str, ...],
+    checkpoint: Path | None,
     output: Path,
     tta: bool,
     precision: str,
@@ -54,16 +60,19 @@ def export_onnx(
     written only if balanced accuracy on the validation split falls by at most 0.5 points; a file
     with float16 weights (computed in float32) only if no probability of the compared images
     changes by more than 0.01.
-    """
-    from dermalyze.workflows.export import export_runs
 
-    said = export_runs(
-        run_ids,
-        output,
-        tta=tta,
-        precision=precision,
-        here=here_of(data_dir, device, prepared),
-    )
+    With --checkpoint MLflow is not used. The checkpoint of a finished training has its prediction
+    sets and decisions; for any other the settings and splits beside it and --data-dir are needed.
+    """
+    if bool(run_ids) == (checkpoint is not None):
+        raise click.UsageError("give either --run-id or --checkpoint")
+    from dermalyze.workflows.export import export_checkpoint, export_runs
+
+    here = here_of(data_dir, device, prepared)
+    if checkpoint is None:
+        said = export_runs(run_ids, output, tta=tta, precision=precision, here=here)
+    else:
+        said = export_checkpoint(checkpoint, output, tta=tta, precision=precision, here=here)
     click.echo(f"{output}: {said}")
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.atomic_write import write_text
-from serving.errors import TrackingError
+from serving.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,11 @@ class RunFolder:
         """Return a file or folder of the run.
 
         Raises:
-            TrackingError: it has no such file.
+            DataError: it has no such file.
         """
         path = self.find(name)
         if path is None:
-            raise TrackingError(f"{self.folder} has no {name}; did its training end?")
+            raise DataError(f"{self.folder} has no {name}; did its training end?")
         return path
 
     def replace(self, name: str, text: str) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from dermalyze import tracking
 from dermalyze.data.patient_metadata import conversion, fields_of_members, metadata_of
 from dermalyze.data.sampling import Rows
 from dermalyze.evaluation.predictions import MEASURED, predictions_table
@@ -24,8 +25,7 @@ from dermalyze.export.int8 import Int8Images, LabelledImages, describe, export_i
 from dermalyze.export.onnx import export_onnx
 from dermalyze.models.ensemble import Member, ShippedNetwork
 from dermalyze.models.test_time_augmentation import NUM_VIEWS
-from dermalyze.tracking import children_of, tags_of
-from dermalyze.workflows.finished_run import FinishedRun, open_finished
+from dermalyze.workflows.finished_run import FinishedRun, of_checkpoint, open_finished
 from dermalyze.workflows.run_context import (
     AS_IN_THE_RUN,
     FOLD_TAG,
@@ -82,49 +82,73 @@ def export_runs(
     folds = _folds_of(run_ids)
     with ExitStack() as stack:
         runs = [stack.enter_context(open_finished(run_id, here)) for run_id in folds or run_ids]
-        spec = _common_spec(runs, num_views=NUM_VIEWS if tta else 1)
-        network = ShippedNetwork([_member_of(run, spec) for run in runs], num_views=spec.num_views)
-        images, tables = None, _validation(runs)
-        if precision == "int8":
-            images = _images_of(runs)
-            if len(images.val) == 0:
-                raise DataError(
-                    "int8 needs validation images that none of these runs was trained on, and "
-                    "there are none; export one run, or pass --precision float32"
-                )
-        if folds and not tta:
-            # What each network said of the images that it had not seen.
-            answers = pd.concat([run.predictions.scored.table for run in runs], ignore_index=True)
-            scored = scored_of(answers, spec.taxonomy)
-            spec = limits_in(spec, scored, "out of fold, one network each")
-        elif len(runs) > 1 or tta:
-            images = images or _images_of(runs)
-            spec = _limits_together(runs, network, spec, images)
-        elif spec.scope is None:  # trained before there were limits
-            try:
-                images = images or _images_of(runs)
-                limited = with_limits(network, spec, images.runner, images.val)
-                network, spec, tables = limited.network, limited.spec, [limited.validation]
-            except DataError as error:
-                logger.warning(f"without prediction sets and decisions: {error}")
-        network.cpu()
-        if precision == "int8":
-            assert images is not None
-            return describe(
-                export_int8(
-                    network,
-                    spec,
-                    output,
-                    Int8Images(
-                        training=images.labelled(images.train, spec),
-                        validation=images.labelled(images.val, spec),
-                    ),
-                    respec=lambda logits: _limits_of(tables, spec, images, logits),
-                )
+        return _export(runs, output, tta=tta, precision=precision, are_folds=bool(folds))
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    *,
+    tta: bool,
+    precision: str,
+    here: Here = AS_IN_THE_RUN,
+) -> str:
+    """Do what `export_runs` does with a checkpoint file; what else it needs is beside that file.
+
+    Limits that are not in the checkpoint yet need the settings, the splits and `here.data_dir`.
+    """
+    run = of_checkpoint(checkpoint, here)
+    return _export([run], output, tta=tta, precision=precision, are_folds=False)
+
+
+def _export(
+    runs: Sequence[FinishedRun], output: Path, *, tta: bool, precision: str, are_folds: bool
+) -> str:
+    """Write opened runs as one ONNX file; as `export_runs`."""
+    spec = _common_spec(runs, num_views=NUM_VIEWS if tta else 1)
+    network = ShippedNetwork([_member_of(run, spec) for run in runs], num_views=spec.num_views)
+    images: _Images | None = None
+    tables: list[pd.DataFrame] | None = None
+    if precision == "int8":
+        images = _images_of(runs)
+        if len(images.val) == 0:
+            raise DataError(
+                "int8 needs validation images that none of these runs was trained on, and "
+                "there are none; export one run, or pass --precision float32"
             )
-        if precision == "float16":
-            return f"{_what(spec)}, {export_float16(network, spec, output)}"
-        report = export_onnx(network, spec, output)
+    if are_folds and not tta:
+        # What each network said of the images that it had not seen.
+        answers = pd.concat([run.predictions.scored.table for run in runs], ignore_index=True)
+        scored = scored_of(answers, spec.taxonomy)
+        spec = limits_in(spec, scored, "out of fold, one network each")
+    elif len(runs) > 1 or tta:
+        images = images or _images_of(runs)
+        spec = _limits_together(runs, network, spec, images)
+    elif spec.scope is None:  # trained before there were limits, or stopped before them
+        try:
+            images = images or _images_of(runs)
+            limited = with_limits(network, spec, images.runner, images.val)
+            network, spec, tables = limited.network, limited.spec, [limited.validation]
+        except DataError as error:
+            logger.warning(f"without prediction sets and decisions: {error}")
+    network.cpu()
+    if precision == "int8":
+        assert images is not None
+        return describe(
+            export_int8(
+                network,
+                spec,
+                output,
+                Int8Images(
+                    training=images.labelled(images.train, spec),
+                    validation=images.labelled(images.val, spec),
+                ),
+                respec=lambda logits: _limits_of(tables or _validation(runs), spec, images, logits),
+            )
+        )
+    if precision == "float16":
+        return f"{_what(spec)}, {export_float16(network, spec, output)}"
+    report = export_onnx(network, spec, output)
     return (
         f"{_what(spec)}; differs from PyTorch by at most {report.max_difference:.1e} in a "
         f"probability on {report.num_images} images; no class changed"
@@ -137,15 +161,15 @@ def _folds_of(run_ids: Sequence[str]) -> list[str]:
     Raises:
         ArtifactError: a run of folds is one of several, or not all its folds are finished.
     """
-    number = {run_id: tags_of(run_id).get(FOLDS_TAG) for run_id in run_ids}
+    number = {run_id: tracking.tags_of(run_id).get(FOLDS_TAG) for run_id in run_ids}
     if not any(number.values()):
         return []
     if len(run_ids) > 1:
         raise ArtifactError(
-            "a cross-validation run is already an ensemble; pass it alone, or pass other runs"
+            "a run of folds is an ensemble of its own; name it alone, or name other runs"
         )
     (run_id,) = run_ids
-    children = children_of(run_id, FOLD_TAG)
+    children = tracking.children_of(run_id, FOLD_TAG)
     wanted = [str(i + 1) for i in range(int(number[run_id] or 0))]
     if unfinished := [i for i in wanted if not children.get(i, ("", False))[1]]:
         raise ArtifactError(
@@ -218,7 +242,7 @@ def _limits_together(
     """Fit the limits on images that are validation images of all runs."""
     if len(images.val) == 0:
         raise DataError(
-            "these runs share no validation image, so nothing can "
+            "there is no image that is a validation image of all these runs, so that nothing can "
             "be calibrated; train them with the same training.seed or data.splits"
         )
     outputs = images.runner.outputs(network, spec, images.val, ("logits",), "val")

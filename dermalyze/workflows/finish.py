@@ -211,11 +211,14 @@ def _evaluate(job: Job, predictions: Predictions) -> Evaluation:
 def _export(job: Job) -> str:
     """Export the best epoch and prove it; return parity in words.
 
-    A run without MLflow leaves it out where the packages for it are missing.
+    A run without MLflow leaves it to `export-onnx` where the packages for it are missing.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing and isinstance(job.run, UntrackedRun):
-        return f"{MODEL} was not written: {missing[0]} is not installed"
+        return (
+            f"{MODEL} was not written: {missing[0]} is not installed; where onnx and onnxscript "
+            f"are, run `dermalyze export-onnx --checkpoint {job.folder / BEST}`"
+        )
     from dermalyze.export.onnx import export_onnx
 
     member, spec = load_member(job.folder / BEST)

@@ -18,7 +18,7 @@ from dermalyze.data.preparation import Prepared
 from dermalyze.data.splits import Splits, read_split, read_splits
 from dermalyze.evaluation.evaluate import Predictions
 from dermalyze.evaluation.report.folder import read_folder
-from dermalyze.models.checkpoint import load_member
+from dermalyze.models.checkpoint import load_checkpoint, load_member
 from dermalyze.models.ensemble import Member
 from dermalyze.tracking.run_folder import RunFolder
 from dermalyze.training.device import choose_device, in_full_precision
@@ -56,6 +56,7 @@ class FinishedRun:
 
     stored: RunFolder
     here: Here = AS_IN_THE_RUN
+    checkpoint: str = BEST  # the file of its network
 
     @property
     def run_id(self) -> str:
@@ -176,7 +177,7 @@ class FinishedRun:
 
     @cached_property
     def _network(self) -> tuple[Member, ModelSpec]:
-        return load_member(self.stored.file(BEST))
+        return load_member(self.stored.file(self.checkpoint))
 
     @cached_property
     def _data(self) -> tuple[Prepared, Splits]:
@@ -229,6 +230,19 @@ def open_finished(run_id: str, here: Here = AS_IN_THE_RUN) -> Iterator[FinishedR
     """
     with tracking.opened(run_id) as stored:
         yield FinishedRun(stored, here)
+
+
+def of_checkpoint(checkpoint: Path, here: Here = AS_IN_THE_RUN) -> FinishedRun:
+    """Return the run that a checkpoint is of, with what is in its folder."""
+    spec = ModelSpec.from_json(load_checkpoint(checkpoint)["spec"])
+    stored = RunFolder(
+        run_id=spec.run_id,
+        params={"resolved.data_fingerprint": spec.data_fingerprint},
+        tags={},
+        status="FINISHED",
+        folder=checkpoint.parent,
+    )
+    return FinishedRun(stored, here, checkpoint.name)
 
 
 def _read_json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -89,6 +91,26 @@ def finished(tmp_path_factory, demo):
     return place, done.stdout
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, demo):
+    """A folder with a run that was stopped in its first epoch, and killed in its second."""
+    place = tmp_path_factory.mktemp("killed")
+    (place / "tiny.yaml").write_text(to_yaml(CONFIG))
+    words, run = train_words(demo), place / "run"
+    stopped = dermalyze(place, words, stop=("dermalyze.training.loop:train_step", 2, signal.SIGINT))
+    assert stopped.returncode == 130
+    assert stopped.stderr.splitlines()[-1] == (
+        "Error: stopped in epoch 1 of 2; continue with the same command"
+    )
+    assert json.loads((run / "run.json").read_text())["status"] == "KILLED"
+    killed = dermalyze(
+        place, words, stop=("dermalyze.workflows.train:save_latest", 3, signal.SIGKILL)
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(json.loads((run / "training_history.json").read_text())) == 1
+    return place
+
+
 def train_words(demo, *more):
     return [
         *("train", "--no-tracking", "--output", "run", "--data-dir", demo),
@@ -125,6 +147,49 @@ def test_a_training_without_mlflow_has_everything_in_one_folder(finished):
 
 
 @pytest.mark.slow
+def test_a_finished_checkpoint_alone_is_exported_as_its_training_exported_it(finished, tmp_path):
+    place, _ = finished
+    checkpoint = shutil.copy(place / "run" / "checkpoint_best.pt", tmp_path / "mine.pt")
+    done = dermalyze(tmp_path, ["export-onnx", "--checkpoint", checkpoint])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("model.onnx: one network; differs from PyTorch by at most ")
+    assert "without prediction sets" not in done.stderr
+    batch = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    ours, theirs = Predictor(tmp_path / "model.onnx"), Predictor(place / "run" / "model.onnx")
+    assert ours.spec == theirs.spec
+    assert ours.spec.scope is not None
+    np.testing.assert_array_equal(ours.logits(batch), theirs.logits(batch))
+
+
+@pytest.mark.slow
+def test_the_checkpoint_of_a_stopped_training_has_limits_only_with_what_is_beside_it(
+    killed, demo, tmp_path
+):
+    words = ["export-onnx", "--checkpoint", "run/checkpoint_best.pt", "--data-dir", demo]
+    shutil.copytree(killed / "run", tmp_path / "run")
+    done = dermalyze(tmp_path, words)
+    assert done.returncode == 0, done.stderr
+    assert Predictor(tmp_path / "model.onnx").spec.scope is not None
+    (tmp_path / "run" / "val_split.csv").unlink()
+    done = dermalyze(tmp_path, words)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "warning: without prediction sets and decisions: run has no val_split.csv; did its "
+        "training end?\n"
+    ) in done.stderr
+    assert Predictor(tmp_path / "model.onnx").spec.scope is None
+
+
+@pytest.mark.parametrize("words", [[], ["--run-id", "r", "--checkpoint", "c.pt"]])
+def test_an_export_takes_either_a_run_or_a_checkpoint(words):
+    result = CliRunner().invoke(main, ["export-onnx", *words])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: give either --run-id or --checkpoint (see `main export-onnx --help`)\n"
+    )
+
+
+@pytest.mark.slow
 def test_a_finished_folder_is_not_trained_again(finished, demo):
     place, _ = finished
     before = (place / "run" / "run.json").read_bytes()
@@ -136,23 +201,10 @@ def test_a_finished_folder_is_not_trained_again(finished, demo):
 
 @pytest.mark.slow
 def test_a_stopped_and_killed_training_ends_with_the_bits_of_an_uninterrupted_one(
-    finished, demo, tmp_path
+    finished, killed, demo, tmp_path
 ):
-    (tmp_path / "tiny.yaml").write_text(to_yaml(CONFIG))
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     words, run = train_words(demo), tmp_path / "run"
-    stopped = dermalyze(
-        tmp_path, words, stop=("dermalyze.training.loop:train_step", 2, signal.SIGINT)
-    )
-    assert stopped.returncode == 130
-    assert stopped.stderr.splitlines()[-1] == (
-        "Error: stopped in epoch 1 of 2; continue with the same command"
-    )
-    assert json.loads((run / "run.json").read_text())["status"] == "KILLED"
-    killed = dermalyze(
-        tmp_path, words, stop=("dermalyze.workflows.train:save_latest", 3, signal.SIGKILL)
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert len(json.loads((run / "training_history.json").read_text())) == 1
     assert refusal(tmp_path, train_words(demo, "--lr", 0.004)) == (
         "Error: the command has training.lr 0.004, and the run began with 0.003; undo that, or "
         "train a new run"
@@ -165,7 +217,10 @@ def test_a_stopped_and_killed_training_ends_with_the_bits_of_an_uninterrupted_on
     done = dermalyze(tmp_path, words, missing=("mlflow", "onnx"))
     assert done.returncode == 0, done.stderr
     assert " after 1 epochs and 0 steps\n" in done.stderr
-    assert "\nmodel.onnx was not written: onnx is not installed\n" in done.stdout
+    assert (
+        "\nmodel.onnx was not written: onnx is not installed; where onnx and onnxscript are, run "
+        "`dermalyze export-onnx --checkpoint run/checkpoint_best.pt`\n"
+    ) in done.stdout
     for name in ("latest", "best"):
         expected, found = weights(finished[0] / "run", name), weights(run, name)
         assert expected.keys() == found.keys()
