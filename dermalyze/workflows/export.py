@@ -166,7 +166,7 @@ def _folds_of(run_ids: Sequence[str]) -> list[str]:
         return []
     if len(run_ids) > 1:
         raise ArtifactError(
-            "a run of folds is an ensemble of its own; name it alone, or name other runs"
+            "a cross-validation run is already an ensemble; pass it alone, or pass other runs"
         )
     (run_id,) = run_ids
     children = tracking.children_of(run_id, FOLD_TAG)
@@ -242,7 +242,7 @@ def _limits_together(
     """Fit the limits on images that are validation images of all runs."""
     if len(images.val) == 0:
         raise DataError(
-            "there is no image that is a validation image of all these runs, so that nothing can "
+            "these runs share no validation image, so nothing can "
             "be calibrated; train them with the same training.seed or data.splits"
         )
     outputs = images.runner.outputs(network, spec, images.val, ("logits",), "val")
