@@ -87,11 +87,8 @@ def train(config: Config, data_dir: Path) -> RunResult:
         DermalyzeError: a setting, the data, the tracking server or the training itself.
         TrainingInterruptedError: Ctrl-C; the run is marked KILLED and can be resumed.
     """
-    config = resolve(config)
-    if config.data.leave_out != "none":  # refused before the images are decoded
-        rows = examine_table(open_dataset(data_dir, config.data)).rows
-        _split_by_source(config, with_groups(rows, config.data.group_by))
-    began = Began.here(config, data_dir)
+    began = _begin(config, data_dir)
+    config = began.config
     tracking.reach_store(config.tracking, began.tags())
     prepared = prepare_for(config, data_dir)
     splits = make_splits(config, prepared)
@@ -110,8 +107,8 @@ def train_untracked(config: Config, data_dir: Path, folder: Path) -> RunResult:
         TrainingError: another process works in it, or its run began with other settings.
         DermalyzeError: as `train`.
     """
-    config = resolve(config)
-    began = Began.here(config, data_dir)
+    began = _begin(config, data_dir)
+    config = began.config
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
     with lock(name, f"folder {folder}"):
         run = untracked_run(folder)
@@ -128,6 +125,15 @@ def train_untracked(config: Config, data_dir: Path, folder: Path) -> RunResult:
         run.tags |= began.tags()
         with run.under_way():
             return train_in(run, began, prepared, splits)
+
+
+def _begin(config: Config, data_dir: Path) -> Began:
+    """Resolve the settings; refuse a source that cannot be left out before images are decoded."""
+    config = resolve(config)
+    if config.data.leave_out != "none":
+        rows = examine_table(open_dataset(data_dir, config.data)).rows
+        _split_by_source(config, with_groups(rows, config.data.group_by))
+    return Began.here(config, data_dir)
 
 
 def train_in(
