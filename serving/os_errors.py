@@ -135,9 +135,11 @@ def writing_temporary_files() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # A new process has not looked for the folder yet, and would not choose one that is full.
+        place = tempfile.tempdir or os.environ.get("TMPDIR") or "a temporary folder"
         raise StorageError(
-            f"cannot write to {tempfile.tempdir or 'a temporary folder'}: {reason_of(error)}; make "
-            "room there or set TMPDIR to another folder"
+            f"cannot write to {place}: {reason_of(error)}; make room there or set TMPDIR to "
+            "another folder"
         ) from error
 
 
