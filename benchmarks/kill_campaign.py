@@ -123,7 +123,7 @@ def finish(place: Path, command: Command) -> str:
         process = start(place, words)
         process.wait(SECONDS)
         text = (place / "log").read_text()
-        if number == 0 and "out-of-date database schema" in text and delete_half_made(place):
+        if number == 0 and "Traceback" in text and delete_half_made(place):
             return finish(place, command)  # MLflow was killed while it created its database
         if "Traceback" in text:
             return f"traceback: {text.strip().splitlines()[-1]}"
@@ -138,7 +138,7 @@ def delete_half_made(place: Path) -> bool:
     """Do what our commands say of a database that MLflow left half made; False: they do not."""
     process = start(place, dermalyze("sync", "0" * 32))
     process.wait(SECONDS)
-    if "mlflow.db is only half made" not in (place / "log").read_text():
+    if "mlflow.db is incomplete" not in (place / "log").read_text():
         return False
     (place / "mlflow.db").unlink()
     (place / "mlflow.db-journal").unlink(missing_ok=True)
