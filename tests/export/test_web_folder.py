@@ -55,7 +55,7 @@ def test_what_comes_into_the_folder_meanwhile_is_not_replaced(rich, tmp_path, mo
         return Predictor(model)
 
     monkeypatch.setattr(web, "Predictor", load)
-    with pytest.raises(ConfigError, match="is not empty and no earlier export"):
+    with pytest.raises(ConfigError, match="is not empty and not an earlier export"):
         export_web(rich, target)
     assert [path.name for path in target.iterdir()] == ["report.html"]
 
