@@ -119,7 +119,7 @@ def test_a_source_is_tested_on_and_never_learned_from(store, table):
     assert tags["dermalyze.left_out"] == "dataset=B"
     assert not result.registered.is_champion
     assert result.registered.reason == (
-        f"not compared: version {usual.registered.version} was judged on another test split"
+        f"not compared: version {usual.registered.version} was evaluated on another test split"
     )
     assert "dermalyze.left_out" not in tags_of(usual.run_id)
     assert "test/balanced_accuracy_elsewhere" not in usual.metrics
