@@ -63,7 +63,7 @@ def ended_by_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    # A program in the background of a script, or under nohup, keeps what it shall not hear.
+    # A program in the background of a script, or under nohup, ignores signals on purpose.
     before = {number: signal.getsignal(number) for number in SIGNALS}
     heard = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
     for number in heard:
