@@ -58,10 +58,11 @@ def work_long():
 def test_processes_end_with_the_one_that_is_killed(tmp_path, code):
     (tmp_path / "a.png").write_bytes(png())
     here = Path(__file__).parent
+    paths = here, here.parent / "support", here.parents[1]
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
