@@ -49,10 +49,10 @@ class Files(SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def files_of(folder, *, headers=None):
-    """Serve a folder; yield its address."""
+def files_of(folder, *, headers=None, port=0):
+    """Serve a folder, at a free port unless one is given; yield its address."""
     handler = functools.partial(Files, directory=str(folder), more=headers or {})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
