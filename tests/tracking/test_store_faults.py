@@ -37,8 +37,8 @@ def address(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def choose(uri):
+        mlflow.set_tracking_uri(None)  # removes the variable, if one was set before
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        mlflow.set_tracking_uri(None)  # it is the variable that users set
 
     yield choose
     mlflow.set_tracking_uri(None)
