@@ -259,6 +259,11 @@ class AugmentationConfig(Section):
     affine_scale_max: float = Field(default=1.1, gt=0, le=4)
     cutout: Fraction = 0.1
     cutout_scale: Fraction = 0.2  # side of the square, fraction of the image's side
+    # Mix pairs of images and their classes, a batch in a share drawn from Beta(alpha, alpha); where
+    # both are set, each batch gets one of them, equally often.  `level` does not scale them.
+    mixup_alpha: float = Field(default=0.0, ge=0)  # whole images; 0: off, common: 0.2
+    cutmix_alpha: float = Field(default=0.0, ge=0)  # a box of one in the other; 0: off, common: 1
+    off_last_epochs: int = Field(default=0, ge=0)  # epochs at the end without mixing
 
     @model_validator(mode="after")
     def _scale_from_least_to_most(self) -> Self:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from dermalyze.config.schema import Config
 from dermalyze.data.augmentation import augment
+from dermalyze.data.mixing import draw_mix
 from dermalyze.data.pixel_store.store import PixelStore
 from dermalyze.data.sampling import Rows, batches_of, epoch_order, num_batches, seed_of
 from dermalyze.evaluation.metrics.classification import score
@@ -235,10 +236,16 @@ def train_step(
         metadata = context.metadata.index_select(0, rows)
         parts, dropout = context.data.metadata_parts, config.model.metadata_dropout
         metadata = without_some(metadata, parts, dropout, generator)
+    mix = None
+    if state.epoch < config.training.epochs - config.augmentation.off_last_epochs:
+        mix = draw_mix(images, config.augmentation, seed)
+    if mix is not None:
+        images = mix.images(images)
+        metadata = None if metadata is None else mix.blend(metadata)
     end_part()
     with context.device.autocast():
         logits = context.network(images, metadata)  # (N, C)
-    loss = context.loss(logits, targets)
+    loss = context.loss(logits, targets, mix)
     end_part()
     state.optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -251,7 +258,8 @@ def train_step(
     if state.ema is not None:
         state.ema.update_parameters(state.classifier)
     end_part()
-    return loss.detach(), (logits.detach().argmax(1) == targets).sum()
+    answers = logits.detach().argmax(1)
+    return loss.detach(), (answers == (mix.main_targets(targets) if mix else targets)).sum()
 
 
 def without_some(

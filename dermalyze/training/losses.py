@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dermalyze.config.schema import LossConfig
+from dermalyze.data.mixing import Mix
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, Mix | None], Tensor]
 
 
 def class_weights(counts: Tensor) -> Tensor:
@@ -24,14 +25,16 @@ def class_weights(counts: Tensor) -> Tensor:
 
 
 def build_loss(config: LossConfig, weights: Tensor | None) -> Loss:
-    """Return `loss(logits (N, C), targets int64 (N,)) -> scalar`, in nats.
+    """Return `loss(logits (N, C), targets int64 (N,), mix) -> scalar`, in nats.
 
     The mean is weighted by the class weights of the targets, as torch's own is.  Focal loss is
     Lin et al. 2017, eq. 5: `-(1 - p)^gamma log p`; with gamma 0 it is cross entropy.
+
+    Mixed images have the losses of both targets by their shares.  Their mean is the plain one
+    over images, as torch's is for targets that are probabilities.
     """
 
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        logits = logits.float()  # bf16 has too few digits for a logarithm
+    def losses_of(logits: Tensor, targets: Tensor) -> Tensor:
         losses = F.cross_entropy(
             logits,
             targets,
@@ -42,6 +45,14 @@ def build_loss(config: LossConfig, weights: Tensor | None) -> Loss:
         if config.type == "focal":
             p = torch.softmax(logits, 1).gather(1, targets[:, None]).squeeze(1)  # (N,)
             losses = losses * (1 - p) ** config.focal_gamma
+        return losses
+
+    def loss(logits: Tensor, targets: Tensor, mix: Mix | None = None) -> Tensor:
+        logits = logits.float()  # bf16 has too few digits for a logarithm
+        losses = losses_of(logits, targets)
+        if mix is not None:
+            of_partners = losses_of(logits, targets.index_select(0, mix.partners))
+            return losses.lerp(of_partners, 1 - mix.share).mean()
         if weights is None:
             return losses.mean()
         return losses.sum() / weights[targets].sum()

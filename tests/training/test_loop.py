@@ -1,13 +1,23 @@
 """The loop on a tiny network and 48 images in memory."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from dermalyze.config.loading import config_from
+from dermalyze.data.mixing import draw_mix
 from dermalyze.models.classifier import build_classifier
 from dermalyze.training.device import choose_device, set_determinism
-from dermalyze.training.loop import LearningData, fit, open_context, training_network, val_logits
+from dermalyze.training.loop import (
+    LearningData,
+    fit,
+    open_context,
+    train_step,
+    training_network,
+    val_logits,
+)
 from dermalyze.training.state import new_state
 from serving.errors import ConfigError, TrainingError
 from serving.taxonomy import HAM10000
@@ -126,6 +136,7 @@ def test_two_deterministic_runs_have_equal_weights_and_another_seed_has_others(d
         (),
         ("training.use_weighted_sampling=true", "training.ema_decay=0.9"),
         ("model.head_type=acrnn", "loss.type=focal"),
+        ("augmentation.mixup_alpha=0.4", "augmentation.cutmix_alpha=1"),
     ],
 )
 @pytest.mark.parametrize("stop_after", [3, 7, 10])
@@ -145,6 +156,45 @@ def test_a_run_stopped_at_any_step_and_resumed_equals_one_that_was_not(data, ove
     list(fit(resumed, data, config, device))
     assert_equal_weights(weights_of(resumed), weights_of(whole))
     assert without_times(resumed.history) == without_times(whole.history)
+
+
+def test_the_last_epochs_are_trained_without_mixing(data):
+    once, twice = "training.epochs=1", "training.epochs=2"
+    mixing = ("augmentation.mixup_alpha=0.4", "augmentation.cutmix_alpha=1")
+    never, _ = run(settings(once), data)
+    off, _ = run(settings(once, *mixing, "augmentation.off_last_epochs=1"), data)
+    always, _ = run(settings(once, *mixing), data)
+    assert_equal_weights(weights_of(never), weights_of(off))
+    assert without_times(never.history) == without_times(off.history)
+    assert never.history[0]["train/loss"] != always.history[0]["train/loss"]
+
+    all_twice, _ = run(settings(twice, *mixing), data)
+    first_only, _ = run(settings(twice, *mixing, "augmentation.off_last_epochs=1"), data)
+    assert without_times(all_twice.history)[0] == without_times(first_only.history)[0]
+    assert all_twice.history[1]["train/loss"] != first_only.history[1]["train/loss"]
+
+
+def test_metadata_is_mixed_in_the_shares_of_the_images(data):
+    config = settings("augmentation.mixup_alpha=1", "model.metadata_dropout=0")
+    known = np.eye(48, dtype=np.float32)  # each image by itself
+    parts = (slice(0, 16), slice(16, 32), slice(32, 48))
+    data = dataclasses.replace(data, metadata=known, metadata_parts=parts)
+    state, device = start(config)
+    context, seen = open_context(state.classifier, data, config, device), []
+
+    def network(images, metadata):
+        seen.append(metadata)
+        return state.classifier(images)
+
+    rows = np.array([1, 25, 7, 40])
+    (batch,) = context.feed.batches([rows])
+    train_step(state, dataclasses.replace(context, network=network), batch, 3)
+    mix = draw_mix(torch.empty(4, 3, 32, 32), config.augmentation, 3)
+    expected = np.zeros((4, 48))
+    for number, partner in enumerate(mix.partners.tolist()):
+        expected[number, rows[number]] += mix.share
+        expected[number, rows[partner]] += 1 - mix.share
+    np.testing.assert_allclose(seen[0], expected, atol=1e-6)
 
 
 def test_a_loss_that_is_no_number_stops_with_a_sentence(data):
@@ -305,7 +355,7 @@ def test_strided_depthwise_convolutions_get_the_fast_gradient_in_bf16_on_a_cpu(u
         pytest.skip("this CPU does not work in bf16")
     with device.autocast():
         logits = training_network(state.classifier, config, device)(torch.rand(2, 3, 32, 32))
-    used = any("StridedDepthwise" in name for name in functions_behind(logits))
+    used = any("_Depthwise" in name for name in functions_behind(logits))
     assert used == use_amp
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from dermalyze.config.schema import LossConfig
+from dermalyze.data.mixing import Mix
 from dermalyze.training.losses import build_loss, class_weights
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0], [-3.0, 1.0, 4.0]])
@@ -45,3 +46,26 @@ def test_focal_loss_counts_easy_images_less_than_cross_entropy_does():
     easy_ratio = focal(easy, TARGETS[:1]) / plain(easy, TARGETS[:1])
     hard_ratio = focal(hard, TARGETS[2:]) / plain(hard, TARGETS[2:])
     assert easy_ratio < hard_ratio < 1
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 3.0])])
+def test_the_loss_of_mixed_images_is_that_of_torch_for_probabilities(weights):
+    loss = build_loss(LossConfig(label_smoothing=0.1), weights)
+    mix = Mix(partners=torch.tensor([1, 2, 0]), share=0.7)
+    # Targets 0, 2, 1 have the partners' targets 2, 1, 0.
+    probs = torch.tensor([[0.7, 0.0, 0.3], [0.0, 0.3, 0.7], [0.3, 0.7, 0.0]])
+    expected = F.cross_entropy(LOGITS, probs, weight=weights, label_smoothing=0.1)
+    torch.testing.assert_close(loss(LOGITS, TARGETS, mix), expected)
+
+
+def test_the_focal_loss_of_a_mixed_image_is_that_of_both_classes_by_their_shares():
+    loss = build_loss(LossConfig(type="focal", focal_gamma=2.0), None)
+    mix = Mix(partners=torch.tensor([1, 0]), share=0.7)
+    exps = [math.exp(2.0), 1, math.exp(-1.0)]
+    own, of_partner = (exps[c] / sum(exps) for c in (0, 2))
+    expected = [s * -((1 - p) ** 2) * math.log(p) for s, p in ((0.7, own), (0.3, of_partner))]
+    twice = LOGITS[:1].expand(2, 3)  # the other one has the classes the other way round
+    reverse = [s * -((1 - p) ** 2) * math.log(p) for s, p in ((0.7, of_partner), (0.3, own))]
+    assert loss(twice, TARGETS[:2], mix).item() == pytest.approx(
+        (sum(expected) + sum(reverse)) / 2, rel=1e-6
+    )
