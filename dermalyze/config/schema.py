@@ -187,6 +187,8 @@ class TrainingConfig(Section):
     epochs: int = Field(default=40, ge=1)
     batch_size: int = Field(default=32, ge=2)  # images per optimizer step
     lr: float = Field(default=3.0e-4, gt=0)  # the peak, reached at the end of the warm-up
+    layer_decay: float = Field(default=1.0, gt=0, le=1)  # factor on `lr` per layer below the head
+    head_warmup_epochs: int = Field(default=0, ge=0)  # epochs at the start that train only the head
     weight_decay: float = Field(default=0.01, ge=0)  # of AdamW; not applied to biases and norms
     max_grad_norm: float = Field(default=1.0, ge=0)  # gradient clipping; 0: none
     ema_decay: BelowOne = 0.0  # exponential moving average of the weights; 0: none
@@ -209,9 +211,11 @@ class TrainingConfig(Section):
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
 
     @model_validator(mode="after")
-    def _fall_from_the_peak(self) -> Self:
+    def _agree(self) -> Self:
         name, least = "training.scheduler.eta_min", self.scheduler.eta_min
         require(least <= self.lr, name, f"at most training.lr ({self.lr})", least)
+        name, least = "training.head_warmup_epochs", self.head_warmup_epochs
+        require(least < self.epochs, name, f"less than training.epochs ({self.epochs})", least)
         return self
 
     @property

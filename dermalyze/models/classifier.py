@@ -3,6 +3,8 @@
 N images of H x W pixels, C classes.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.freeze_backbone = freeze_backbone
+        self.freeze_backbone = freeze_backbone  # may change between epochs
         if freeze_backbone:
             backbone.requires_grad_(False)
         self.train()
@@ -46,7 +48,9 @@ class Classifier(nn.Module):
             images: float32 (N, 3, H, W) in 0..1.
             metadata: float32 (N, K), where the head takes it; None: nothing is known.
         """
-        logits: Tensor = self.head(self.backbone(images), metadata)
+        with torch.no_grad() if self.training and self.freeze_backbone else nullcontext():
+            features = self.backbone(images)
+        logits: Tensor = self.head(features, metadata)
         return logits
 
 

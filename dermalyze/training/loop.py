@@ -165,6 +165,8 @@ def _train_epoch(
     precise = torch.float64 if device.type != "mps" else torch.float32
     loss_sum = torch.tensor(state.loss_sum, dtype=precise, device=device)
     num_correct = torch.tensor(state.num_correct, device=device)
+    in_warmup = state.epoch < training.head_warmup_epochs
+    state.classifier.freeze_backbone = context.config.model.freeze_backbone or in_warmup
     state.classifier.train()
     stopped = False
     with tqdm(
@@ -188,7 +190,7 @@ def _train_epoch(
                 epochs=training.epochs,
             )
             for group in state.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             seed = seed_of(training.seed, epoch, step + 1)
             batch_loss, batch_correct = train_step(state, context, batch, seed)
             batch_size = len(batch[1])

@@ -8,14 +8,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from dermalyze.models import torchvision_operators  # noqa: F401  isort: skip  before timm
+
 import torch
-from torch import nn
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dermalyze.config.schema import TrainingConfig
 from dermalyze.models.classifier import Classifier
 from dermalyze.training.device import Device
-from serving.errors import TrainingError
+from serving.errors import ConfigError, TrainingError
 
 Metrics = dict[str, float]
 
@@ -119,11 +121,28 @@ def new_state(classifier: Classifier, config: TrainingConfig, device: Device) ->
     )
 
 
-def _optimizer(classifier: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); biases and norms, the vectors, are not decayed."""
-    trained = [p for p in classifier.parameters() if p.requires_grad]
-    groups = [
+def _optimizer(classifier: Classifier, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); biases and norms, the vectors, are not decayed.
+
+    With `layer_decay`, timm's groups of the backbone's layers have an `lr_scale`; the first group
+    is always of the full rate.
+    """
+    layered = config.layer_decay < 1
+    trained = [
+        p for p in (classifier.head if layered else classifier).parameters() if p.requires_grad
+    ]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if layered:
+        layers = param_groups_layer_decay(
+            classifier.backbone.network, config.weight_decay, layer_decay=config.layer_decay
+        )
+        if all(group["lr_scale"] == 1 for group in layers):
+            raise ConfigError(
+                f"training.layer_decay {config.layer_decay} has no effect on this network: timm "
+                "finds no layers to train in its backbone; set it to 1.0"
+            )
+        groups += layers
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)

@@ -73,6 +73,10 @@ def test_every_name_of_the_original_project_is_a_setting():
             "augmentation.affine_scale_min must be at most augmentation.affine_scale_max (1.1), "
             "got 2.0",
         ),
+        (
+            "training.head_warmup_epochs=40",
+            "training.head_warmup_epochs must be less than training.epochs (40), got 40",
+        ),
         ("data.leave_out=dataset", "data.leave_out must be none or COLUMN=VALUE, got 'dataset'"),
         ("data.leave_out=dataset=", "data.leave_out must be none or COLUMN=VALUE, got 'dataset='"),
         ("loss.type=mse", "loss.type must be one of cross_entropy, focal, got 'mse'"),

@@ -21,6 +21,7 @@ from dermalyze.training.loop import (
 from dermalyze.training.state import new_state
 from serving.errors import ConfigError, TrainingError
 from serving.taxonomy import HAM10000
+from tests.support.tiny_network import tiny_network
 
 SETTINGS = {
     "model": {"name": "test_efficientnet", "pretrained": False, "dropout_rate": 0.2},
@@ -136,6 +137,7 @@ def test_two_deterministic_runs_have_equal_weights_and_another_seed_has_others(d
         (),
         ("training.use_weighted_sampling=true", "training.ema_decay=0.9"),
         ("model.head_type=acrnn", "loss.type=focal"),
+        ("training.layer_decay=0.5", "training.head_warmup_epochs=1"),
         ("augmentation.mixup_alpha=0.4", "augmentation.cutmix_alpha=1"),
     ],
 )
@@ -256,6 +258,56 @@ def test_a_frozen_backbone_stays_as_it_was_while_the_head_learns(data):
     )
     assert not torch.equal(
         before.classifier.head.layers[1].weight, after.classifier.head.layers[1].weight
+    )
+
+
+def test_in_the_warm_up_of_the_head_the_backbone_stays_as_it_was(data):
+    config = settings("training.epochs=2", "training.head_warmup_epochs=1")
+    state, device = start(config)
+    before, in_warmup, after = (
+        weights_of(state),
+        *[weights_of(state) for _ in fit(state, data, config, device)],
+    )
+    assert before.keys() == after.keys()
+    of_backbone = [name for name in before if name.startswith("backbone.network.")]
+    assert any(name.endswith("running_mean") for name in of_backbone)
+    assert [name for name in of_backbone if not torch.equal(before[name], in_warmup[name])] == []
+    assert [name for name in of_backbone if torch.equal(before[name], after[name])] == []
+    assert not torch.equal(before["head.layers.1.weight"], in_warmup["head.layers.1.weight"])
+
+
+def test_layers_further_from_the_head_learn_at_lower_rates(data):
+    config = settings(
+        "training.layer_decay=0.5",
+        "training.weight_decay=0",
+        "training.lr=1.0e-4",
+        "training.scheduler.type=constant",
+        "training.scheduler.warmup_pct=0",
+    )
+    state, device = start(config)
+    before, questions = weights_of(state), iter([False, True])
+    assert list(fit(state, data, config, device, lambda: next(questions))) == []
+    after = weights_of(state)
+    # The first step of Adam moves every weight by the learning rate, whatever its gradient.  timm
+    # counts six layers: the stem and five stages, the last one with what follows it.
+    for name, rate in {
+        "backbone.network.conv_stem.weight": 1e-4 / 32,
+        "backbone.network.blocks.0.0.conv.weight": 1e-4 / 16,
+        "backbone.network.blocks.3.0.conv_pw.weight": 1e-4 / 2,
+        "backbone.network.conv_head.weight": 1e-4,
+        "head.layers.1.weight": 1e-4,
+    }.items():
+        moved = (after[name] - before[name]).abs().median().item()
+        assert moved == pytest.approx(rate, rel=0.01), name
+
+
+def test_rates_per_layer_are_refused_where_there_are_no_layers():
+    config = settings("training.layer_decay=0.5")
+    with pytest.raises(ConfigError) as caught:
+        new_state(tiny_network(), config.training, choose_device(config.training))
+    assert str(caught.value) == (
+        "training.layer_decay 0.5 has no effect on this network: timm finds no layers to train in "
+        "its backbone; set it to 1.0"
     )
 
 
