@@ -17,7 +17,7 @@ from dermalyze.models.classifier import build_classifier
 from dermalyze.training.device import choose_device, set_determinism
 from dermalyze.training.loop import fit
 from dermalyze.training.state import new_state
-from serving.taxonomy import CLASS_NAMES
+from serving.ham10000_taxonomy import HAM10000
 
 METRIC = "macro_auc"
 
@@ -42,13 +42,13 @@ def main() -> None:
         set_determinism(deterministic=False)
         device = choose_device(config.training)
         torch.manual_seed(seed)
-        classifier, _ = build_classifier(config.model, config.data.image_size, len(CLASS_NAMES))
+        classifier, _ = build_classifier(config.model, config.data.image_size, len(HAM10000.names))
         *_, last = fit(new_state(classifier, config.training, device), data, config, device)
         found["ours"].append(last.metrics[f"val/{METRIC}"])
         *_, (_, logits) = baseline.train(
             config, sample.files(data.train), sample.files(data.val), os.cpu_count() or 1
         )
-        found["baseline"].append(score(logits, data.targets[data.val], CLASS_NAMES)[METRIC])
+        found["baseline"].append(score(logits, data.targets[data.val], HAM10000.names)[METRIC])
         print(f"seed {seed}:", {side: round(values[-1], 4) for side, values in found.items()})
     means = {side: float(np.mean(values)) for side, values in found.items()}
     spread = max(float(np.ptp(values)) for values in found.values())

@@ -25,7 +25,7 @@ from dermalyze.data.augmentation import LEVEL_SCALES
 from dermalyze.models.classifier import build_classifier
 from dermalyze.training.losses import class_weights
 from dermalyze.training.schedule import learning_rate
-from serving.taxonomy import HAM10000
+from serving.ham10000_taxonomy import HAM10000
 
 FILTERS = {
     "bilinear": transforms.InterpolationMode.BILINEAR,

@@ -26,10 +26,10 @@ from dermalyze.models.classifier import build_classifier
 from dermalyze.models.ensemble import Member, ShippedNetwork
 from dermalyze.workflows.finished_run import open_finished
 from serving import Predictor
+from serving.ham10000_taxonomy import HAM10000
 from serving.prediction import open_image
 from serving.preprocess import to_pixels
 from serving.spec import ModelSpec
-from serving.taxonomy import HAM10000
 from tests.support.tiny_network import spread
 
 SIZE = 224  # pixels

@@ -16,7 +16,7 @@ from dermalyze.evaluation.predictions import predictions_table
 from dermalyze.evaluation.scores import Scored, scored_of
 from dermalyze.evaluation.statistics.bootstrap import REPLICATES, intervals
 from dermalyze.evaluation.statistics.subgroups import evaluate_subgroups
-from serving.taxonomy import HAM10000
+from serving.ham10000_taxonomy import HAM10000
 
 NUM_IMAGES, NUM_LESIONS = 1503, 1121
 SHARES = np.array([327, 514, 1099, 115, 1113, 6705, 142]) / 10015  # of HAM10000

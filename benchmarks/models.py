@@ -15,9 +15,9 @@ from dermalyze.models.checkpoint import load_member, save_checkpoint
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.ensemble import Member, ShippedNetwork
 from serving.errors import ArtifactError
+from serving.ham10000_taxonomy import HAM10000
 from serving.predictor import Predictor
 from serving.spec import ModelSpec
-from serving.taxonomy import HAM10000
 from tests.support.tiny_network import spread
 
 SIZE = 224  # pixels

@@ -24,12 +24,12 @@ from benchmarks.report import Figure, publish
 from dermalyze.data.location import find_data
 from dermalyze.data.readers.dataset import ImageReader, open_dataset
 from serving.batch import predict_files
+from serving.ham10000_taxonomy import HAM10000
 from serving.output_formats import render
 from serving.predictor import Predictor
 from serving.preprocess import to_pixels
 from serving.session import share_cores
 from serving.spec import RESIZE_FILTERS, ModelSpec
-from serving.taxonomy import HAM10000
 
 BICUBIC = Image.Resampling.BICUBIC
 LARGE = (4000, 3000)  # pixels, 12 megapixels

@@ -30,8 +30,8 @@ from dermalyze.models.classifier import build_classifier
 from dermalyze.models.ensemble import Member, ShippedNetwork
 from dermalyze.workflows.finished_run import FinishedRun
 from serving import Predictor
+from serving.ham10000_taxonomy import HAM10000
 from serving.spec import ModelSpec
-from serving.taxonomy import HAM10000
 from tests.support.tiny_network import spread
 
 REPLICATES = 2000

@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.models import model_files
 from benchmarks.report import Figure, publish
-from serving.taxonomy import CLASS_NAMES
+from serving.ham10000_taxonomy import HAM10000
 
 SERVING = "import sys; from serving import Predictor; Predictor(sys.argv[1]).predict(sys.argv[3])"
 PYTORCH = (
@@ -38,7 +38,7 @@ from dermalyze.evaluation.evaluate import Predictions, evaluate
 from dermalyze.evaluation.report.folder import write_folder
 from dermalyze.evaluation.predictions import predictions_table
 from dermalyze.evaluation.scores import scored_of
-from serving.taxonomy import HAM10000
+from serving.ham10000_taxonomy import HAM10000
 logits = np.load(sys.argv[1])
 rows = pd.read_csv(sys.argv[2], keep_default_na=False)
 start = time.perf_counter()
@@ -104,7 +104,9 @@ def evaluation(folder: Path) -> list[Figure]:
     logits = rng.standard_normal((NUM_IMAGES, 7)) + 2 * np.eye(7)[targets]
     np.save(folder / "logits.npy", logits.astype(np.float32))
     lines = ["image_id,lesion_id,label,dx_type,age,sex,localization"]
-    lines += [f"I{i},L{i // 2},{CLASS_NAMES[t]},histo,50,male,back" for i, t in enumerate(targets)]
+    lines += [
+        f"I{i},L{i // 2},{HAM10000.names[t]},histo,50,male,back" for i, t in enumerate(targets)
+    ]
     (folder / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
     words = [folder / "logits.npy", folder / "rows.csv", folder / "evaluation"]
     start = time.perf_counter()

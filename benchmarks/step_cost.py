@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.report import RESULTS
 from dermalyze.config.schema import ModelConfig
 from dermalyze.models.classifier import build_classifier
-from serving.taxonomy import HAM10000
+from serving.ham10000_taxonomy import HAM10000
 
 BANDWIDTH, ARITHMETIC, LAUNCH = 4.8e12, 989e12, 5e-6  # bytes/s, FLOP/s, s
 IMAGES, EPOCHS = 7000, 40

@@ -26,7 +26,7 @@ from dermalyze.models.classifier import build_classifier, to_images
 from dermalyze.training.device import Device, choose_device, set_determinism
 from dermalyze.training.loop import fit, training_network
 from dermalyze.training.state import TrainingState, new_state
-from serving.taxonomy import HAM10000
+from serving.ham10000_taxonomy import HAM10000
 
 # Images of an epoch, and goals: times the baseline, share of the limit.
 PLANS = {LARGE: (160, 48, ">= 2.0", ">= 0.95"), SMALL: (960, 192, ">= 2.2", ">= 0.90")}

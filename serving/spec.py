@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from serving.errors import ArtifactError
+from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import MetadataFields
 from serving.photo_quality import QualityLimits
-from serving.taxonomy import DISCLAIMER, HAM10000, Taxonomy
+from serving.taxonomy import DISCLAIMER, Taxonomy
 from serving.uncertainty import (
     Abstention,
     PredictionSets,

@@ -110,34 +110,3 @@ def _key(name: str) -> str:
 
 def _listed(names: Collection[str]) -> str:
     return ", ".join(sorted(names))
-
-
-# Of files from before a model carried its taxonomy, and of the reader of HAM10000.  Tschandl,
-# Rosendahl & Kittler, Sci. Data 5, 180161 (2018), doi:10.1038/sdata.2018.161.
-HAM10000 = Taxonomy(
-    names=("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"),
-    descriptions=(
-        "Actinic keratosis or intraepithelial carcinoma (Bowen's disease)",
-        "Basal cell carcinoma",
-        "Benign keratosis-like lesion",
-        "Dermatofibroma",
-        "Melanoma",
-        "Melanocytic nevus",
-        "Vascular lesion",
-    ),
-    malignant=("akiec", "bcc", "mel"),
-    title="HAM10000",
-    license="CC BY-NC 4.0 (HAM10000, doi:10.1038/sdata.2018.161)",
-    citation=(
-        'Tschandl, P., Rosendahl, C. & Kittler, H. "The HAM10000 dataset, a large collection of '
-        'multi-source dermatoscopic images of common pigmented skin lesions." '
-        "Sci. Data 5, 180161 (2018). doi:10.1038/sdata.2018.161"
-    ),
-    not_recorded=("skin type",),
-)
-
-# Only until every caller is handed a taxonomy.
-CLASS_NAMES = HAM10000.names
-CLASS_DESCRIPTIONS = dict(zip(HAM10000.names, HAM10000.descriptions, strict=True))
-MALIGNANT = frozenset(HAM10000.malignant)
-DATA_LICENSE = HAM10000.license

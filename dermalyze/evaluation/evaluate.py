@@ -51,7 +51,8 @@ from dermalyze.evaluation.uncertainty.calibrators import (
 )
 from dermalyze.evaluation.uncertainty.limits import LimitsCheck, check_limits, fit_limits
 from serving.errors import ArtifactError, ConfigError
-from serving.taxonomy import HAM10000, Taxonomy
+from serving.ham10000_taxonomy import HAM10000
+from serving.taxonomy import Taxonomy
 
 JUDGEMENT = "judgement.json"
 

@@ -17,11 +17,12 @@ from dermalyze.data.table_columns import FACTS, UNKNOWN, read_file, tidy_facts
 from dermalyze.evaluation.metrics.classification import Counts, check_logits
 from serving.atomic_write import whole_file, write_text
 from serving.errors import ArtifactError, DataError
+from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import is_missing
 from serving.prediction import softmax
 from serving.spreadsheet import neutralized, restored
 from serving.table_files import read_table
-from serving.taxonomy import HAM10000, Taxonomy
+from serving.taxonomy import Taxonomy
 
 TAXONOMY = "taxonomy.json"
 # What a model measures of an image beside its class, where it does; a column each.

@@ -24,9 +24,9 @@ from dermalyze.training.state import TrainingState
 from dermalyze.workflows.run_fingerprint import Began
 from serving.atomic_write import write_text
 from serving.errors import DataError
+from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import MetadataFields
 from serving.spec import ModelSpec
-from serving.taxonomy import HAM10000
 
 LATEST = "checkpoint_latest.pt"
 BEST = "checkpoint_best.pt"

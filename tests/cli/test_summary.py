@@ -10,7 +10,7 @@ import pytest
 from dermalyze.cli.summary import summarize
 from dermalyze.tracking.registry import Registered
 from dermalyze.workflows.finish import RunResult
-from serving.taxonomy import HAM10000
+from serving.ham10000_taxonomy import HAM10000
 
 PROGRAMS = Path(sys.executable).parent
 

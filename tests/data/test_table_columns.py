@@ -13,7 +13,7 @@ from dermalyze.workflows.evaluate import files_of_rows, read_labels
 from serving.errors import DataError, DermalyzeError
 from serving.batch import read_metadata
 from serving.metadata import MISSING
-from serving.taxonomy import CLASS_NAMES, HAM10000
+from serving.ham10000_taxonomy import HAM10000
 
 FACTS = ("lesion_id", "dx_type", "age", "sex", "localization")
 IDS = ("X1", "X2")
@@ -50,7 +50,7 @@ def test_intervals_of_other_images_draw_what_the_run_grouped_by(
 
 def predictions(folder, columns):
     table = pd.DataFrame({"image_id": IDS, "label": "nv", "predicted": "akiec"}).assign(**columns)
-    numbers = {f"{kind}_{name}": 0.0 for kind in ("logit", "prob") for name in CLASS_NAMES}
+    numbers = {f"{kind}_{name}": 0.0 for kind in ("logit", "prob") for name in HAM10000.names}
     table.assign(confidence=0.0, **numbers).to_csv(folder / "predictions.csv", index=False)
     return read_predictions(folder / "predictions.csv", HAM10000)[0]
 

@@ -23,7 +23,8 @@ from dermalyze.evaluation.report.html import Mistake, ReportInputs, write_report
 from dermalyze.evaluation.scores import Scored, scored_of
 from dermalyze.evaluation.statistics.comparison import compare, compared, table
 from dermalyze.evaluation.text import width_of
-from serving.taxonomy import DISCLAIMER, HAM10000, Taxonomy
+from serving.ham10000_taxonomy import HAM10000
+from serving.taxonomy import DISCLAIMER, Taxonomy
 
 QUICK = EvaluationConfig(replicates=100)
 ODD = (

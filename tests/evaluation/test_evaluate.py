@@ -17,7 +17,7 @@ from dermalyze.evaluation.evaluate import (
 from dermalyze.evaluation.metrics.classification import replicated
 from dermalyze.evaluation.metrics.clinical import decision_curve
 from serving.errors import ArtifactError, ConfigError, DataError
-from serving.taxonomy import CLASS_NAMES, HAM10000
+from serving.ham10000_taxonomy import HAM10000
 
 QUICK = EvaluationConfig(replicates=100)
 
@@ -43,7 +43,7 @@ def test_an_evaluation_is_json_and_says_what_it_rests_on(evaluated, test_images)
     assert (read["split"], read["level"], read["replicates"]) == ("test", 0.95, 100)
     assert "skin type" in read["subgroups"]["note"]
     assert read["calibration"]["calibrator"]["fitted_on"]["num_lesions"] == 300
-    assert read["class_names"] == list(CLASS_NAMES)
+    assert read["class_names"] == list(HAM10000.names)
 
 
 def test_an_evaluation_reads_back_as_it_was(evaluated, test_images):
@@ -96,7 +96,7 @@ def test_without_validation_there_is_no_calibrator(test_images):
 
 
 def test_correcting_the_prevalence_helps_where_the_classes_are_as_stated():
-    equal = dict.fromkeys(CLASS_NAMES, 1 / 7)
+    equal = dict.fromkeys(HAM10000.names, 1 / 7)
     images = simulate(4000, seed=2, shares=HAM10000_SHARES, images=(1,))
     # A logit is 1.5 for its class plus noise of variance 1: times 1.5 it is a posterior where all
     # classes are equally common, as a balanced loss would teach.

@@ -14,10 +14,10 @@ from dermalyze.evaluation.predictions import (
     write_predictions,
 )
 from serving.errors import DataError
+from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import is_missing
-from serving.taxonomy import CLASS_NAMES, HAM10000
 
-C = len(CLASS_NAMES)
+C = len(HAM10000.names)
 EVALUATE = "write it with `dermalyze evaluate`"
 
 
@@ -50,8 +50,8 @@ def test_a_row_has_all_that_is_known_of_its_image():
     table = predictions_table(manifest(["mel"]), logits, HAM10000)
     assert list(table.columns) == [
         *("image_id", "lesion_id", "label", "predicted", "confidence"),
-        *(f"prob_{name}" for name in CLASS_NAMES),
-        *(f"logit_{name}" for name in CLASS_NAMES),
+        *(f"prob_{name}" for name in HAM10000.names),
+        *(f"logit_{name}" for name in HAM10000.names),
         *("dx_type", "age", "sex", "localization"),
     ]
     (row,) = table.to_dict("records")

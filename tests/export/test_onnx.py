@@ -22,9 +22,9 @@ from dermalyze.models.torch_predictor import SkinLesionPredictor
 from serving import Predictor
 from serving.checksum import DIGEST_KEY
 from serving.errors import ArtifactError
+from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import MetadataFields
 from serving.spec import SPEC_KEY, ModelSpec
-from serving.taxonomy import HAM10000
 from serving.uncertainty import Scope
 
 FIELDS = MetadataFields(

@@ -13,8 +13,8 @@ from dermalyze.models.checkpoint import (
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.out_of_distribution import ScopeScore
 from serving.errors import ArtifactError
+from serving.ham10000_taxonomy import HAM10000
 from serving.spec import ModelSpec
-from serving.taxonomy import HAM10000
 from serving.uncertainty import Scope
 
 CONFIG = ModelConfig(name="test_efficientnet", pretrained=False)

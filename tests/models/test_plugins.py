@@ -17,8 +17,8 @@ from dermalyze.config.schema import Config, DataConfig, ModelConfig
 from dermalyze.models.checkpoint import save_checkpoint
 from dermalyze.models.classifier import build_classifier
 from serving.errors import ArtifactError
+from serving.ham10000_taxonomy import HAM10000
 from serving.spec import ModelSpec
-from serving.taxonomy import HAM10000
 
 ROOT = Path(__file__).parents[2]
 SPEC = ModelSpec(taxonomy=HAM10000, input_size=(32, 32))

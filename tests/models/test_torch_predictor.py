@@ -15,8 +15,9 @@ from dermalyze.models.classifier import build_classifier
 from dermalyze.models.ensemble import Member, ShippedNetwork
 from dermalyze.models.torch_predictor import SkinLesionPredictor
 from serving.errors import ArtifactError, ImageError
+from serving.ham10000_taxonomy import HAM10000
 from serving.spec import ModelSpec
-from serving.taxonomy import DISCLAIMER, HAM10000
+from serving.taxonomy import DISCLAIMER
 
 CONFIG = ModelConfig(name="test_efficientnet", pretrained=False)
 

@@ -9,9 +9,10 @@ from tiny_model import SPEC
 
 from serving.base_predictor import AnyPredictor, optional_fields
 from serving.errors import ArtifactError, ConfigError, ImageError
+from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import Metadata
 from serving.photo_quality import QualityLimits
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER
+from serving.taxonomy import DISCLAIMER
 from serving.uncertainty import Abstention, PredictionSets, Scope
 
 GREY = np.full((4, 5, 3), 128, np.uint8)
@@ -60,7 +61,7 @@ def test_an_answer_done_by_hand():
             "nv": tenth,
             "vasc": pytest.approx(0.3),
         },
-        "logits": dict(zip(CLASS_NAMES, map(pytest.approx, TENTHS), strict=True)),
+        "logits": dict(zip(HAM10000.names, map(pytest.approx, TENTHS), strict=True)),
         "disclaimer": DISCLAIMER,
     }
     assert all(type(value) is float for value in answer.probabilities.values())

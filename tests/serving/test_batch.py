@@ -31,9 +31,10 @@ from serving.errors import (
     listed,
 )
 from serving.explanation import Explanation
+from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import Metadata, MetadataFields
 from serving.output_formats import render
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER
+from serving.taxonomy import DISCLAIMER
 
 FIELDS = MetadataFields(
     age_mean=52.0, age_std=17.0, sexes=("female", "male"), localizations=("back", "face", "foot")
@@ -130,7 +131,7 @@ def test_a_broken_image_does_not_lose_the_others(answers, predictor):
 
 
 def test_json_is_one_object_a_line(answers):
-    lines = [json.loads(line) for line in render(answers, "json", CLASS_NAMES)]
+    lines = [json.loads(line) for line in render(answers, "json", HAM10000.names)]
     assert lines[0] == {"image": "a.png", **answers[0][1].to_dict()}
     assert lines[0]["disclaimer"] == DISCLAIMER
     assert lines[1] == {"image": "broken.jpg", "error": "not a JPEG or PNG image (4 bytes)"}
@@ -138,20 +139,20 @@ def test_json_is_one_object_a_line(answers):
 
 
 def test_csv_reads_back_with_every_probability(answers):
-    rows = list(csv.DictReader(render(answers, "csv", CLASS_NAMES)))
+    rows = list(csv.DictReader(render(answers, "csv", HAM10000.names)))
     assert list(rows[0]) == [
         "image",
         "predicted_class",
         "predicted_class_description",
         "confidence",
-        *(f"prob_{name}" for name in CLASS_NAMES),
+        *(f"prob_{name}" for name in HAM10000.names),
         "error",
         "disclaimer",
     ]
     answer = answers[2][1]
     assert rows[2]["image"] == "c, d.png"
     assert rows[2]["predicted_class_description"] == answer.predicted_class_description
-    for name in CLASS_NAMES:
+    for name in HAM10000.names:
         assert float(rows[2][f"prob_{name}"]) == answer.probabilities[name]
     assert {row["disclaimer"] for row in rows} == {DISCLAIMER}
     assert rows[1]["error"] == "not a JPEG or PNG image (4 bytes)"
@@ -160,7 +161,7 @@ def test_csv_reads_back_with_every_probability(answers):
 
 def test_the_table_is_aligned_and_ends_with_the_disclaimer(answers):
     first, last = answers[0][1], answers[2][1]
-    lines = list(render(answers, "table", CLASS_NAMES))
+    lines = list(render(answers, "table", HAM10000.names))
     width = max(len("class"), len(first.predicted_class), len(last.predicted_class))
 
     def row(image, label, confidence, description):
@@ -191,7 +192,7 @@ def test_a_strange_file_name_stays_on_its_line_and_can_be_written(tmp_path, pred
     path = tmp_path / "a\nb\x1b[31m\udcff.png"  # a new line, a terminal's red, a byte of no UTF-8
     answer = predictor.predict(draw(tmp_path / "a.png"))
     for line in render(
-        [(path, answer), (path, ImageError(f"cannot read {path}"))], kind, CLASS_NAMES
+        [(path, answer), (path, ImageError(f"cannot read {path}"))], kind, HAM10000.names
     ):
         assert line.encode("utf-8").decode("utf-8").isprintable()
 
@@ -200,8 +201,8 @@ def test_only_broken_images_still_make_a_table_and_a_csv(tmp_path, predictor):
     path = tmp_path / "a.png"
     path.write_bytes(b"")
     broken = list(predict_files(predictor, [path]))
-    assert list(render(broken, "table", CLASS_NAMES))[-1] == DISCLAIMER
-    assert next(csv.DictReader(render(broken, "csv", CLASS_NAMES)))["error"] == (
+    assert list(render(broken, "table", HAM10000.names))[-1] == DISCLAIMER
+    assert next(csv.DictReader(render(broken, "csv", HAM10000.names)))["error"] == (
         "not a JPEG or PNG image (0 bytes)"
     )
 
@@ -236,7 +237,7 @@ def test_lines_come_before_the_last_image_is_looked_for(tmp_path, predictor, kin
             asked.append(path)
             yield path
 
-    lines = render(predict_files(predictor, many(), workers=2), kind, CLASS_NAMES)
+    lines = render(predict_files(predictor, many(), workers=2), kind, HAM10000.names)
     first, second = next(lines), next(lines)
     assert "a.png" in second
     assert len(asked) <= 12  # a few images a worker are in memory, whatever follows
@@ -287,7 +288,7 @@ def limited(path, **values):
 def test_a_csv_gets_the_fields_of_a_model_that_knows_its_limits_behind_the_others(tmp_path):
     answers = [limited(tmp_path / "a.png"), (Path("b.png"), ImageError("damaged"))]
     more = ("prediction_set", "set_size", "decision", "quality")
-    first, second = csv.DictReader(render(answers, "csv", CLASS_NAMES, more))
+    first, second = csv.DictReader(render(answers, "csv", HAM10000.names, more))
     assert list(first)[-5:] == ["disclaimer", *more]
     assert first["prediction_set"] == "bcc; nv"
     assert first["set_size"] == "2"
@@ -298,14 +299,14 @@ def test_a_csv_gets_the_fields_of_a_model_that_knows_its_limits_behind_the_other
 
 def test_a_table_shows_decision_and_set_and_why_an_answer_is_doubtful(tmp_path):
     path, answer = limited(tmp_path / "a.png")
-    lines = list(render([(path, answer)], "table", CLASS_NAMES))
+    lines = list(render([(path, answer)], "table", HAM10000.names))
     assert lines[0].split() == ["image", "class", "confidence", "decision", "set", "description"]
     assert "uncertain  bcc, nv" in lines[1]
     assert lines[1].endswith(f"{answer.predicted_class_description} (the confidence is low)")
 
 
 def test_json_has_lists_where_there_are_several(tmp_path):
-    (line,) = render([limited(tmp_path / "a.png")], "json", CLASS_NAMES)
+    (line,) = render([limited(tmp_path / "a.png")], "json", HAM10000.names)
     values = json.loads(line)
     assert values["prediction_set"] == ["bcc", "nv"]
     assert "spread" not in values
@@ -519,7 +520,7 @@ def test_no_cell_of_the_csv_is_a_formula_and_numbers_stay_numbers(tmp_path, pred
     Image.new("RGB", (9, 9)).save(path)
     answer = predictor.predict(path)
     lines = render(
-        [(Path(path.name), answer), (Path("x"), ImageError(f"{start}x"))], "csv", CLASS_NAMES
+        [(Path(path.name), answer), (Path("x"), ImageError(f"{start}x"))], "csv", HAM10000.names
     )
     good, bad = csv.DictReader(lines)
     assert good["image"] == f"'{start}cmd.png"

@@ -7,16 +7,17 @@ import pytest
 from PIL import Image
 
 from serving.explanation import MAP_IN_WORDS, Explanation
+from serving.ham10000_taxonomy import HAM10000
 from serving.prediction import Prediction
 from serving.spec import SALIENCY_KINDS, ModelSpec
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER, HAM10000
+from serving.taxonomy import DISCLAIMER
 
 SPEC = ModelSpec(taxonomy=HAM10000, input_size=(32, 32), saliency="grad_cam")
 PREDICTION = Prediction(
     predicted_class="mel",
     predicted_class_description="Melanoma",
     confidence=0.7,
-    probabilities={name: 0.7 if name == "mel" else 0.05 for name in CLASS_NAMES},
+    probabilities={name: 0.7 if name == "mel" else 0.05 for name in HAM10000.names},
     disclaimer=DISCLAIMER,
 )
 

@@ -13,10 +13,10 @@ import pytest
 from tiny_model import TINY_ONNX
 
 from serving.errors import ArtifactError
+from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import Metadata
 from serving.predictor import Predictor
 from serving.spec import FORMAT_VERSION, ModelSpec
-from serving.taxonomy import HAM10000
 
 DATA = TINY_ONNX.parent
 ANSWERS = json.loads((DATA / "old-answers.json").read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving.errors import ImageError
+from serving.ham10000_taxonomy import HAM10000
 from serving.preprocess import (
     MAX_PIXELS,
     decode_image,
@@ -21,7 +22,6 @@ from serving.preprocess import (
     upright_rgb,
 )
 from serving.spec import RESIZE_FILTERS, RESIZE_MODES, ModelSpec
-from serving.taxonomy import HAM10000
 
 _ORIENTATION = 0x0112
 # What a viewer has to do to show the picture upright (EXIF 2.32, table of tag 0x0112), done with

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import ArtifactError
+from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import MetadataFields
 from serving.photo_quality import QualityLimits
 from serving.spec import PRECISIONS, RESIZE_FILTERS, RESIZE_MODES, SALIENCY_KINDS, ModelSpec
-from serving.taxonomy import HAM10000, Taxonomy
+from serving.taxonomy import Taxonomy
 from serving.uncertainty import Abstention, PredictionSets, Scope
 
 WORDS = st.text(min_size=1).filter(str.strip)

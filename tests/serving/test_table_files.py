@@ -8,8 +8,8 @@ from dermalyze.data.splits import read_split
 from dermalyze.evaluation.predictions import read_predictions
 from serving.batch import read_metadata
 from serving.errors import DataError, MetadataError
+from serving.ham10000_taxonomy import HAM10000
 from serving.table_files import read_table, table_bytes
-from serving.taxonomy import HAM10000
 
 KNOWN = (("image_id",), ("age", "sex", "localization"))
 TABLE = "image_id,age,localization\nISIC_1,40,lower extremity\nISIC_2,,Rücken\n"

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from serving.errors import ArtifactError
-from serving.taxonomy import HAM10000, Taxonomy
+from serving.ham10000_taxonomy import HAM10000
+from serving.taxonomy import Taxonomy
 
 
 def test_ham10000_has_seven_classes_in_the_order_of_old_files() -> None:

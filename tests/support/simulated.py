@@ -6,7 +6,8 @@ import pandas as pd
 from dermalyze.evaluation.evaluate import Predictions
 from dermalyze.evaluation.predictions import predictions_table
 from dermalyze.evaluation.scores import Scored, scored_of
-from serving.taxonomy import HAM10000, Taxonomy
+from serving.ham10000_taxonomy import HAM10000
+from serving.taxonomy import Taxonomy
 
 HAM10000_SHARES = dict(
     zip(HAM10000.names, (0.033, 0.051, 0.110, 0.011, 0.111, 0.670, 0.014), strict=True)

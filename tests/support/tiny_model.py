@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from serving.checksum import DIGEST_KEY, NO_DIGEST, seal
+from serving.ham10000_taxonomy import HAM10000
 from serving.spec import SPEC_KEY, ModelSpec
-from serving.taxonomy import HAM10000
 
 TINY_ONNX = Path(__file__).parent / "old_files" / "tiny.onnx"
 SPEC = ModelSpec(taxonomy=HAM10000, input_size=(6, 8), temperature=2.0, resize_filter="bilinear")

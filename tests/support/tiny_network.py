@@ -8,10 +8,10 @@ from dermalyze.export.parity_images import parity_images
 from dermalyze.models.backbone import Backbone
 from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.models.heads import build_head
+from serving.ham10000_taxonomy import HAM10000
 from serving.prediction import open_image
 from serving.preprocess import to_pixels
 from serving.spec import ModelSpec
-from serving.taxonomy import HAM10000
 
 TINY_SPEC = ModelSpec(
     taxonomy=HAM10000, input_size=(16, 16), resize_filter="bilinear", temperature=1.5

@@ -16,7 +16,8 @@ from dermalyze.evaluation.statistics.noninferiority import (
 )
 from dermalyze.tracking.registry import Candidate, promote, register
 from serving.errors import ConfigError, TrackingError
-from serving.taxonomy import HAM10000, Taxonomy
+from serving.ham10000_taxonomy import HAM10000
+from serving.taxonomy import Taxonomy
 
 RULE = Rule(metric="accuracy", margin=0.02, calibration_margin=0.02, must_be_better=True)
 BY_HAND = Rule(metric="accuracy", margin=0.02, calibration_margin=0.02, must_be_better=False)

@@ -20,7 +20,7 @@ from dermalyze.training.loop import (
 )
 from dermalyze.training.state import new_state
 from serving.errors import ConfigError, TrainingError
-from serving.taxonomy import HAM10000
+from serving.ham10000_taxonomy import HAM10000
 from tests.support.tiny_network import tiny_network
 
 SETTINGS = {

@@ -21,7 +21,7 @@ from dermalyze.workflows.run_context import FOLD_TAG, Here
 from dermalyze.workflows.train import TrainingInterruptedError
 from serving import Predictor
 from serving.errors import ArtifactError, ConfigError, DataError, TrackingError, TrainingError
-from serving.taxonomy import CLASS_NAMES
+from serving.ham10000_taxonomy import HAM10000
 
 CONFIG = Config(
     data=DataConfig(image_size=32, val_size=0.25),
@@ -225,7 +225,7 @@ def test_more_folds_than_lesions_of_a_class_leave_no_run_behind(store, demo):
 def table_of(*image_ids):
     """Answers in which the logits say which image they are of."""
     table = pd.DataFrame({"image_id": image_ids})
-    for place, name in enumerate(CLASS_NAMES):
+    for place, name in enumerate(HAM10000.names):
         table[f"logit_{name}"] = [100.0 * int(i.removeprefix("i")) + place for i in image_ids]
     return table
 
@@ -259,7 +259,7 @@ def test_a_run_of_folds_becomes_one_file_that_was_calibrated_out_of_fold(whole, 
     assert spec.member_run_ids == whole.fold_run_ids
     assert spec.calibrated_on.startswith("out of fold, one network each: 70 images of ")
     lesions = predictions(whole.run_id).groupby("label")["lesion_id"].nunique()
-    assert spec.prediction_sets.num_lesions == tuple(lesions[list(CLASS_NAMES)])
+    assert spec.prediction_sets.num_lesions == tuple(lesions[list(HAM10000.names)])
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from dermalyze.data.readers.dataset import (
 )
 from dermalyze.data.table_columns import FACTS, columns_of, manifest_rows, read_file, read_frame
 from serving.errors import DataError
-from serving.taxonomy import HAM10000
+from serving.ham10000_taxonomy import HAM10000
 
 LAYOUT = (
     "HAM10000 (HAM10000_metadata beside HAM10000_images_part_1 and HAM10000_images_part_2, or "

@@ -10,7 +10,7 @@ from dermalyze.data.readers.dataset import (
     named_sources,
 )
 from dermalyze.data.table_columns import manifest_rows
-from serving.taxonomy import HAM10000
+from serving.ham10000_taxonomy import HAM10000
 
 LAYOUT = (
     "ISIC 2018 Task 3 (ISIC2018_Task3_Training_Input, ISIC2018_Task3_Training_GroundTruth and "

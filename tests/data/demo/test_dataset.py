@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from dermalyze.data.demo.dataset import _records, make_demo_data
 from serving.errors import ConfigError, DataError
-from serving.taxonomy import CLASS_NAMES
+from serving.ham10000_taxonomy import HAM10000
 
 REAL_COUNTS = {  # Tschandl et al. 2018, table 1
     "nv": 6705, "mel": 1113, "bkl": 1099, "bcc": 514, "akiec": 327, "vasc": 142, "df": 115
@@ -198,7 +198,7 @@ def test_classes_have_the_real_shares_and_enough_lesions_for_three_splits(num_im
     for row in rows:
         lesions[row["dx"]].add(row["lesion_id"])
     assert sum(counts.values()) == num_images
-    assert set(counts) == set(CLASS_NAMES)
+    assert set(counts) == set(HAM10000.names)
     assert min(counts.values()) >= 6
     assert min(len(ids) for ids in lesions.values()) >= 5
     if num_images >= 420:

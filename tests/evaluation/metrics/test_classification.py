@@ -17,10 +17,10 @@ from dermalyze.evaluation.metrics.classification import (
 )
 from dermalyze.evaluation.metrics.roc import area
 from serving.errors import DataError
+from serving.ham10000_taxonomy import HAM10000
 from serving.prediction import softmax
-from serving.taxonomy import CLASS_NAMES
 
-C = len(CLASS_NAMES)
+C = len(HAM10000.names)
 METRICS = ("precision", "recall", "f1")
 EXACT = 1e-12  # both sides are float64 sums of at most a few hundred terms
 
@@ -47,7 +47,7 @@ def spread_images(n: int, seed: int = 0):
 @given(scored_images())
 def test_every_number_is_scikit_learns(images):
     logits, targets = images
-    metrics = score(logits, targets, CLASS_NAMES)
+    metrics = score(logits, targets, HAM10000.names)
     predicted, probs = logits.argmax(axis=1), softmax(logits)
     present = np.unique(targets)
     expected = {
@@ -65,7 +65,7 @@ def test_every_number_is_scikit_learns(images):
         targets, predicted, labels=range(C), average=None, zero_division=0
     )
     aucs = []
-    for index, name in enumerate(CLASS_NAMES):
+    for index, name in enumerate(HAM10000.names):
         expected[f"support/{name}"] = values[3][index]
         if index in present:
             expected[f"precision/{name}"] = values[0][index]
@@ -82,7 +82,7 @@ def test_every_number_is_scikit_learns(images):
 
 def test_balanced_accuracy_and_auc_of_a_whole_split_are_scikit_learns():
     logits, targets = spread_images(1500)
-    metrics = score(logits, targets, CLASS_NAMES)
+    metrics = score(logits, targets, HAM10000.names)
     predicted, probs = logits.argmax(axis=1), softmax(logits)
     assert metrics["balanced_accuracy"] == pytest.approx(
         sklearn_metrics.balanced_accuracy_score(targets, predicted), abs=EXACT
@@ -103,13 +103,13 @@ def test_neither_order_nor_a_shift_of_the_logits_changes_the_score(images, rando
     order = np.array(random.sample(range(len(targets)), len(targets)))
     # Powers of two keep the shift exact, and with it every tie.
     shifted = logits + 2.0 ** round(shift / 10)
-    shuffled = score(shifted[order], targets[order], CLASS_NAMES)
-    assert shuffled == pytest.approx(score(logits, targets, CLASS_NAMES), abs=1e-9)
+    shuffled = score(shifted[order], targets[order], HAM10000.names)
+    assert shuffled == pytest.approx(score(logits, targets, HAM10000.names), abs=1e-9)
 
 
 def test_what_cannot_be_had_is_left_out():
-    nv = CLASS_NAMES.index("nv")
-    metrics = score(np.eye(C)[[nv, 0]], np.array([nv, nv]), CLASS_NAMES)
+    nv = HAM10000.names.index("nv")
+    metrics = score(np.eye(C)[[nv, 0]], np.array([nv, nv]), HAM10000.names)
     assert set(metrics) == {
         "loss",
         "accuracy",
@@ -117,14 +117,14 @@ def test_what_cannot_be_had_is_left_out():
         *(f"{kind}_{name}" for kind in ("macro", "weighted") for name in METRICS),
         "ece",
         *(f"{name}/nv" for name in METRICS),
-        *(f"support/{name}" for name in CLASS_NAMES),
+        *(f"support/{name}" for name in HAM10000.names),
     }
     assert metrics["recall/nv"] == 0.5
     assert metrics["support/akiec"] == 0.0
 
 
 def test_a_class_that_is_never_predicted_has_precision_and_f1_0():
-    metrics = score(np.eye(C)[[5, 5, 5]], np.array([5, 5, 4]), CLASS_NAMES)
+    metrics = score(np.eye(C)[[5, 5, 5]], np.array([5, 5, 4]), HAM10000.names)
     assert metrics["precision/mel"] == 0.0
     assert metrics["f1/mel"] == 0.0
     assert metrics["macro_precision"] == pytest.approx((2 / 3 + 0) / 2)
@@ -133,19 +133,19 @@ def test_a_class_that_is_never_predicted_has_precision_and_f1_0():
 def test_the_score_holds_the_calibration_error():
     logits = np.full((10, C), -1000.0)
     logits[:, 5] = 0.0  # always sure of nv, right nine times of ten
-    metrics = score(logits, np.array([5] * 9 + [4]), CLASS_NAMES)
+    metrics = score(logits, np.array([5] * 9 + [4]), HAM10000.names)
     assert metrics["ece"] == pytest.approx(0.1)
 
 
 def test_every_value_is_a_finite_float():
     for n in (1, 2, 40):
-        values = score(*spread_images(n), CLASS_NAMES).values()
+        values = score(*spread_images(n), HAM10000.names).values()
         assert all(type(value) is float and math.isfinite(value) for value in values)
 
 
 def test_huge_logits_overflow_nothing():
     logits = np.array([[3e38, -3e38, 0, 0, 0, 0, 0], [0, 80, -80, 0, 0, 0, 0]], np.float32)
-    metrics = score(logits, np.array([0, 0]), CLASS_NAMES)
+    metrics = score(logits, np.array([0, 0]), HAM10000.names)
     assert metrics["loss"] == pytest.approx(40.0)  # (0 + 80) / 2
     np.testing.assert_allclose(softmax(logits).sum(axis=1), 1, atol=EXACT)
 
@@ -154,7 +154,7 @@ def test_logits_that_are_not_finite_are_refused_in_one_sentence():
     logits = np.zeros((1200, C), np.float32)
     logits[3, 2], logits[3, 4], logits[7, 0] = np.nan, np.inf, -np.inf
     with pytest.raises(DataError) as caught:
-        score(logits, np.zeros(1200, np.int64), CLASS_NAMES)
+        score(logits, np.zeros(1200, np.int64), HAM10000.names)
     assert str(caught.value) == (
         "the logits of 2 of 1,200 images are not finite numbers; "
         "train again with a lower training.lr or with training.use_amp=false"
@@ -163,14 +163,14 @@ def test_logits_that_are_not_finite_are_refused_in_one_sentence():
 
 def test_no_image_at_all_is_refused_in_one_sentence():
     with pytest.raises(DataError) as caught:
-        score(np.zeros((0, C)), np.zeros(0, np.int64), CLASS_NAMES)
+        score(np.zeros((0, C)), np.zeros(0, np.int64), HAM10000.names)
     assert str(caught.value) == "there is no image to score; expected at least one in the split"
 
 
 @pytest.mark.parametrize("shape", [(1, C), (3, C - 1)])
 def test_logits_are_never_broadcast(shape):
     with pytest.raises(ValueError, match="do not fit 3 targets, 7 classes"):
-        score(np.zeros(shape), np.zeros(3, np.int64), CLASS_NAMES)
+        score(np.zeros(shape), np.zeros(3, np.int64), HAM10000.names)
 
 
 def test_rows_of_the_confusion_matrix_are_true_classes():

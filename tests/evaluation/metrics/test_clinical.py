@@ -8,10 +8,11 @@ from sklearn import metrics as sklearn_metrics
 from dermalyze.evaluation.metrics.classification import replicated
 from dermalyze.evaluation.metrics.clinical import decision_curve, malignant_roc
 from dermalyze.evaluation.scores import Scored
-from serving.taxonomy import CLASS_NAMES, Taxonomy
+from serving.ham10000_taxonomy import HAM10000
+from serving.taxonomy import Taxonomy
 
 EXACT = 1e-12
-C = len(CLASS_NAMES)
+C = len(HAM10000.names)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_agreement_is_scikit_learns(scored, metrics):
 def test_average_precision_and_brier_are_scikit_learns(scored, metrics):
     is_class = np.eye(C)[scored.targets]
     values = sklearn_metrics.average_precision_score(is_class, scored.probs, average=None)
-    for name, value in zip(CLASS_NAMES, values, strict=True):
+    for name, value in zip(HAM10000.names, values, strict=True):
         assert metrics[f"average_precision/{name}"] == pytest.approx(value, abs=EXACT)
     assert metrics["macro_average_precision"] == pytest.approx(values.mean(), abs=EXACT)
     brier = sum(
@@ -46,7 +47,7 @@ def test_average_precision_and_brier_are_scikit_learns(scored, metrics):
 
 def test_malignant_is_akiec_bcc_and_mel_against_the_rest(scored, metrics):
     labels, answers = (
-        np.isin(np.asarray(CLASS_NAMES)[indices], ["akiec", "bcc", "mel"])
+        np.isin(np.asarray(HAM10000.names)[indices], ["akiec", "bcc", "mel"])
         for indices in (scored.targets, scored.predicted)
     )
     score = scored.probs[:, [0, 1, 4]].sum(axis=1)
@@ -70,7 +71,7 @@ def test_the_partial_area_looks_above_the_stated_sensitivity(scored, metrics):
 
 
 def test_one_answer_for_everything_agrees_by_chance_alone(scored):
-    always_nv = scored.with_logits(np.tile(np.eye(C)[CLASS_NAMES.index("nv")], (len(scored), 1)))
+    always_nv = scored.with_logits(np.tile(np.eye(C)[HAM10000.names.index("nv")], (len(scored), 1)))
     values = replicated(always_nv, np.ones((1, len(scored))))
     assert values["cohen_kappa"][0] == pytest.approx(0)
     assert values["mcc"][0] == pytest.approx(0)

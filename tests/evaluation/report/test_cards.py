@@ -25,7 +25,8 @@ from dermalyze.evaluation.report.cards import (
 from dermalyze.evaluation.report.html import ReportInputs, write_report
 from dermalyze.evaluation.report.text import in_words, markdown
 from dermalyze.evaluation.text import AT_POINTS, PER_CLASS, TITLES
-from serving.taxonomy import CLASS_DESCRIPTIONS, CLASS_NAMES, DATA_LICENSE, DISCLAIMER, HAM10000
+from serving.ham10000_taxonomy import HAM10000
+from serving.taxonomy import DISCLAIMER
 
 TEMPLATES = Path(str(resources.files("dermalyze.evaluation.report") / "templates"))
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]\d+)?%?")
@@ -35,8 +36,8 @@ AUDIT = {
     "num_files": 1013,
     "num_usable": 1014,
     "lesions_with_several_images": 277,
-    "images": dict.fromkeys(CLASS_NAMES, 141),
-    "lesions": dict.fromkeys(CLASS_NAMES, 97),
+    "images": dict.fromkeys(HAM10000.names, 141),
+    "lesions": dict.fromkeys(HAM10000.names, 97),
     "missing": {"age": 19, "sex": 23},
     "problems": [{"kind": "near_duplicate", "severity": "warning", "meaning": "two", "count": 4}],
     "stop_reason": "",
@@ -99,7 +100,7 @@ def counts(splits: Mapping[str, pd.DataFrame]) -> list[int]:
     found = []
     for rows in splits.values():
         found += [len(rows), rows["lesion_id"].nunique()]
-        found += [int((rows["label"] == name).sum()) for name in CLASS_NAMES]
+        found += [int((rows["label"] == name).sum()) for name in HAM10000.names]
     return found
 
 
@@ -119,7 +120,7 @@ def untraced(card: str, template: str, inputs: CardInputs) -> set[str]:
         counts(inputs.splits),
         [inputs.best_epoch, len(inputs.history)],
     ]
-    constants = [DISCLAIMER, DATA_LICENSE, HAM10000.citation, list(CLASS_DESCRIPTIONS.values())]
+    constants = [DISCLAIMER, HAM10000.license, HAM10000.citation, list(HAM10000.descriptions)]
     constants += [list(TITLES.values()), list(AT_POINTS.values())]
     constants += [list(PER_CLASS.values()), inputs.config.model.timm_name]
     known = set().union(*(printed(value) for value in values([*artifacts, *constants])))

@@ -11,10 +11,11 @@ from sklearn.metrics import roc_curve
 from dermalyze.evaluation.metrics.classification import Answers
 from dermalyze.evaluation.report import figures as draw
 from serving.errors import DataError
+from serving.ham10000_taxonomy import HAM10000
 from serving.prediction import softmax
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER, HAM10000
+from serving.taxonomy import DISCLAIMER
 
-C = len(CLASS_NAMES)
+C = len(HAM10000.names)
 PREDICTIONS = (draw.confusion, draw.roc, draw.per_class, draw.reliability)
 
 

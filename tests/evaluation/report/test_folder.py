@@ -13,9 +13,10 @@ from dermalyze.evaluation.predictions import predictions_table, read_predictions
 from dermalyze.evaluation.report.folder import format_metrics, read_folder, write_folder
 from dermalyze.evaluation.scores import scored_of
 from serving.errors import DataError
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER, HAM10000
+from serving.ham10000_taxonomy import HAM10000
+from serving.taxonomy import DISCLAIMER
 
-C = len(CLASS_NAMES)
+C = len(HAM10000.names)
 FILES = [
     "calibration_curve.png",
     "confusion_matrix.png",
@@ -55,7 +56,7 @@ def test_the_folder_holds_every_file_and_the_numbers_agree(tmp_path):
     rng = np.random.default_rng(0)
     targets = rng.choice(C, 60)
     logits = (rng.normal(size=(60, C)) + np.eye(C)[targets]).astype(np.float32)
-    rows = manifest([CLASS_NAMES[i] for i in targets], [f"HAM_{i // 3}" for i in range(60)])
+    rows = manifest([HAM10000.names[i] for i in targets], [f"HAM_{i // 3}" for i in range(60)])
     folder = tmp_path / "run" / "evaluation"
     context = {"run_id": "abc", "data_fingerprint": "0123"}
     metrics = write_evaluation(folder, rows, logits, split="test", context=context)
@@ -71,7 +72,7 @@ def test_the_folder_holds_every_file_and_the_numbers_agree(tmp_path):
         "split": "test",
         "num_images": 60,
         "num_lesions": 20,
-        "class_names": list(CLASS_NAMES),
+        "class_names": list(HAM10000.names),
         "context": context,
         "disclaimer": DISCLAIMER,
     }

@@ -16,7 +16,8 @@ from dermalyze.evaluation.report.html import (
     write_report,
 )
 from dermalyze.evaluation.text import number
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER
+from serving.ham10000_taxonomy import HAM10000
+from serving.taxonomy import DISCLAIMER
 
 HISTORY = [
     {"epoch": epoch, "train/loss": 2.0 / epoch, "val/loss": 2.1 / epoch, "val/macro_auc": 0.5,
@@ -149,7 +150,7 @@ def test_the_confusion_matrix_counts_the_images(whole, judged):
     scored, _ = judged
     rows = np.bincount(scored.targets, minlength=7)
     text = Page(whole).text
-    for name, count in zip(CLASS_NAMES, rows, strict=True):
+    for name, count in zip(HAM10000.names, rows, strict=True):
         assert f"{name} n = {count:,}" in text
 
 

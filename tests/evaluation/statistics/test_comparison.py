@@ -20,7 +20,8 @@ from dermalyze.evaluation.statistics.bootstrap import lesion_weights
 from dermalyze.evaluation.statistics.comparison import Comparison, compare, noninferior, table
 from dermalyze.evaluation.statistics.paired_tests import mcnemar, paired
 from serving.errors import DataError
-from serving.taxonomy import CLASS_NAMES, DISCLAIMER, HAM10000
+from serving.ham10000_taxonomy import HAM10000
+from serving.taxonomy import DISCLAIMER
 
 
 def answered(lesions: list[str], right: list[bool]) -> Scored:
@@ -28,8 +29,8 @@ def answered(lesions: list[str], right: list[bool]) -> Scored:
     rows = pd.DataFrame({"image_id": [f"i{n}" for n in range(len(lesions))], "lesion_id": lesions})
     rows["label"], rows["age"] = "nv", 50.0
     rows[["dx_type", "sex", "localization"]] = ["histo", "male", "back"]
-    answers = [CLASS_NAMES.index("nv" if good else "mel") for good in right]
-    logits = 3.0 * np.eye(len(CLASS_NAMES))[answers]
+    answers = [HAM10000.names.index("nv" if good else "mel") for good in right]
+    logits = 3.0 * np.eye(len(HAM10000.names))[answers]
     return scored_of(predictions_table(rows, logits, HAM10000), HAM10000)
 
 

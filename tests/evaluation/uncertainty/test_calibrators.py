@@ -28,8 +28,9 @@ from dermalyze.evaluation.uncertainty.calibrators import (
     require_disjoint,
 )
 from serving.errors import ConfigError, DataError
+from serving.ham10000_taxonomy import HAM10000
 from serving.prediction import softmax
-from serving.taxonomy import CLASS_NAMES, Taxonomy
+from serving.taxonomy import Taxonomy
 
 STANDARD_ERRORS = 4  # a right estimate is further off once in 16,000 draws
 
@@ -54,7 +55,7 @@ def draw(probs, rng):
     return (rng.random((len(probs), 1)) > probs.cumsum(axis=1)).sum(axis=1)
 
 
-def planted(transform, num_images: int, seed: int, class_names=CLASS_NAMES) -> Scored:
+def planted(transform, num_images: int, seed: int, class_names=HAM10000.names) -> Scored:
     """Draw logits, and labels from the softmax of what `transform` makes of them."""
     rng = np.random.default_rng(seed)
     logits = np.float32(rng.normal(size=(num_images, len(class_names))) * 3)
@@ -101,7 +102,7 @@ def test_a_temperature_lowers_the_loss_and_changes_no_predicted_class():
 @pytest.mark.parametrize(("sign", "bound"), [(1, 1 / 20), (-1, 20)])
 def test_a_temperature_stays_in_bounds_where_none_is_best(sign, bound):
     targets = np.arange(60) % 7
-    validation = scored(sign * np.eye(7)[targets], targets, CLASS_NAMES)  # all right, all wrong
+    validation = scored(sign * np.eye(7)[targets], targets, HAM10000.names)  # all right, all wrong
     found = fit_calibrator("temperature", validation).parameters["temperature"]
     assert found == pytest.approx(bound, rel=1e-6)
 
@@ -219,7 +220,7 @@ def test_many_images_of_a_few_lesions_are_too_few():
     lesions = [
         f"HAM_{row // 5 if target == 3 else 1000 + row}" for row, target in enumerate(targets)
     ]
-    validation = scored(np.eye(7)[targets], targets, CLASS_NAMES, lesions=lesions)
+    validation = scored(np.eye(7)[targets], targets, HAM10000.names, lesions=lesions)
     with pytest.raises(DataError, match=r"of each class and there are 4 of df;"):
         fit_calibrator("vector", validation)
 
@@ -230,7 +231,7 @@ def test_a_class_without_a_mistake_keeps_a_finite_scale():
     logits = rng.normal(size=(210, 7)) + np.eye(7)[targets]
     logits[:, 6] = np.where(targets == 6, 10, -10)
     for kind in ("vector", "dirichlet"):
-        calibrator = fit_calibrator(kind, scored(logits, targets, CLASS_NAMES))
+        calibrator = fit_calibrator(kind, scored(logits, targets, HAM10000.names))
         weights = calibrator.parameters["scale" if kind == "vector" else "weight"]
         assert np.abs(weights).max() < 5
 
@@ -253,7 +254,7 @@ def test_what_is_judged_must_not_share_a_lesion_with_what_was_fitted():
 
 def test_images_without_a_lesion_are_compared_by_their_own_id():
     def images(first, lesions):
-        return scored(np.eye(7)[:2], np.arange(2), CLASS_NAMES, first=first, lesions=lesions)
+        return scored(np.eye(7)[:2], np.arange(2), HAM10000.names, first=first, lesions=lesions)
 
     require_disjoint(images(0, ["", None]), images(2, ["", None]))
     with pytest.raises(DataError, match=r"^image 'ISIC_0000001' is in both .* \(1 in common\)"):

@@ -15,8 +15,9 @@ from services import service
 from strangers import text
 
 from serving import Predictor
+from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import Metadata
-from serving.taxonomy import CLASS_DESCRIPTIONS, DISCLAIMER
+from serving.taxonomy import DISCLAIMER
 
 pytestmark = pytest.mark.slow
 
@@ -97,12 +98,12 @@ def test_each_photograph_gets_all_that_the_model_says(page, predictor):
         assert rows.count() == 7
         for i, (label, prob) in enumerate(answer.probabilities.items()):
             row = rows.nth(i).inner_text()
-            assert CLASS_DESCRIPTIONS[label] in row
+            assert HAM10000.description(label) in row
             assert f"{100 * prob:.1f} %" in row
             bar, cell = (rows.nth(i).locator(part).bounding_box() for part in (".fill", ".bar"))
             assert bar["width"] == pytest.approx(max(1, prob * cell["width"]), abs=1.5)
         assert f"{decision}: {answer.decision_reason}." in text
-        said = ", ".join(CLASS_DESCRIPTIONS[label] for label in answer.prediction_set)
+        said = ", ".join(HAM10000.description(label) for label in answer.prediction_set)
         assert f"Prediction set at 90 %: {said}." in text
         assert answer.set_note in text
         assert all(hint in text for hint in answer.quality)
@@ -177,7 +178,7 @@ def test_level_and_metadata_count_for_the_photographs_that_follow(page, predicto
     for i, (answer, level) in enumerate(((first, "90 %"), (second, "95 %"))):
         text = page.locator(".card").nth(i).inner_text()
         assert f"{100 * answer.confidence:.1f} %" in text
-        said = ", ".join(CLASS_DESCRIPTIONS[name] for name in answer.prediction_set)
+        said = ", ".join(HAM10000.description(name) for name in answer.prediction_set)
         assert f"Prediction set at {level}: {said}." in text
 
 
