@@ -174,9 +174,9 @@ class ModelConfig(Section):
 class SchedulerConfig(Section):
     """The learning rate over the training, as a fraction of `training.lr`, set at each step."""
 
-    type: str = one_of(["cosine_warm_restarts", "constant"])
-    T_0: int = Field(default=10, ge=1)  # epochs from one restart to the next
-    eta_min: float = Field(default=1.0e-6, ge=0)  # the learning rate at the bottom of each cosine
+    type: str = one_of(["cosine", "cosine_warm_restarts", "constant"])
+    T_0: int = Field(default=10, ge=1)  # epochs from one warm restart to the next
+    eta_min: float = Field(default=1.0e-6, ge=0)  # the learning rate at the end of each cosine
     warmup_pct: BelowOne = 0.05  # fraction of all steps, linear from near 0 to `training.lr`
 
 
@@ -191,7 +191,7 @@ class TrainingConfig(Section):
     head_warmup_epochs: int = Field(default=0, ge=0)  # epochs at the start that train only the head
     weight_decay: float = Field(default=0.01, ge=0)  # of AdamW; not applied to biases and norms
     max_grad_norm: float = Field(default=1.0, ge=0)  # gradient clipping; 0: none
-    ema_decay: BelowOne = 0.0  # exponential moving average of the weights; 0: none
+    ema_decay: BelowOne = 0.0  # exponential moving average of the weights per update; 0: none
     num_workers: int = Field(default=0, ge=0)  # processes that decode images; 0: one per CPU core
     device: str = one_of(["auto", "cpu", "cuda", "mps"])  # auto: CUDA, then MPS, then CPU
     use_amp: bool = True  # mixed precision where the device has it in hardware
@@ -222,7 +222,7 @@ class TrainingConfig(Section):
     def higher_is_better(self) -> bool:
         """Whether a larger `monitor` is the better one."""
         if self.monitor_mode == "auto":
-            return self.monitor not in ("val/loss", "val/ece")
+            return self.monitor not in ("val/loss", "val/balanced_loss", "val/ece")
         return self.monitor_mode == "max"
 
 
@@ -254,6 +254,21 @@ class AugmentationConfig(Section):
     contrast: Fraction = 0.2  # likewise
     saturation: Fraction = 0.2  # likewise
     hue: float = Field(default=0.1, ge=0, le=0.5)  # shift, fraction of the color circle
+    illuminant: Fraction = 0.0  # another color of the light
+    illuminant_gain: float = Field(
+        default=0.2, ge=0, le=1
+    )  # of a channel: 1 / (1 + value) to 1 + value
+    aperture: Fraction = 0.0  # a round field of view, black around it
+    aperture_min: float = Field(
+        default=0.75, gt=0, le=1
+    )  # its radius, fraction of half the diagonal
+    aperture_shade: Fraction = 0.4  # its edge is darker than its center by up to this fraction
+    resample: Fraction = 0.0  # fewer pixels
+    resample_min: float = Field(default=0.4, gt=0, le=1)  # fraction of the side that is kept
+    noise: Fraction = 0.0
+    noise_max: Fraction = 0.04  # standard deviation, fraction of the brightest value
+    jpeg: Fraction = 0.0
+    jpeg_min: float = Field(default=30.0, ge=1, le=100)  # quality, drawn from here to 100
     blur: Fraction = 0.1
     blur_sigma_max: float = Field(default=2.0, ge=0.1, le=10)  # pixels; the least is 0.1
     affine: Fraction = 0.3

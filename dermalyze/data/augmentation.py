@@ -15,10 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dermalyze.config.schema import AugmentationConfig
+from dermalyze.data import camera
 
 LEVEL_SCALES = {"none": 0.0, "light": 0.5, "medium": 1.0, "heavy": 1.5, "custom": 1.0}
 GREY = (0.2989, 0.587, 0.114)  # weights of R, G, B in brightness: ITU-R 601, as torchvision has it
 BLUR_SIGMA_MIN = 0.1  # pixels
+APERTURE_SHIFT = 0.05  # of the center, fraction of the side
 PAGE_VERSIONS = 7  # augmented versions of each image on a page
 PAGE_MIN_SIDE, PAGE_MAX_SIDE = 96, 224  # of an image on a page, pixels
 
@@ -45,13 +47,30 @@ class _Draws(NamedTuple):
     cutout_or_not: Tensor
     cutout_top: Tensor
     cutout_left: Tensor
+    illuminant_or_not: Tensor
+    red: Tensor
+    green: Tensor
+    blue: Tensor
+    aperture_or_not: Tensor
+    aperture_radius: Tensor
+    aperture_x: Tensor
+    aperture_y: Tensor
+    shade: Tensor
+    resample_or_not: Tensor
+    resample: Tensor
+    noise_or_not: Tensor
+    noise: Tensor
+    noise_seed: Tensor
+    jpeg_or_not: Tensor
+    jpeg: Tensor
 
 
 def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
     """Augment each image by its own chance: float32 (N, 3, H, W) in 0..1 -> the same.
 
     Device and memory format stay.  The order is flips, rotation and affine (one resampling for
-    all three, none for flips alone), colors, blur, cutout.
+    all three, none for flips alone), light and colors, field of view, blur, fewer pixels, noise,
+    JPEG, cutout.
 
     Args:
         images: never changed; returned as they are at level none.
@@ -70,7 +89,9 @@ def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generat
     augmented = images.clone(memory_format=torch.contiguous_format)
     augmented = _move(augmented, draws, config, scale)
     augmented = _recolor(augmented, draws, config, scale)
+    augmented = _narrow(augmented, draws, config, scale)
     augmented = _blur(augmented, draws, config, scale)
+    augmented = _degrade(augmented, draws, config, scale)
     augmented = _cut_out(augmented, draws, config, scale)
     augmented = augmented.clamp_(0, 1)
     return augmented.contiguous(memory_format=torch.channels_last) if channels_last else augmented
@@ -171,34 +192,40 @@ def _grid(sources: Tensor, height: int, width: int) -> Tensor:
 
 
 def _recolor(images: Tensor, draws: _Draws, config: AugmentationConfig, scale: float) -> Tensor:
-    """Change brightness, contrast, saturation and hue, in this order, by one matrix an image.
+    """Change the light's color, brightness, contrast, saturation and hue, by one matrix an image.
 
-    The first three are torchvision's, without its clamps in between, which flatten highlights
-    that the next step would have kept.  Hue is a rotation about the grey axis in YIQ: linear, so
-    it joins the matrix, and unlike a shift in HSV it keeps the luma and never jumps where
-    a color is nearly grey.
+    Brightness, contrast and saturation are torchvision's, without its clamps in between, which
+    flatten highlights that the next step would have kept.  Hue is a rotation about the grey axis
+    in YIQ: linear, so it joins the matrix, and unlike a shift in HSV it keeps the luma and never
+    jumps where a color is nearly grey.
     """
+    lit = _happens(draws.illuminant_or_not, config.illuminant, scale)
     chosen = _happens(draws.color_or_not, config.color_jitter, scale)
-    if not chosen.any():  # on the CPU
+    if not (chosen | lit).any():  # on the CPU
         return images
     brightness = _between(draws.brightness, 1 - config.brightness, 1 + config.brightness)
     contrast = _between(draws.contrast, 1 - config.contrast, 1 + config.contrast)
     saturation = _between(draws.saturation, 1 - config.saturation, 1 + config.saturation)
     turn = _between(draws.hue, -config.hue, config.hue) * 2 * math.pi
     identity = torch.eye(3, dtype=torch.float64)
-    grey = torch.tensor(GREY, dtype=torch.float64).expand(3, 3)  # R, G, B -> grey, grey, grey
+    grey = torch.tensor(GREY, dtype=torch.float64)
+    greys = grey.expand(3, 3)  # R, G, B -> grey, grey, grey
     matrices = _hue_matrices(turn) @ (
-        grey + saturation[:, None, None] * (identity - grey)
+        greys + saturation[:, None, None] * (identity - greys)
     )  # (N, 3, 3)
     matrices = matrices * (brightness * contrast)[:, None, None]
     matrices = torch.where(chosen[:, None, None], matrices, identity)
+    reach = math.log1p(config.illuminant_gain)
+    light = _between(torch.stack([draws.red, draws.green, draws.blue], 1), -reach, reach).exp()
+    light = torch.where(lit[:, None], light, 1.0)  # (N, 3)
+    matrices = matrices * light[:, None]
     # Contrast blends with the mean grey of the brightened image; grey has neither hue nor
     # saturation, so what it adds passes the later steps unchanged.
     lift = torch.where(chosen, (1 - contrast) * brightness, 0.0)
     columns = _onto(matrices.transpose(1, 2)[..., None, None], images).unbind(1)  # 3 x (N, 3, 1, 1)
     red, green, blue = images[:, :1], images[:, 1:2], images[:, 2:]
-    weights = _onto(torch.tensor(GREY), images)
-    offset = _onto(lift, images) * (images.mean(dim=(2, 3)) @ weights)  # (N,)
+    weights = _onto(lift[:, None] * grey * light, images)  # (N, 3)
+    offset = (images.mean(dim=(2, 3)) * weights).sum(1)  # (N,)
     # No matmul: on a GPU it might round to TF32, and an image not chosen has to stay as it is.
     recolored: Tensor = columns[0] * red
     recolored.addcmul_(columns[1], green).addcmul_(columns[2], blue)
@@ -238,6 +265,44 @@ def _blur(images: Tensor, draws: _Draws, config: AugmentationConfig, scale: floa
     planes = F.conv2d(planes, kernel, groups=3 * num)
     planes = F.conv2d(planes, kernel.transpose(2, 3), groups=3 * num)
     return images.index_copy_(0, rows, planes.view(num, 3, height, width))
+
+
+def _narrow(images: Tensor, draws: _Draws, config: AugmentationConfig, scale: float) -> Tensor:
+    """Show the chosen images through a round field of view, darker towards its edge."""
+    rows = _rows(_happens(draws.aperture_or_not, config.aperture, scale))
+    if not len(rows):
+        return images
+    shift = torch.stack([draws.aperture_x, draws.aperture_y], 1)[rows]
+    on = _onto(rows, images)
+    narrowed = camera.narrow(
+        images.index_select(0, on),
+        _between(draws.aperture_radius[rows], config.aperture_min, 1),
+        _between(shift, -APERTURE_SHIFT, APERTURE_SHIFT),
+        draws.shade[rows] * config.aperture_shade,
+    )
+    return images.index_copy_(0, on, narrowed)
+
+
+def _degrade(images: Tensor, draws: _Draws, config: AugmentationConfig, scale: float) -> Tensor:
+    """Take pixels from some images, add noise to some, compress some."""
+    fraction = _between(draws.resample, config.resample_min, 1)
+    quality = _between(draws.jpeg, config.jpeg_min, 100)
+    for draw, probability, change, numbers in (
+        (draws.resample_or_not, config.resample, camera.coarsen, (fraction,)),
+        (
+            draws.noise_or_not,
+            config.noise,
+            camera.add_noise,
+            (draws.noise * config.noise_max, draws.noise_seed),
+        ),
+        (draws.jpeg_or_not, config.jpeg, camera.compress, (quality,)),
+    ):
+        rows = _rows(_happens(draw, probability, scale))
+        if len(rows):
+            on = _onto(rows, images)
+            changed = change(images.index_select(0, on), *(number[rows] for number in numbers))
+            images.index_copy_(0, on, changed)
+    return images
 
 
 def _cut_out(images: Tensor, draws: _Draws, config: AugmentationConfig, scale: float) -> Tensor:

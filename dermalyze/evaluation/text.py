@@ -24,6 +24,7 @@ TITLES = {  # in the order in which they are shown
     "malignant_specificity_at_90_sensitivity": "malignant: specificity at 90% sensitivity",
     "malignant_specificity_at_95_sensitivity": "malignant: specificity at 95% sensitivity",
     "loss": "loss (nats)",
+    "balanced_loss": "mean loss of the classes (nats)",
     "brier": "Brier score",
     "ece": "calibration error (ECE)",
 }

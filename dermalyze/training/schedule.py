@@ -10,14 +10,17 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of update `step`, counted from 0 over the whole training.
 
-    A linear warm-up over `warmup_pct` of all updates ends at `lr`; then come cosines from `lr` to
-    `eta_min` of `T_0` epochs each (Loshchilov & Hutter 2017, eq. 5, with T_mult 1).
+    A linear warm-up over `warmup_pct` of all updates ends at `lr`; a cosine from there falls to
+    `eta_min` (Loshchilov & Hutter 2017, eq. 5) at the end of the training or, with warm restarts,
+    at the end of each period of `T_0` epochs, of which the first includes the warm-up.
     """
     warmup_steps = round(config.warmup_pct * steps_per_epoch * epochs)
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps
     if config.type == "constant":
         return lr
-    period = config.T_0 * steps_per_epoch
-    position = (step - warmup_steps) % period / period  # 0..1 through the running cosine
+    period = (config.T_0 if config.type == "cosine_warm_restarts" else epochs) * steps_per_epoch
+    start = max(warmup_steps, step - step % period)  # of the running cosine
+    end = (step // period + 1) * period
+    position = (step - start) / (end - start)  # 0..1 through it
     return config.eta_min + (lr - config.eta_min) * (1 + math.cos(math.pi * position)) / 2

@@ -12,7 +12,7 @@ from dermalyze.models import torchvision_operators  # noqa: F401  isort: skip  b
 
 import torch
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from dermalyze.config.schema import TrainingConfig
 from dermalyze.models.classifier import Classifier
@@ -106,19 +106,32 @@ def new_state(classifier: Classifier, config: TrainingConfig, device: Device) ->
     classifier.to(device.torch_device)
     if device.channels_last:
         classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema = None
-    if config.ema_decay:
-        ema = AveragedModel(
-            classifier,
-            multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),  # type: ignore[no-untyped-call]
-            use_buffers=True,
-        )
     return TrainingState(
         classifier=classifier,
         optimizer=_optimizer(classifier, config),
         scaler=torch.amp.GradScaler(device.torch_device.type, enabled=device.needs_scaler),
-        ema=ema,
+        ema=_moving_average(classifier, config.ema_decay) if config.ema_decay else None,
     )
+
+
+def _moving_average(classifier: Classifier, decay: float) -> AveragedModel:
+    """Average the weights and the batch statistics over about the last 1 / (1 - decay) updates.
+
+    The decay of update t is at most (1 + t) / (10 + t), as in Inception and EfficientNet, or the
+    untrained head would be a part of the average for long.
+    """
+
+    @torch.no_grad()
+    def average(averages: Any, current: Any, _: Any) -> None:
+        updates = int(average_of.n_averaged)  # on the CPU: no device is waited for
+        kept = min(decay, (1 + updates) / (10 + updates))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, current, 1 - kept)
+        else:
+            torch._foreach_copy_(averages, current)  # numbers of batches
+
+    average_of = AveragedModel(classifier, multi_avg_fn=average, use_buffers=True)
+    return average_of
 
 
 def _optimizer(classifier: Classifier, config: TrainingConfig) -> torch.optim.AdamW:

@@ -249,7 +249,7 @@ def test_blur_is_torchvisions_gaussian_of_some_sigma():
     """Sigma is read off the red channel: beside a lone dot a Gaussian has exp(-1 / (2 sigma^2))."""
     from torchvision.transforms import functional
 
-    images = noise(24, 32, 40)
+    images = noise(48, 32, 40)
     images[:, 0] = 0.0
     images[:, 0, 16, 20] = 1.0
     blurred = augment(images, only(blur=1.0, blur_sigma_max=2.0), generator())

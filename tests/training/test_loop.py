@@ -318,6 +318,26 @@ def test_the_moving_average_is_judged_and_differs_from_the_last_weights(data):
     assert not torch.equal(last["head.layers.1.weight"], average["head.layers.1.weight"])
 
 
+def test_the_moving_average_keeps_little_of_the_first_updates(data):
+    """Update t keeps (1 + t) / (10 + t), which is below the decay for long."""
+    config = settings("training.ema_decay=0.999", "training.epochs=1")
+    state, device = start(config)
+    weights = []
+    original = state.ema.update_parameters
+
+    def watched(classifier):
+        weights.append(classifier.head.layers[1].weight.detach().clone())
+        original(classifier)
+
+    state.ema.update_parameters = watched
+    list(fit(state, data, config, device))
+    expected = weights[0]
+    for update, weight in enumerate(weights[1:], 1):
+        kept = (1 + update) / (10 + update)
+        expected = kept * expected + (1 - kept) * weight
+    torch.testing.assert_close(state.validated.head.layers[1].weight.detach(), expected)
+
+
 def test_prediction_does_not_depend_on_the_batch_size(data):
     state, device = start(settings())
     three, eight = (
@@ -339,7 +359,8 @@ def test_mixed_precision_is_used_where_the_cpu_has_it_and_learns_as_well(
 ):
     monkeypatch.setattr("dermalyze.training.device._cpu_has_bf16", lambda: has_bf16)
     epochs = "training.epochs=6" if use_amp and has_bf16 else "training.epochs=1"
-    config = settings(f"training.use_amp={use_amp}", epochs, "augmentation.level=none")
+    same = "augmentation.level=none", "training.scheduler.type=constant"
+    config = settings(f"training.use_amp={use_amp}", epochs, *same)
     state, device = start(config)
     seen = set()
     state.classifier.register_forward_hook(lambda _, images, logits: seen.add(logits.dtype))

@@ -3,8 +3,9 @@ import pytest
 from dermalyze.config.schema import SchedulerConfig
 from dermalyze.training.schedule import learning_rate
 
-# 10 epochs of 20 steps; a tenth of them, 20 steps, warm up; cosines of 4 epochs, 80 steps.
-CONFIG = SchedulerConfig(T_0=4, eta_min=0.1, warmup_pct=0.1)
+# 10 epochs of 20 steps; a tenth of them, 20 steps, warm up.
+CONFIG = SchedulerConfig(eta_min=0.1, warmup_pct=0.1)
+RESTARTS = SchedulerConfig(type="cosine_warm_restarts", T_0=4, eta_min=0.1, warmup_pct=0.1)
 
 
 def rate(step, config=CONFIG):
@@ -17,20 +18,43 @@ def rate(step, config=CONFIG):
         (0, 0.05),  # 1/20 of the way
         (9, 0.5),
         (19, 1.0),  # the end of the warm-up
-        (20, 1.0),  # the top of the first cosine
-        (60, 0.55),  # its middle: (1 + 0.1) / 2
-        (100, 1.0),  # the restart
-        (140, 0.55),
+        (20, 1.0),  # the top of the cosine
+        (110, 0.55),  # its middle: (1 + 0.1) / 2
+        (65, 0.1 + 0.9 * (2 + 2**0.5) / 4),  # a quarter: cos of 45 degrees
     ],
 )
 def test_the_schedule_equals_values_done_by_hand(step, expected):
     assert rate(step) == pytest.approx(expected)
 
 
-def test_the_cosine_falls_until_just_before_the_restart():
-    rates = [rate(step) for step in range(20, 100)]
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 0.05),
+        (20, 1.0),
+        (50, 0.55),  # the first period of 80 steps begins with the warm-up
+        (80, 1.0),  # the restart
+        (120, 0.55),
+        (160, 1.0),
+    ],
+)
+def test_periods_with_warm_restarts_include_the_warm_up(step, expected):
+    assert rate(step, RESTARTS) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "first", "last"), [(CONFIG, 20, 199), (RESTARTS, 20, 79), (RESTARTS, 80, 159)]
+)
+def test_each_cosine_comes_down_before_it_ends(config, first, last):
+    rates = [rate(step, config) for step in range(first, last + 1)]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_a_warm_up_longer_than_a_period_ends_within_a_later_one():
+    config = SchedulerConfig(type="cosine_warm_restarts", T_0=1, eta_min=0.1, warmup_pct=0.15)
+    assert rate(29, config) == 1.0
+    assert rate(35, config) == pytest.approx(0.55)  # half way from step 30 to step 40
 
 
 def test_a_constant_schedule_warms_up_and_stays():

@@ -33,8 +33,8 @@ CALIBRATION_BINS = 15  # as Guo et al., "On Calibration of Modern Neural Network
 MIN_SENSITIVITY = 0.8  # what a screening must reach; as the ISIC 2024 challenge has it
 OF_CLASSES = ("precision", "recall", "f1")
 SCORED = (  # what `score` gives, before the slash
-    *("loss", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1"),
-    *("macro_auc", "ece", *OF_CLASSES, "auc"),
+    *("loss", "balanced_loss", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall"),
+    *("macro_f1", "macro_auc", "ece", *OF_CLASSES, "auc"),
 )
 _POINTS = (90, 95)  # percent
 _CHUNK = 250  # replicates at once; bounds memory
@@ -101,11 +101,12 @@ def score(
 ) -> dict[str, float]:
     """Score logits (N, C) against targets (N,): the metrics of an epoch, without the split.
 
-    `loss` is the mean negative log-likelihood in nats, unweighted, whatever was trained with.
-    The means `macro_...` run over the classes that occur in `targets`, so `macro_recall` is
-    `balanced_accuracy`; the means `weighted_...` weigh them by their images.  `macro_auc` runs
-    over the classes that occur and do not fill the split.  A class that is never predicted has
-    precision 0.  What is not defined is left out: a class without images has `support/...` alone.
+    `loss` is the mean negative log-likelihood in nats, unweighted, whatever was trained with;
+    `balanced_loss` is the mean over the classes of their mean losses.  The means `macro_...` run
+    over the classes that occur in `targets`, so `macro_recall` is `balanced_accuracy`; the means
+    `weighted_...` weigh them by their images.  `macro_auc` runs over the classes that occur and
+    do not fill the split.  A class that is never predicted has precision 0.  What is not defined
+    is left out: a class without images has `support/...` alone.
 
     Raises:
         DataError: there is no image, or a logit is not a finite number.
@@ -292,6 +293,11 @@ def _of_chunk(
         "macro_precision": mean_of_classes(precision),
         "macro_f1": mean_of_classes(f1),
     }
+    losses = negative_log_likelihoods(answers.logits, answers.targets)
+    of_class = np.eye(len(answers.taxonomy))[answers.targets]  # (N, C)
+    means["balanced_loss"] = mean_of_classes(
+        divided(weights @ (losses[:, None] * of_class), support)
+    )
     malignancy = _malignant_rates(answers, confusion)
     if with_curves:
         of_classes = [
@@ -313,8 +319,7 @@ def _of_chunk(
             malignancy |= {f"malignant_{name}": value for name, value in of_curve.items()}
     return {
         # Summed as `mean` does, so that the validation loss of an epoch is the same to the bit.
-        "loss": (weights * negative_log_likelihoods(answers.logits, answers.targets)).sum(axis=1)
-        / total,
+        "loss": (weights * losses).sum(axis=1) / total,
         "accuracy": hits.sum(axis=1) / total,
         **means,
         "ece": calibration_error(

@@ -40,7 +40,7 @@ from dermalyze.evaluation.text import (
 )
 from serving.errors import DataError, one_line
 
-LOWER_IS_BETTER = ("loss", "brier", "ece")
+LOWER_IS_BETTER = ("loss", "balanced_loss", "brier", "ece")
 SIGNIFICANCE = 0.05  # a finding has a smaller corrected p-value
 
 

@@ -50,8 +50,12 @@ def test_every_number_is_scikit_learns(images):
     metrics = score(logits, targets, HAM10000.names)
     predicted, probs = logits.argmax(axis=1), softmax(logits)
     present = np.unique(targets)
+    balanced = np.bincount(targets, minlength=C)[targets] ** -1.0  # each class weighs the same
     expected = {
         "loss": sklearn_metrics.log_loss(targets, probs, labels=range(C)),
+        "balanced_loss": sklearn_metrics.log_loss(
+            targets, probs, labels=range(C), sample_weight=balanced
+        ),
         "accuracy": sklearn_metrics.accuracy_score(targets, predicted),
     }
     for average in ("macro", "weighted"):
@@ -112,6 +116,7 @@ def test_what_cannot_be_had_is_left_out():
     metrics = score(np.eye(C)[[nv, 0]], np.array([nv, nv]), HAM10000.names)
     assert set(metrics) == {
         "loss",
+        "balanced_loss",
         "accuracy",
         "balanced_accuracy",
         *(f"{kind}_{name}" for kind in ("macro", "weighted") for name in METRICS),
