@@ -158,6 +158,8 @@ class ModelConfig(Section):
     pretrained: bool | Annotated[str, Field(pattern=r"^auto$|\.safetensors$")] = Field(
         default="auto", description="auto, true, false or a path that ends in .safetensors"
     )
+    # A first layer that takes away the color of the light.
+    color_constancy: str = one_of(["none", "shades_of_gray", "max_rgb"])
     head_type: str = one_of(["simple", "acrnn"])  # acrnn: convolution, LSTM, attention over places
     dropout_rate: BelowOne = 0.3  # fraction of activations dropped in the head
     freeze_backbone: bool = False  # train only the head; batch norm statistics are frozen too
@@ -197,6 +199,7 @@ class TrainingConfig(Section):
     use_amp: bool = True  # mixed precision where the device has it in hardware
     use_torch_compile: bool = False
     fast_mode: bool = True  # false: deterministic, two runs give equal weights
+    mixstyle: Fraction = 0.0  # of the batches: feature statistics of the images are mixed
     use_weighted_sampling: bool = False  # sample classes equally often; see loss.class_weights
     # Epochs without a better `monitor`; 0: never stop early.
     early_stopping_patience: int = Field(default=10, ge=0)

@@ -30,9 +30,10 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, image_size: int) -> None:
+    def __init__(self, network: nn.Module, image_size: int, color_constancy: str = "none") -> None:
         super().__init__()
         self.network = network
+        self.color_constancy = color_constancy
         settings: dict[str, Any] = getattr(network, "pretrained_cfg", {}) or {}
         for name in ("mean", "std"):
             value = torch.tensor(settings.get(name) or (0.5, 0.5, 0.5), dtype=torch.float32)
@@ -46,7 +47,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalize and compute the final feature map."""
         features: Tensor = self.network.forward_features(  # type: ignore[operator]
-            (images - self.mean) / self.std
+            self._normalize(images)
         )
         return self._as_map(features)
 
@@ -60,12 +61,18 @@ class Backbone(nn.Module):
             features = self(images)
             return features, features.mean((2, 3))
         final, levels = self.network.forward_intermediates(  # type: ignore[operator]
-            (images - self.mean) / self.std,
+            self._normalize(images),
             indices=list(range(_NUM_EARLY)),
             norm=False,
             output_fmt="NCHW",
         )
         return self._as_map(final), torch.cat([level.mean((2, 3)) for level in levels], 1)
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        """Take away the light's color, then what the pretraining took away."""
+        if self.color_constancy != "none":
+            images = images * _gains(images, self.color_constancy)
+        return (images - self.mean) / self.std
 
     def _as_map(self, features: Tensor) -> Tensor:
         """Bring what timm calls features into the form (N, F, h, w)."""
@@ -80,6 +87,20 @@ class Backbone(nn.Module):
         return features
 
 
+def _gains(images: Tensor, color_constancy: str) -> Tensor:
+    """Factors that make the estimated light grey, as bright as before: (N, 3, 1, 1).
+
+    Shades of gray takes the light for the Minkowski mean of order 6 of each channel (Finlayson &
+    Trezzi 2004), max-RGB for its largest value (Land 1977).
+    """
+    if color_constancy == "max_rgb":
+        light = images.amax((2, 3), keepdim=True)
+    else:
+        light = images.pow(6).mean((2, 3), keepdim=True).pow(1 / 6)
+    light = light.clamp(min=1e-3)  # of a black image nothing is known
+    return light.mean(1, keepdim=True) / light
+
+
 def build_backbone(config: ModelConfig, image_size: int) -> tuple[Backbone, Weights]:
     """Build the backbone that `config` names, with the weights that can be had.
 
@@ -91,7 +112,7 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[Backbone, Weig
     name = config.timm_name
     network, weights = create_pretrained(config, name, image_size)
     try:
-        return Backbone(network, image_size), weights
+        return Backbone(network, image_size, config.color_constancy), weights
     except (RuntimeError, AssertionError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"model.name {name} cannot be a backbone for images of {image_size} x {image_size}; "

@@ -27,6 +27,7 @@ from dermalyze.training.depthwise_gradient import FastDepthwiseGradients
 from dermalyze.training.device import Device, enough_memory
 from dermalyze.training.feed import Batch, Feed, open_feed
 from dermalyze.training.losses import Loss, build_loss, class_weights
+from dermalyze.training.mixstyle import mixed_styles
 from dermalyze.training.schedule import learning_rate
 from dermalyze.training.state import Metrics, TrainingState
 from serving.errors import ConfigError, TrainingError
@@ -137,7 +138,11 @@ def training_network(
         return compiled
 
     def eager(images: Tensor, metadata: Tensor | None = None) -> Tensor:
-        with FastDepthwiseGradients() if device.is_bf16_cpu else contextlib.nullcontext():
+        with contextlib.ExitStack() as around:
+            if device.is_bf16_cpu:
+                around.enter_context(FastDepthwiseGradients())
+            if config.training.mixstyle:
+                around.enter_context(mixed_styles(classifier.backbone, config.training.mixstyle))
             logits: Tensor = classifier(images, metadata)
         return logits
 
