@@ -34,7 +34,6 @@ def main() -> None:
             SMALL,
             chosen.plugin,
             f"training.epochs={chosen.epochs}",
-            f"training.scheduler.T_0={chosen.epochs}",
             f"training.seed={seed}",
         )
         sample = take(chosen.data_dir, config, chosen.images, 1000)
