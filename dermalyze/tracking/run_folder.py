@@ -2,9 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from serving.atomic_write import write_text
 from serving.errors import DataError
+
+
+class OpenRun(Protocol):
+    """What a run that is under way knows of itself, with a tracking store or without."""
+
+    run_id: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    status: str
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +31,17 @@ class RunFolder:
     status: str  # RUNNING, FINISHED, FAILED, KILLED or, of a fold that has not begun, SCHEDULED
     folder: Path  # for a run in a store: for copies of its files
     artifact_uri: str = ""  # where a store has the files; empty: all are in the folder
+
+    @classmethod
+    def of(cls, run: OpenRun) -> "RunFolder":
+        """Return an open run with what it has logged and keeps here; no store is asked."""
+        return cls(
+            run_id=run.run_id,
+            params=run.params,
+            tags=run.tags,
+            status=run.status,
+            folder=run.folder,
+        )
 
     def find(self, name: str) -> Path | None:
         """Return a file or folder of the run; None: it has no such file."""

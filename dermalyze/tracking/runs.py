@@ -23,7 +23,6 @@ from dermalyze.config.schema import TrackingConfig
 from dermalyze.credentials import masked
 from dermalyze.tracking.delivery import deliver, save_model
 from dermalyze.tracking.outbox import OUTBOX, REFUSED, WORK, Outbox, undelivered
-from dermalyze.tracking.run_folder import RunFolder
 from dermalyze.tracking.store import (
     BoundedClient,
     StoreAwayError,
@@ -141,16 +140,6 @@ class TrackedRun:
                 f"kept in {self.folder}: when the store is back, run `dermalyze sync "
                 f"{self.run_id}`"
             ) from error
-
-    def as_stored(self) -> RunFolder:
-        """Return the run with what it has logged and keeps here; the store is not asked."""
-        return RunFolder(
-            run_id=self.run_id,
-            params=self.params,
-            tags=self.tags,
-            status=self.status,
-            folder=self.folder,
-        )
 
     def _end(self) -> None:
         clear = self.is_below and self.status == "FINISHED"

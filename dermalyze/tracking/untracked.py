@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dermalyze.credentials import masked
-from dermalyze.tracking.run_folder import RunFolder
 from serving.atomic_write import PARTIAL, write_text
 from serving.errors import TrackingError
 from serving.os_errors import make_folder, reading
@@ -55,16 +54,6 @@ class UntrackedRun:
         """Keep what is known of the run."""
         self.tags |= {name: masked(str(value)) for name, value in tags.items()}
         self._write()
-
-    def as_stored(self) -> RunFolder:
-        """Return the run with what it keeps."""
-        return RunFolder(
-            run_id=self.run_id,
-            params=self.params,
-            tags=self.tags,
-            status=self.status,
-            folder=self.folder,
-        )
 
     @contextmanager
     def under_way(self) -> Iterator[None]:

@@ -29,6 +29,7 @@ from dermalyze.tracking import (
     tags_of,
     under_way,
 )
+from dermalyze.tracking.run_folder import RunFolder
 from dermalyze.workflows.artifacts import mend_checkpoints, reopen
 from dermalyze.workflows.finish import conclude
 from dermalyze.workflows.finished_run import FinishedRun, open_finished
@@ -264,7 +265,7 @@ def _evaluate(run: TrackedRun, plan: _Plan, run_ids: Sequence[str]) -> Evaluatio
             "caveat": _caveat(len(run_ids)),
         },
     )
-    finished = FinishedRun(run.as_stored())
+    finished = FinishedRun(RunFolder.of(run))
     evaluation = write_evaluation(
         folder, predictions, finished, plan.config.evaluation, plan.prepared.read_image_bytes
     )

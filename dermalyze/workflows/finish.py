@@ -19,6 +19,7 @@ from dermalyze.evaluation.statistics.bootstrap import Interval
 from dermalyze.evaluation.statistics.noninferiority import Rule
 from dermalyze.models.checkpoint import load_member
 from dermalyze.models.ensemble import ShippedNetwork
+from dermalyze.tracking.run_folder import RunFolder
 from dermalyze.tracking.untracked import UntrackedRun
 from dermalyze.training.device import in_full_precision
 from dermalyze.training.state import TrainingState
@@ -200,7 +201,7 @@ def _evaluate(job: Job, predictions: Predictions) -> Evaluation:
     write_text(job.folder / AUDIT, job.prepared.audit.to_json())
     run.log_file(job.folder / AUDIT)
     logger.info("evaluating: intervals, subgroups, report")
-    finished, settings = FinishedRun(run.as_stored()), job.config.evaluation
+    finished, settings = FinishedRun(RunFolder.of(run)), job.config.evaluation
     evaluation = write_evaluation(
         folder, predictions, finished, settings, job.prepared.read_image_bytes
     )

@@ -16,6 +16,7 @@ from dermalyze.config.schema import (
 )
 from dermalyze.data.demo.dataset import make_demo_data
 from dermalyze.tracking import open_run
+from dermalyze.tracking.run_folder import RunFolder
 from dermalyze.workflows.evaluate import evaluate_run
 from dermalyze.workflows.finished_run import FinishedRun, open_finished
 from dermalyze.workflows.train import train
@@ -74,7 +75,7 @@ def test_a_run_under_way_is_read_from_its_folder_and_the_store_is_not_asked(stor
     with open_run(CONFIG.tracking) as run:
         asked.clear()
         (run.folder / "training_history.json").write_text(json.dumps(HISTORY))
-        found = FinishedRun(run.as_stored())
+        found = FinishedRun(RunFolder.of(run))
         assert found.history == HISTORY
         assert found.settings is None
         assert asked == []
