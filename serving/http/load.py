@@ -1,15 +1,14 @@
 """How much the service has to do, in this process and in those beside it."""
 
 import contextlib
-import mmap
-import os
-import struct
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-_COUNT = struct.Struct("<q")
-_SLOTS = 256  # processes that may come and go in the life of a service
+if sys.platform != "win32":
+    import fcntl
+
 _CALM_SECONDS = 0.5
 
 
@@ -27,46 +26,41 @@ class Load:
 
         Args:
             observe: told the number in this process when it changes.
-            shared: a folder in which the processes of a service tell each other theirs.
+            shared: a folder in which the processes of a service see which of them are busy.
         """
         self._observe = observe
         self.in_flight = 0  # in this process
-        self._counts = _open_counts(shared) if shared is not None else None
-        self._slot = _claim_slot(shared) if shared is not None else 0
+        # Locked by each process with a request; the lock of one that is killed ends with it.
+        self._busy = None
+        if shared is not None and sys.platform != "win32":
+            self._busy = (shared / "busy").open("a+b")
         self._last_together = -_CALM_SECONDS  # seconds of the clock, when several were seen
 
     def add(self, change: int) -> None:
         """Count a request that has come, or one that has been answered."""
         self.in_flight += change
-        if self._counts is not None:
-            _COUNT.pack_into(self._counts, self._slot * _COUNT.size, self.in_flight)
+        self._mark()
         self._observe(self.in_flight)
 
     def is_alone(self) -> bool:
         """Say whether the one request in flight may have every core, as for a while it was so."""
         now = time.monotonic()
-        if self._everywhere() > 1:
+        if self.in_flight > 1 or self._others_are_busy():
             self._last_together = now
         return now - self._last_together >= _CALM_SECONDS
 
-    def _everywhere(self) -> int:
-        if self._counts is None:
-            return self.in_flight
-        return sum(count for (count,) in _COUNT.iter_unpack(self._counts[:]))
+    def _others_are_busy(self) -> bool:
+        if self._busy is None:
+            return False
+        try:
+            fcntl.lockf(self._busy, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        self._mark()
+        return False
 
-
-def _open_counts(folder: Path) -> mmap.mmap:
-    """Map the file in which each process has a place of its own."""
-    with contextlib.suppress(FileExistsError), (folder / "load").open("xb") as file:
-        file.write(bytes(_SLOTS * _COUNT.size))
-    with (folder / "load").open("r+b") as file:
-        os.truncate(file.fileno(), _SLOTS * _COUNT.size)  # another process may not be so far yet
-        return mmap.mmap(file.fileno(), _SLOTS * _COUNT.size)
-
-
-def _claim_slot(folder: Path) -> int:
-    for slot in range(_SLOTS):
-        with contextlib.suppress(FileExistsError):
-            (folder / f"load-{slot}").open("xb").close()
-            return slot
-    return _SLOTS - 1  # shared with others then: it costs speed, nothing else
+    def _mark(self) -> None:
+        if self._busy is not None:
+            kind = fcntl.LOCK_SH | fcntl.LOCK_NB if self.in_flight else fcntl.LOCK_UN
+            with contextlib.suppress(OSError):  # another one asks: without the lock this is slower
+                fcntl.lockf(self._busy, kind)

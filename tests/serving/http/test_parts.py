@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -132,11 +134,36 @@ def test_one_image_alone_gets_every_core_and_several_get_one_each(monkeypatch):
 
 
 def test_a_request_is_alone_when_for_a_while_no_process_had_another(tmp_path):
-    here, there = Load(shared=tmp_path), Load(shared=tmp_path)
+    here, elsewhere = Load(shared=tmp_path), process_with_a_request(tmp_path)
     here.add(1)
-    assert here.is_alone()
-    there.add(1)
     assert not here.is_alone()
-    there.add(-1)
+    elsewhere.stdin.write(b"answered\n")
+    elsewhere.stdin.flush()
+    assert elsewhere.stdout.readline() == b"answered\n"
     assert not here.is_alone()  # it may come again at once
     wait_for(here.is_alone)
+    here.add(1)
+    assert not here.is_alone()
+    elsewhere.communicate()
+
+
+def test_a_process_that_was_killed_has_no_requests(tmp_path):
+    here, elsewhere = Load(shared=tmp_path), process_with_a_request(tmp_path)
+    here.add(1)
+    assert not here.is_alone()
+    elsewhere.kill()
+    elsewhere.communicate()
+    wait_for(here.is_alone)
+
+
+def process_with_a_request(folder):
+    program = (
+        "import sys; from pathlib import Path; from serving.http.load import Load;"
+        "load = Load(shared=Path(sys.argv[1])); load.add(1); print('busy', flush=True);"
+        "sys.stdin.readline(); load.add(-1); print('answered', flush=True); sys.stdin.readline()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"busy\n"
+    return process
