@@ -51,7 +51,7 @@ _OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may
 @data_option("Labeled images; auto: data/HAM10000, or drawn demo data.", "auto")
 @auto_option("--config", click.STRING, "YAML file; auto: default.yaml or demo.yaml in configs/.")
 @auto_option("--epochs", click.INT, "Passes over the training images.")
-@auto_option("--batch-size", click.INT, "Images per optimizer step.")
+@auto_option("--batch-size", click.INT, "Images per batch.")
 @auto_option("--lr", click.FLOAT, "Peak learning rate.")
 @auto_option("--image-size", click.INT, "Height and width in pixels.")
 @auto_option("--head-type", click.STRING, "simple or acrnn.")

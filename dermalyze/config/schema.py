@@ -187,7 +187,8 @@ class TrainingConfig(Section):
     """How the weights are updated."""
 
     epochs: int = Field(default=40, ge=1)
-    batch_size: int = Field(default=32, ge=2)  # images per optimizer step
+    batch_size: int = Field(default=32, ge=2)  # images per batch
+    accumulate: int = Field(default=1, ge=1)  # batches per optimizer step
     lr: float = Field(default=3.0e-4, gt=0)  # the peak, reached at the end of the warm-up
     layer_decay: float = Field(default=1.0, gt=0, le=1)  # factor on `lr` per layer below the head
     head_warmup_epochs: int = Field(default=0, ge=0)  # epochs at the start that train only the head
@@ -286,6 +287,11 @@ class AugmentationConfig(Section):
     mixup_alpha: float = Field(default=0.0, ge=0)  # whole images; 0: off, common: 0.2
     cutmix_alpha: float = Field(default=0.0, ge=0)  # a box of one in the other; 0: off, common: 1
     off_last_epochs: int = Field(default=0, ge=0)  # epochs at the end without mixing
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     @model_validator(mode="after")
     def _scale_from_least_to_most(self) -> Self:

@@ -39,16 +39,14 @@ class Mix:
         return targets if self.share >= 0.5 else targets.index_select(0, self.partners)
 
 
-def draw_mix(images: Tensor, config: AugmentationConfig, seed: int) -> Mix | None:
-    """Draw how to mix a batch (N, 3, H, W); None where neither is set.
+def draw_mix(images: Tensor, config: AugmentationConfig, seed: int) -> Mix:
+    """Draw how to mix a batch (N, 3, H, W), where `config.mixes`.
 
     MixUp is Zhang et al. 2018: the share is drawn from Beta(alpha, alpha).  CutMix is Yun et al.
     2019: a box with the image's proportions and 1 - share of its area, around a point drawn
     anywhere and cut off at the border, comes from the partner; the share is then that of the area.
     """
     kinds = [kind for kind in ("mixup", "cutmix") if getattr(config, f"{kind}_alpha")]
-    if not kinds:
-        return None
     generator = np.random.default_rng(seed)
     kind = kinds[generator.integers(len(kinds))]
     alpha = getattr(config, f"{kind}_alpha")

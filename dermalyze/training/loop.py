@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -61,6 +60,17 @@ class TrainingContext:
     targets: Tensor  # of every image in the store, int64 (num_images,); on the device
     metadata: Tensor | None  # (num_images, K); on the device
     loss: Loss
+    image_weights: NDArray[np.float64]  # of every image in the store, in the mean loss of a batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a batch is in the update of the weights that it belongs to."""
+
+    seed: int  # of augmentation and dropout
+    mixes: bool = False  # whether its images are mixed
+    share: float = 1.0  # of the update's mean loss
+    ends_update: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +87,11 @@ def open_context(
 ) -> TrainingContext:
     """Move to the device what training needs there, beside the classifier."""
     weights = None
+    image_weights = np.ones(len(data.targets))
     if config.loss.class_weights == "balanced":
         counts = np.bincount(data.targets[data.train], minlength=len(data.class_names))
         weights = class_weights(torch.from_numpy(counts)).to(device.torch_device)
+        image_weights = weights.cpu().double().numpy()[data.targets]
     if device.torch_device.type == "cpu":
         keep_freed_memory()
     return TrainingContext(
@@ -91,6 +103,7 @@ def open_context(
         targets=torch.tensor(data.targets, device=device.torch_device),
         metadata=on_device(data.metadata, device),
         loss=build_loss(config.loss, weights),
+        image_weights=image_weights,
     )
 
 
@@ -182,22 +195,24 @@ def _train_epoch(
         leave=False,
         disable=None,
     ) as bar:
-        left = islice(batches_of(order, training.batch_size), state.step, None)
+        batches = list(batches_of(order, training.batch_size))
+        parts = parts_of(batches, context, epoch)
+        updates_per_epoch = sum(part.ends_update for part in parts)
+        left = batches[state.step :]
         for step, batch in enumerate(context.feed.batches(left), state.step):
             if should_stop():
                 stopped = True
                 break
             lr = learning_rate(
-                state.epoch * steps_per_epoch + step,
+                state.epoch * updates_per_epoch + step // training.accumulate,
                 lr=training.lr,
                 config=training.scheduler,
-                steps_per_epoch=steps_per_epoch,
+                steps_per_epoch=updates_per_epoch,
                 epochs=training.epochs,
             )
             for group in state.optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_scale", 1.0)
-            seed = seed_of(training.seed, epoch, step + 1)
-            batch_loss, batch_correct = train_step(state, context, batch, seed)
+            batch_loss, batch_correct = train_step(state, context, batch, parts[step])
             batch_size = len(batch[1])
             loss_sum += batch_loss * batch_size
             num_correct += batch_correct
@@ -215,27 +230,53 @@ def _train_epoch(
     return not stopped
 
 
+def parts_of(batches: Sequence[Rows], context: TrainingContext, epoch: int) -> list[Part]:
+    """Say what each batch of an epoch, counted from 1, is in its update.
+
+    The loss of an update is the mean over all its images, as if they were one batch, weighted by
+    their classes as the loss of a batch is.  The last update has the batches that are left.
+    """
+    training, augmentation = context.config.training, context.config.augmentation
+    mixes = augmentation.mixes and epoch <= training.epochs - augmentation.off_last_epochs
+    sums = [len(rows) if mixes else context.image_weights[rows].sum() for rows in batches]
+    parts = []
+    for number in range(len(batches)):
+        first = number - number % training.accumulate
+        update = sums[first : first + training.accumulate]
+        parts.append(
+            Part(
+                seed=seed_of(training.seed, epoch, number + 1),
+                mixes=mixes,
+                share=float(sums[number] / sum(update)),
+                ends_update=number == first + len(update) - 1,
+            )
+        )
+    return parts
+
+
 def train_step(
     state: TrainingState,
     context: TrainingContext,
     batch: Batch,
-    seed: int,
+    part: Part,
     end_part: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """Update the weights once; return the loss and how many answers were right, on the device.
+    """Learn from a batch; return the loss and how many answers were right, on the device.
+
+    The last batch of an update changes the weights; the others only add to the gradients.
 
     Args:
         state: the weights and the optimizer, whose learning rate is set.
         context: what is the same for all steps.
         batch: from the context's feed.
-        seed: of augmentation and dropout.
+        part: what the batch is in its update.
         end_part: called when the images, the forward pass, the backward pass and the update are
             done.
     """
     pixels, rows = batch
     config, scaler = context.config, state.scaler
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # dropout's
+    generator = torch.Generator().manual_seed(part.seed)
+    torch.manual_seed(part.seed)  # dropout's
     targets = context.targets.index_select(0, rows)  # (N,)
     images = augment(_network_images(pixels, context.device), config.augmentation, generator)
     metadata = None  # (N, K)
@@ -244,9 +285,8 @@ def train_step(
         parts, dropout = context.data.metadata_parts, config.model.metadata_dropout
         metadata = without_some(metadata, parts, dropout, generator)
     mix = None
-    if state.epoch < config.training.epochs - config.augmentation.off_last_epochs:
-        mix = draw_mix(images, config.augmentation, seed)
-    if mix is not None:
+    if part.mixes:
+        mix = draw_mix(images, config.augmentation, part.seed)
         images = mix.images(images)
         metadata = None if metadata is None else mix.blend(metadata)
     end_part()
@@ -254,16 +294,17 @@ def train_step(
         logits = context.network(images, metadata)  # (N, C)
     loss = context.loss(logits, targets, mix)
     end_part()
-    state.optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    scaler.scale(loss * part.share).backward()  # type: ignore[no-untyped-call]
     end_part()
-    if config.training.max_grad_norm:
-        scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.classifier.parameters(), config.training.max_grad_norm)
-    scaler.step(state.optimizer)
-    scaler.update()
-    if state.ema is not None:
-        state.ema.update_parameters(state.classifier)
+    if part.ends_update:
+        if config.training.max_grad_norm:
+            scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.classifier.parameters(), config.training.max_grad_norm)
+        scaler.step(state.optimizer)
+        scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.ema is not None:
+            state.ema.update_parameters(state.classifier)
     end_part()
     answers = logits.detach().argmax(1)
     return loss.detach(), (answers == (mix.main_targets(targets) if mix else targets)).sum()

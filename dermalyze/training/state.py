@@ -31,7 +31,7 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
     epoch: int = 0  # complete epochs
-    step: int = 0  # updates done in the epoch under way
+    step: int = 0  # batches done in the epoch under way
     loss_sum: float = 0.0  # over the images of the epoch under way
     num_correct: int = 0  # likewise
     num_images: int = 0  # likewise
@@ -57,6 +57,11 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else {},
+            "gradients": {  # of an update under way, see `training.accumulate`
+                name: parameter.grad
+                for name, parameter in self.classifier.named_parameters()
+                if parameter.grad is not None
+            },
             **{name: getattr(self, name) for name in _PROGRESS},
         }
 
@@ -72,6 +77,10 @@ class TrainingState:
             self.scaler.load_state_dict(state["scaler"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
+            gradients = state.get("gradients", {})  # older checkpoints have none
+            for name, weight in self.classifier.named_parameters():
+                gradient = gradients.get(name)
+                weight.grad = None if gradient is None else gradient.to(weight.device)
             for parameter, moments in self.optimizer.state.items():
                 for moment in moments.values():  # torch would find out in the next step
                     if moment.ndim and moment.shape != parameter.shape:

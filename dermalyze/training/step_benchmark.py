@@ -16,7 +16,7 @@ from dermalyze.data.pixel_store.store import PixelStore
 from dermalyze.data.sampling import num_batches, seed_of
 from dermalyze.models.classifier import build_classifier
 from dermalyze.training.device import choose_device, enough_memory
-from dermalyze.training.loop import LearningData, open_context, train_step
+from dermalyze.training.loop import LearningData, Part, open_context, train_step
 from dermalyze.training.state import new_state
 from serving.os_errors import temporary_folder
 
@@ -78,7 +78,8 @@ def time_steps(config: Config, num_timed: int, num_images: int) -> StepTimes:
         batches = context.feed.batches(rng.permutation(rows) for _ in numbers)
         for number, batch in enumerate(batches):
             seed = seed_of(config.training.seed, 1, number)
-            train_step(state, context, batch, seed, lambda: marks.append(_now(device.torch_device)))
+            part = Part(seed=seed, mixes=config.augmentation.mixes)
+            train_step(state, context, batch, part, lambda: marks.append(_now(device.torch_device)))
             laps.append([1000 * (b - a) for a, b in itertools.pairwise(marks)])
             marks[:] = [_now(device.torch_device)]
     data, forward, backward, step = np.median(np.array(laps[WARMUP_BATCHES:]), axis=0)

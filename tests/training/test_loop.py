@@ -12,6 +12,7 @@ from dermalyze.models.classifier import build_classifier
 from dermalyze.training.device import choose_device, set_determinism
 from dermalyze.training.loop import (
     LearningData,
+    Part,
     fit,
     open_context,
     train_step,
@@ -138,6 +139,7 @@ def test_two_deterministic_runs_have_equal_weights_and_another_seed_has_others(d
         ("training.use_weighted_sampling=true", "training.ema_decay=0.9"),
         ("model.head_type=acrnn", "loss.type=focal"),
         ("training.layer_decay=0.5", "training.head_warmup_epochs=1"),
+        ("training.accumulate=2", "augmentation.mixup_alpha=0.4"),
         ("augmentation.mixup_alpha=0.4", "augmentation.cutmix_alpha=1"),
     ],
 )
@@ -190,7 +192,8 @@ def test_metadata_is_mixed_in_the_shares_of_the_images(data):
 
     rows = np.array([1, 25, 7, 40])
     (batch,) = context.feed.batches([rows])
-    train_step(state, dataclasses.replace(context, network=network), batch, 3)
+    part = Part(seed=3, mixes=True)
+    train_step(state, dataclasses.replace(context, network=network), batch, part)
     mix = draw_mix(torch.empty(4, 3, 32, 32), config.augmentation, 3)
     expected = np.zeros((4, 48))
     for number, partner in enumerate(mix.partners.tolist()):
@@ -309,6 +312,43 @@ def test_rates_per_layer_are_refused_where_there_are_no_layers():
         "training.layer_decay 0.5 has no effect on this network: timm finds no layers to train in "
         "its backbone; set it to 1.0"
     )
+
+
+# Nothing whose effect depends on how images are put into batches.
+WITHOUT_BATCH_NORM = (
+    "model.head_type=acrnn",
+    "model.freeze_backbone=true",
+    "model.dropout_rate=0.0",
+    "augmentation.level=none",
+)
+
+
+@pytest.mark.parametrize("class_weights", ["balanced", "none"])
+def test_the_update_of_accumulated_batches_is_that_of_one_large_batch(data, class_weights):
+    data = dataclasses.replace(data, train=data.train[:30])  # 20 of one class, 10 of the other
+    common = (*WITHOUT_BATCH_NORM, f"loss.class_weights={class_weights}", "training.epochs=1")
+    common += ("training.lr=1.0e-9", "training.scheduler.eta_min=0", "training.max_grad_norm=0.1")
+    whole, _ = run(settings(*common, "training.batch_size=16"), data)  # 16 and 14 images
+    parts, _ = run(settings(*common, "training.batch_size=4", "training.accumulate=4"), data)
+    assert len(whole.optimizer.state) > 0
+    # Adam's moments are the mean of the gradients and that of their squares.
+    for one, other in zip(
+        whole.optimizer.state.values(), parts.optimizer.state.values(), strict=True
+    ):
+        assert one["step"] == other["step"] == 2
+        torch.testing.assert_close(one["exp_avg"], other["exp_avg"], rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(one["exp_avg_sq"], other["exp_avg_sq"], rtol=1e-3, atol=1e-12)
+
+
+def test_the_schedule_counts_updates_and_the_last_of_an_epoch_has_the_batches_left(data):
+    config = settings(
+        "training.epochs=2", "training.accumulate=2", "training.scheduler.warmup_pct=0.5"
+    )
+    state, epochs = run(config, data)
+    # 5 batches are 3 updates an epoch; 3 of 6 updates warm up.
+    assert {moments["step"].item() for moments in state.optimizer.state.values()} == {6}
+    assert epochs[0].metrics["lr"] == pytest.approx(3e-3)
+    assert 0 < epochs[1].metrics["lr"] < 3e-3
 
 
 def test_the_moving_average_is_judged_and_differs_from_the_last_weights(data):
