@@ -15,9 +15,10 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.base_predictor import NO_METADATA, PARAMS, AnyPredictor, pooled
 from serving.errors import ConfigError, ImageError, MetadataError, RequestError
@@ -27,7 +28,6 @@ from serving.metadata import Metadata
 from serving.preprocess import decode_image
 from serving.spec import ModelSpec
 from serving.table_files import alike
-from serving.uncertainty import is_number
 
 COLUMN = "image"
 MAX_IMAGES = 32  # in one request
@@ -38,7 +38,6 @@ HOW_TO_ASK = (
     'expected Content-Type: application/json and {"dataframe_records": [{"image": "<base64>"}]}'
 )
 REFUSALS = (ImageError, MetadataError, ConfigError, RequestError)  # the request is to blame
-_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _SPACES = string.whitespace.encode()
 _MAX_NAME = 64  # characters
@@ -46,11 +45,11 @@ _PARAMS_ALIKE = ("params", *(name.replace("_", "") for name in PARAMS))
 _MAX_DIGITS = 20  # of a whole number; reading one of n digits takes n^2 steps
 
 
-@dataclass(frozen=True, kw_only=True)
-class Params:
+class Params(BaseModel):
     """What is asked of all images of a request."""
 
-    level: float = float(PARAMS["level"])  # coverage of the prediction sets
+    model_config = ConfigDict(frozen=True)
+    level: Annotated[float, Field(allow_inf_nan=False)] = float(PARAMS["level"])  # of the sets
     explain: bool = False  # a map in each answer
     one_lesion: bool = False  # all images show one lesion; one answer
 
@@ -66,12 +65,10 @@ class Params:
         if not isinstance(values, dict):
             raise RequestError('params must be an object, such as {"level": 0.95}')
         require_known(values, tuple(PARAMS), "params")
-        for name, value in values.items():
-            ok = is_number(value) if name == "level" else isinstance(value, bool)
-            if not ok:
-                kind = "a number, such as 0.95" if name == "level" else "true or false"
-                raise RequestError(f"the parameter {name} must be {kind}")
-        return cls(**values)
+        try:
+            return cls.model_validate(values, strict=True)
+        except ValidationError as error:
+            raise RequestError(f"the parameter {_sentence(error)}") from error
 
     @classmethod
     def of_text(cls, values: Mapping[str, str]) -> "Params":
@@ -80,28 +77,15 @@ class Params:
         Raises:
             ConfigError: one is of another kind.
         """
-        found: dict[str, Any] = {}
-        for name in PARAMS:
-            text = values.get(name)
-            if text is None:
-                continue
-            if name == "level":
-                found[name] = _level(text)
-            elif text.lower() in _BOOLEANS:
-                found[name] = _BOOLEANS[text.lower()]
-            else:
-                raise ConfigError(f"{name} must be true or false")
-        return cls(**found)
+        try:
+            return cls.model_validate_strings(values)
+        except ValidationError as error:
+            raise ConfigError(_sentence(error)) from error
 
 
-def _level(text: str) -> float:
-    try:
-        level = float(text)
-    except ValueError:
-        level = float("nan")
-    if not is_number(level):
-        raise ConfigError("level must be a number, such as 0.95")
-    return level
+def _sentence(error: ValidationError) -> str:
+    name = error.errors()[0]["loc"][0]
+    return f"{name} must be {'a number, such as 0.95' if name == 'level' else 'true or false'}"
 
 
 def given_once(
