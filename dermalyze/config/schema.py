@@ -237,7 +237,19 @@ class LossConfig(Section):
     type: str = one_of(["cross_entropy", "focal"])
     focal_gamma: float = Field(default=2.0, ge=0)  # only for focal; 0 is cross entropy
     label_smoothing: BelowOne = 0.0  # fraction of a target spread over all classes
-    class_weights: str = one_of(["balanced", "none"])  # balanced: total / (classes * count)
+    # balanced: total / (classes * count); effective: between balanced and none, see effective_beta.
+    class_weights: str = one_of(["balanced", "effective", "none"])
+    effective_beta: BelowOne = 0.999  # 0: as none; towards 1: as balanced
+    # Times the logarithm of a class's fraction, added to logits in training; 0: off, common: 1.
+    logit_adjustment: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _correct_once(self) -> Self:
+        if self.logit_adjustment:
+            expected = "none with loss.logit_adjustment, which corrects the imbalance too"
+            right = self.class_weights == "none"
+            require(right, "loss.class_weights", expected, self.class_weights)
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -343,6 +355,14 @@ class Config(Section):
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @model_validator(mode="after")
+    def _correct_once(self) -> Self:
+        if self.loss.logit_adjustment:
+            expected = "false with loss.logit_adjustment, which corrects the imbalance too"
+            sampling = self.training.use_weighted_sampling
+            require(not sampling, "training.use_weighted_sampling", expected, sampling)
+        return self
 
 
 _PREFIXES = {  # of the dotted names

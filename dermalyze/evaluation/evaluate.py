@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from dermalyze.config.schema import EvaluationConfig
+from dermalyze.config.schema import Config, EvaluationConfig
 from dermalyze.evaluation.metrics.calibration import CalibrationErrors, calibration_errors
 from dermalyze.evaluation.metrics.classification import (
     Counts,
@@ -193,7 +193,7 @@ def evaluate(
             after=calibration_errors(calibrated.logits, calibrated.targets),
         )
         if settings.calibrator != "temperature":  # it has moved the priors to those of validation
-            trained_priors = seen_priors(validation.targets, len(scored.taxonomy), balanced=False)
+            trained_priors = seen_priors(validation.targets, len(scored.taxonomy))
         limits = check_limits(scored, fit_limits(validation), replicates=settings.replicates)
     known = intervals(
         scored, replicates=settings.replicates, min_sensitivity=settings.min_sensitivity
@@ -247,13 +247,26 @@ def check_settings(
         parse_prevalence(settings.prevalence, taxonomy)
 
 
-def seen_priors(targets: Counts, num_classes: int, *, balanced: bool) -> Floats:
+def seen_priors(targets: Counts, num_classes: int, config: Config | None = None) -> Floats:
     """Return the class fractions (C,) that a network learns from targets (N,).
 
-    Class weights and weighted sampling make all classes that occur equally common.
+    Weighted sampling and balanced class weights make all classes that occur equally common; other
+    corrections go a part of the way.
+
+    Args:
+        targets: of the training images.
+        num_classes: C.
+        config: how it is trained; None: without any correction of the imbalance.
     """
-    counts = np.bincount(targets, minlength=num_classes)
-    seen = (counts > 0 if balanced else counts).astype(np.float64)
+    seen = np.bincount(targets, minlength=num_classes).astype(np.float64)
+    if config is not None:
+        loss, occurs = config.loss, seen > 0
+        if config.training.use_weighted_sampling or loss.class_weights == "balanced":
+            seen[occurs] = 1
+        elif loss.class_weights == "effective":
+            seen[occurs] /= 1 - loss.effective_beta ** seen[occurs]
+        elif loss.logit_adjustment:
+            seen[occurs] **= 1 - loss.logit_adjustment
     return np.asarray(seen / seen.sum())
 
 

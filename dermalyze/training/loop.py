@@ -25,7 +25,13 @@ from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.training.depthwise_gradient import FastDepthwiseGradients
 from dermalyze.training.device import Device, enough_memory
 from dermalyze.training.feed import Batch, Feed, open_feed
-from dermalyze.training.losses import Loss, build_loss, class_weights
+from dermalyze.training.losses import (
+    Loss,
+    build_loss,
+    class_weights,
+    effective_weights,
+    logit_shift,
+)
 from dermalyze.training.mixstyle import mixed_styles
 from dermalyze.training.schedule import learning_rate
 from dermalyze.training.state import Metrics, TrainingState
@@ -86,12 +92,21 @@ def open_context(
     classifier: Classifier, data: LearningData, config: Config, device: Device
 ) -> TrainingContext:
     """Move to the device what training needs there, beside the classifier."""
+    counts = torch.from_numpy(
+        np.bincount(data.targets[data.train], minlength=len(data.class_names))
+    )
     weights = None
-    image_weights = np.ones(len(data.targets))
     if config.loss.class_weights == "balanced":
-        counts = np.bincount(data.targets[data.train], minlength=len(data.class_names))
-        weights = class_weights(torch.from_numpy(counts)).to(device.torch_device)
-        image_weights = weights.cpu().double().numpy()[data.targets]
+        weights = class_weights(counts)
+    elif config.loss.class_weights == "effective":
+        weights = effective_weights(counts, config.loss.effective_beta)
+    shift = None
+    if config.loss.logit_adjustment:
+        shift = logit_shift(counts, config.loss.logit_adjustment).to(device.torch_device)
+    image_weights = np.ones(len(data.targets))
+    if weights is not None:
+        image_weights = weights.double().numpy()[data.targets]
+        weights = weights.to(device.torch_device)
     if device.torch_device.type == "cpu":
         keep_freed_memory()
     return TrainingContext(
@@ -102,7 +117,7 @@ def open_context(
         feed=open_feed(data.store, device.torch_device, passes=config.training.epochs),
         targets=torch.tensor(data.targets, device=device.torch_device),
         metadata=on_device(data.metadata, device),
-        loss=build_loss(config.loss, weights),
+        loss=build_loss(config.loss, weights, shift),
         image_weights=image_weights,
     )
 

@@ -1,4 +1,4 @@
-"""What is minimized: cross entropy or focal loss, with class weights and label smoothing.
+"""What is minimized: cross entropy or focal loss, with corrections of the imbalance.
 
 N images, C classes.
 """
@@ -24,7 +24,27 @@ def class_weights(counts: Tensor) -> Tensor:
     return torch.where(counts > 0, weights, 0.0).to(torch.float32)
 
 
-def build_loss(config: LossConfig, weights: Tensor | None) -> Loss:
+def effective_weights(counts: Tensor, beta: float) -> Tensor:
+    """Return one over the effective number of images per class: int64 (C,) -> float32 (C,).
+
+    Cui et al. 2019, eq. 2: `(1 - beta^n) / (1 - beta)` for n images.  The weights are scaled to a
+    mean of 1 over the training images.
+    """
+    numbers = counts.double()
+    weights = torch.where(counts > 0, (1 - beta) / (1 - beta**numbers).clamp(min=1 - beta), 0.0)
+    return (weights * numbers.sum() / (weights * numbers).sum()).float()
+
+
+def logit_shift(counts: Tensor, tau: float) -> Tensor:
+    """Return what is added to the logits in training: int64 (C,) -> float32 (C,).
+
+    Menon et al. 2021, eq. 10: `tau log prior`.  A class without images counts as one with one.
+    """
+    numbers = counts.double().clamp(min=1)
+    return (tau * (numbers / numbers.sum()).log()).float()
+
+
+def build_loss(config: LossConfig, weights: Tensor | None, shift: Tensor | None = None) -> Loss:
     """Return `loss(logits (N, C), targets int64 (N,), mix) -> scalar`, in nats.
 
     The mean is weighted by the class weights of the targets, as torch's own is.  Focal loss is
@@ -32,6 +52,11 @@ def build_loss(config: LossConfig, weights: Tensor | None) -> Loss:
 
     Mixed images have the losses of both targets by their shares.  Their mean is the plain one
     over images, as torch's is for targets that are probabilities.
+
+    Args:
+        config: which loss.
+        weights: of the classes, float32 (C,).
+        shift: added to the logits, float32 (C,).
     """
 
     def losses_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -49,6 +74,8 @@ def build_loss(config: LossConfig, weights: Tensor | None) -> Loss:
 
     def loss(logits: Tensor, targets: Tensor, mix: Mix | None = None) -> Tensor:
         logits = logits.float()  # bf16 has too few digits for a logarithm
+        if shift is not None:
+            logits = logits + shift
         losses = losses_of(logits, targets)
         if mix is not None:
             of_partners = losses_of(logits, targets.index_select(0, mix.partners))

@@ -118,11 +118,7 @@ def _of_run(run: FinishedRun) -> dict[str, Any]:
 def _priors(config: Config, splits: Mapping[str, pd.DataFrame], scored: Scored) -> Any:
     """Return the class shares that training made the network see; folds learn from all images."""
     rows = splits.get("train", scored.table)
-    return seen_priors(
-        targets_of(rows, scored.taxonomy),
-        len(scored.taxonomy),
-        balanced=config.loss.class_weights == "balanced" or config.training.use_weighted_sampling,
-    )
+    return seen_priors(targets_of(rows, scored.taxonomy), len(scored.taxonomy), config)
 
 
 def _mistakes(scored: Scored, read_image: ReadImage | None) -> list[Mistake]:

@@ -77,6 +77,11 @@ def test_every_name_of_the_original_project_is_a_setting():
             "training.head_warmup_epochs=40",
             "training.head_warmup_epochs must be less than training.epochs (40), got 40",
         ),
+        (
+            "loss.logit_adjustment=1",
+            "loss.class_weights must be none with loss.logit_adjustment, which corrects the "
+            "imbalance too, got 'balanced'",
+        ),
         ("data.leave_out=dataset", "data.leave_out must be none or COLUMN=VALUE, got 'dataset'"),
         ("data.leave_out=dataset=", "data.leave_out must be none or COLUMN=VALUE, got 'dataset='"),
         ("loss.type=mse", "loss.type must be one of cross_entropy, focal, got 'mse'"),
@@ -91,6 +96,17 @@ def test_a_wrong_setting_is_explained_in_one_line(override, message):
     with pytest.raises(ConfigError) as caught:
         config_from({}, [override])
     assert str(caught.value) == message
+
+
+def test_sampling_by_class_is_refused_with_logit_adjustment():
+    overrides = ["loss.class_weights=none", "loss.logit_adjustment=1"]
+    assert config_from({}, overrides).loss.logit_adjustment == 1
+    with pytest.raises(ConfigError) as caught:
+        config_from({}, [*overrides, "training.use_weighted_sampling=true"])
+    assert str(caught.value) == (
+        "training.use_weighted_sampling must be false with loss.logit_adjustment, which corrects "
+        "the imbalance too, got True"
+    )
 
 
 def test_the_last_override_wins_and_an_integer_serves_as_a_number():

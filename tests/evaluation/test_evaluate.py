@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from simulated import HAM10000_SHARES, predicted, renamed, simulate
 
-from dermalyze.config.schema import CHAMPION_METRICS, EvaluationConfig
+from dermalyze.config.loading import config_from
+from dermalyze.config.schema import CHAMPION_METRICS, Config, EvaluationConfig
 from dermalyze.evaluation.evaluate import (
     Evaluation,
     check_settings,
@@ -118,8 +119,25 @@ def test_a_prevalence_without_known_training_shares_is_refused(test_images):
 
 def test_a_balanced_loss_sees_all_classes_equally_often():
     targets = np.array([0, 0, 0, 2])
-    assert seen_priors(targets, 3, balanced=False).tolist() == [0.75, 0, 0.25]
-    assert seen_priors(targets, 3, balanced=True).tolist() == [0.5, 0, 0.5]
+    assert seen_priors(targets, 3).tolist() == [0.75, 0, 0.25]
+    assert seen_priors(targets, 3, Config()).tolist() == [0.5, 0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["loss.class_weights=none"], [0.75, 0, 0.25]),
+        (["loss.class_weights=none", "training.use_weighted_sampling=true"], [0.5, 0, 0.5]),
+        (["loss.class_weights=none", "loss.logit_adjustment=1"], [0.5, 0, 0.5]),
+        # sqrt(3) and sqrt(1)
+        (["loss.class_weights=none", "loss.logit_adjustment=0.5"], [0.6340, 0, 0.3660]),
+        # Effective numbers for beta 0.5 are 1.75 and 1: 3 / 1.75 and 1 / 1.
+        (["loss.class_weights=effective", "loss.effective_beta=0.5"], [0.6316, 0, 0.3684]),
+    ],
+)
+def test_other_corrections_of_the_imbalance_see_classes_as_often_as_they_say(settings, expected):
+    seen = seen_priors(np.array([0, 0, 0, 2]), 3, config_from({}, settings))
+    assert seen.tolist() == pytest.approx(expected, abs=5e-5)
 
 
 def test_what_would_fail_after_a_training_fails_before():

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dermalyze.config.loading import config_from
 from dermalyze.data.mixing import draw_mix
@@ -323,7 +324,7 @@ WITHOUT_BATCH_NORM = (
 )
 
 
-@pytest.mark.parametrize("class_weights", ["balanced", "none"])
+@pytest.mark.parametrize("class_weights", ["balanced", "effective", "none"])
 def test_the_update_of_accumulated_batches_is_that_of_one_large_batch(data, class_weights):
     data = dataclasses.replace(data, train=data.train[:30])  # 20 of one class, 10 of the other
     common = (*WITHOUT_BATCH_NORM, f"loss.class_weights={class_weights}", "training.epochs=1")
@@ -338,6 +339,28 @@ def test_the_update_of_accumulated_batches_is_that_of_one_large_batch(data, clas
         assert one["step"] == other["step"] == 2
         torch.testing.assert_close(one["exp_avg"], other["exp_avg"], rtol=1e-4, atol=1e-8)
         torch.testing.assert_close(one["exp_avg_sq"], other["exp_avg_sq"], rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["effective", "adjusted"])
+def test_a_correction_of_the_imbalance_knows_the_training_images_of_each_class(data, how):
+    data = dataclasses.replace(data, train=data.train[:30])  # 20 of class 4, 10 of class 5
+    overrides = {
+        "effective": ["loss.class_weights=effective", "loss.effective_beta=0.9"],
+        "adjusted": ["loss.class_weights=none", "loss.logit_adjustment=1"],
+    }[how]
+    config = settings(*overrides)
+    state, device = start(config)
+    logits, targets = torch.randn(5, 7, generator=torch.Generator().manual_seed(1)), [4, 5, 5, 4, 4]
+    logits[:, [0, 1, 2, 3, 6]] = -30  # classes that do not occur
+    if how == "effective":
+        weights = torch.zeros(7)
+        weights[4], weights[5] = 0.1 / (1 - 0.9**20), 0.1 / (1 - 0.9**10)
+        expected = F.cross_entropy(logits, torch.tensor(targets), weight=weights)
+    else:
+        odds = torch.stack([logits[:, 4] + np.log(20 / 30), logits[:, 5] + np.log(10 / 30)], 1)
+        expected = F.cross_entropy(odds, torch.tensor(targets) - 4)
+    loss = open_context(state.classifier, data, config, device).loss
+    torch.testing.assert_close(loss(logits, torch.tensor(targets), None), expected)
 
 
 def test_the_schedule_counts_updates_and_the_last_of_an_epoch_has_the_batches_left(data):

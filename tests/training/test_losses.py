@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from dermalyze.config.schema import LossConfig
 from dermalyze.data.mixing import Mix
-from dermalyze.training.losses import build_loss, class_weights
+from dermalyze.training.losses import build_loss, class_weights, effective_weights, logit_shift
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0], [-3.0, 1.0, 4.0]])
 TARGETS = torch.tensor([0, 2, 1])
@@ -16,6 +16,25 @@ def test_class_weights_are_total_over_classes_times_count():
     weights = class_weights(torch.tensor([8, 2, 0, 10]))
     # 20 / (4 * 8), 20 / (4 * 2), nothing to weight, 20 / (4 * 10)
     assert weights.tolist() == [0.625, 2.5, 0.0, 0.5]
+
+
+def test_effective_weights_are_one_over_the_effective_numbers_with_a_mean_of_1_over_images():
+    weights = effective_weights(torch.tensor([3, 1, 0]), 0.5)
+    # Effective numbers (1 - 0.5^n) / 0.5 are 1.75 and 1; 3 images at 1 / 1.75 and one at 1 have a
+    # mean of 19 / 28.
+    assert weights.tolist() == pytest.approx([16 / 19, 28 / 19, 0.0], rel=1e-6)
+    assert effective_weights(torch.tensor([3, 1, 0]), 0.0).tolist() == [1.0, 1.0, 0.0]
+
+
+def test_adjusted_logits_are_those_of_the_training_fractions_in_the_loss_alone():
+    shift = logit_shift(torch.tensor([6, 3, 1]), 1.0)
+    loss = build_loss(LossConfig(class_weights="none", logit_adjustment=1.0), None, shift)
+    exps = [0.6 * math.exp(0.5), 0.3 * math.exp(0.5), 0.1 * math.exp(0.0)]  # of LOGITS[1]
+    expected = -math.log(exps[2] / sum(exps))
+    assert loss(LOGITS[1:2], TARGETS[1:2]).item() == pytest.approx(expected, rel=1e-6)
+    half = logit_shift(torch.tensor([6, 3, 1]), 0.5)
+    assert half.tolist() == pytest.approx([0.5 * math.log(p) for p in (0.6, 0.3, 0.1)])
+    assert logit_shift(torch.tensor([1, 0]), 1.0).isfinite().all()
 
 
 def test_cross_entropy_with_weights_and_smoothing_equals_torch():
