@@ -242,6 +242,10 @@ class LossConfig(Section):
     effective_beta: BelowOne = 0.999  # 0: as none; towards 1: as balanced
     # Times the logarithm of a class's fraction, added to logits in training; 0: off, common: 1.
     logit_adjustment: float = Field(default=0.0, ge=0)
+    # Checkpoints of trained networks, whose mean answer is learned as well; see docs/training.md.
+    distill_from: Texts = Field(default=(), description="a list of files")
+    distill_weight: Fraction = 0.5  # of the distance to the teachers in the loss; labels: the rest
+    distill_temperature: float = Field(default=2.0, gt=0)  # softens both answers
 
     @model_validator(mode="after")
     def _correct_once(self) -> Self:

@@ -29,12 +29,14 @@ from dermalyze.training.losses import (
     Loss,
     build_loss,
     class_weights,
+    distillation_loss,
     effective_weights,
     logit_shift,
 )
 from dermalyze.training.mixstyle import mixed_styles
 from dermalyze.training.schedule import learning_rate
 from dermalyze.training.state import Metrics, TrainingState
+from dermalyze.training.teachers import Teacher, open_teachers
 from serving.errors import ConfigError, TrainingError
 from serving.machine import keep_freed_memory
 
@@ -66,6 +68,7 @@ class TrainingContext:
     targets: Tensor  # of every image in the store, int64 (num_images,); on the device
     metadata: Tensor | None  # (num_images, K); on the device
     loss: Loss
+    teacher: Teacher | None
     image_weights: NDArray[np.float64]  # of every image in the store, in the mean loss of a batch
 
 
@@ -76,6 +79,7 @@ class Part:
     seed: int  # of augmentation and dropout
     mixes: bool = False  # whether its images are mixed
     share: float = 1.0  # of the update's mean loss
+    image_share: float = 1.0  # of the update's images
     ends_update: bool = True
 
 
@@ -118,6 +122,7 @@ def open_context(
         targets=torch.tensor(data.targets, device=device.torch_device),
         metadata=on_device(data.metadata, device),
         loss=build_loss(config.loss, weights, shift),
+        teacher=open_teachers(config.loss, data.class_names, device),
         image_weights=image_weights,
     )
 
@@ -253,17 +258,19 @@ def parts_of(batches: Sequence[Rows], context: TrainingContext, epoch: int) -> l
     """
     training, augmentation = context.config.training, context.config.augmentation
     mixes = augmentation.mixes and epoch <= training.epochs - augmentation.off_last_epochs
-    sums = [len(rows) if mixes else context.image_weights[rows].sum() for rows in batches]
+    sizes = [len(rows) for rows in batches]
+    sums = sizes if mixes else [context.image_weights[rows].sum() for rows in batches]
     parts = []
     for number in range(len(batches)):
         first = number - number % training.accumulate
-        update = sums[first : first + training.accumulate]
+        update = slice(first, min(first + training.accumulate, len(batches)))
         parts.append(
             Part(
                 seed=seed_of(training.seed, epoch, number + 1),
                 mixes=mixes,
-                share=float(sums[number] / sum(update)),
-                ends_update=number == first + len(update) - 1,
+                share=float(sums[number] / sum(sums[update])),
+                image_share=sizes[number] / sum(sizes[update]),
+                ends_update=number == update.stop - 1,
             )
         )
     return parts
@@ -308,8 +315,14 @@ def train_step(
     with context.device.autocast():
         logits = context.network(images, metadata)  # (N, C)
     loss = context.loss(logits, targets, mix)
+    shared_loss = loss * part.share
+    if context.teacher is not None:
+        weight, temperature = config.loss.distill_weight, config.loss.distill_temperature
+        distance = distillation_loss(logits, context.teacher(images), temperature)
+        loss = loss.lerp(distance, weight)
+        shared_loss = shared_loss.lerp(distance * part.image_share, weight)
     end_part()
-    scaler.scale(loss * part.share).backward()  # type: ignore[no-untyped-call]
+    scaler.scale(shared_loss).backward()  # type: ignore[no-untyped-call]
     end_part()
     if part.ends_update:
         if config.training.max_grad_norm:

@@ -44,6 +44,16 @@ def logit_shift(counts: Tensor, tau: float) -> Tensor:
     return (tau * (numbers / numbers.sum()).log()).float()
 
 
+def distillation_loss(logits: Tensor, probs: Tensor, temperature: float) -> Tensor:
+    """Return how far logits (N, C) are from a teacher's softened probabilities (N, C), in nats.
+
+    Hinton et al. 2015: the mean divergence KL(teacher, student), both softened, times the square
+    of the temperature, which keeps the size of its gradients.
+    """
+    softened = torch.log_softmax(logits.float() / temperature, 1)
+    return F.kl_div(softened, probs, reduction="batchmean") * temperature**2
+
+
 def build_loss(config: LossConfig, weights: Tensor | None, shift: Tensor | None = None) -> Loss:
     """Return `loss(logits (N, C), targets int64 (N,), mix) -> scalar`, in nats.
 

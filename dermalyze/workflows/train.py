@@ -38,6 +38,7 @@ from dermalyze.evaluation.predictions import targets_of
 from dermalyze.evaluation.statistics.noninferiority import require_metric
 from dermalyze.evaluation.text import things
 from dermalyze.models.backbone import resize_filter_of
+from dermalyze.models.checkpoint import load_checkpoint
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.pretrained import Weights
 from dermalyze.tracking.untracked import UntrackedRun, untracked_run
@@ -259,7 +260,11 @@ def resolve(config: Config) -> Config:
     if data.prepared != "auto":
         data = dataclasses.replace(data, prepared=str(Path(data.prepared).resolve()))
     model = dataclasses.replace(model, plugins=plugins, pretrained=pretrained)
-    return dataclasses.replace(config, data=data, model=model)
+    teachers = tuple(str(Path(file).resolve()) for file in config.loss.distill_from)
+    for file in teachers:  # now, not after the images are decoded
+        load_checkpoint(Path(file))
+    loss = dataclasses.replace(config.loss, distill_from=teachers)
+    return dataclasses.replace(config, data=data, model=model, loss=loss)
 
 
 def make_splits(config: Config, prepared: Prepared) -> Splits:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from dermalyze.config.loading import config_from
 from dermalyze.data.mixing import draw_mix
+from dermalyze.models.checkpoint import save_checkpoint
 from dermalyze.models.classifier import build_classifier
 from dermalyze.training.device import choose_device, set_determinism
 from dermalyze.training.loop import (
@@ -20,9 +21,11 @@ from dermalyze.training.loop import (
     training_network,
     val_logits,
 )
+from dermalyze.training.losses import distillation_loss
 from dermalyze.training.state import new_state
 from serving.errors import ConfigError, TrainingError
 from serving.ham10000_taxonomy import HAM10000
+from serving.spec import ModelSpec
 from tests.support.tiny_network import tiny_network
 
 SETTINGS = {
@@ -133,10 +136,24 @@ def test_two_deterministic_runs_have_equal_weights_and_another_seed_has_others(d
     assert one.history[0]["train/loss"] != other.history[0]["train/loss"]
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The settings that name a network of random weights as a teacher."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
+    config = settings("model.head_type=acrnn").model
+    torch.manual_seed(5)
+    network, _ = build_classifier(config, 32, 7)
+    save_checkpoint(
+        path, network.state_dict(), config, ModelSpec(taxonomy=HAM10000, input_size=(32, 32))
+    )
+    return f"loss.distill_from={path}"
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         (),
+        ("TEACHER", "training.accumulate=3"),
         ("training.use_weighted_sampling=true", "training.ema_decay=0.9"),
         ("model.head_type=acrnn", "loss.type=focal"),
         ("training.layer_decay=0.5", "training.head_warmup_epochs=1"),
@@ -145,7 +162,10 @@ def test_two_deterministic_runs_have_equal_weights_and_another_seed_has_others(d
     ],
 )
 @pytest.mark.parametrize("stop_after", [3, 7, 10])
-def test_a_run_stopped_at_any_step_and_resumed_equals_one_that_was_not(data, overrides, stop_after):
+def test_a_run_stopped_at_any_step_and_resumed_equals_one_that_was_not(
+    data, teacher, overrides, stop_after
+):
+    overrides = [teacher if name == "TEACHER" else name for name in overrides]
     config = settings("training.epochs=2", *overrides)  # 5 steps an epoch and a look after each
     whole, _ = run(config, data)
 
@@ -325,9 +345,13 @@ WITHOUT_BATCH_NORM = (
 
 
 @pytest.mark.parametrize("class_weights", ["balanced", "effective", "none"])
-def test_the_update_of_accumulated_batches_is_that_of_one_large_batch(data, class_weights):
+@pytest.mark.parametrize("distills", [False, True])
+def test_the_update_of_accumulated_batches_is_that_of_one_large_batch(
+    data, teacher, class_weights, distills
+):
     data = dataclasses.replace(data, train=data.train[:30])  # 20 of one class, 10 of the other
     common = (*WITHOUT_BATCH_NORM, f"loss.class_weights={class_weights}", "training.epochs=1")
+    common += (teacher,) if distills else ()
     common += ("training.lr=1.0e-9", "training.scheduler.eta_min=0", "training.max_grad_norm=0.1")
     whole, _ = run(settings(*common, "training.batch_size=16"), data)  # 16 and 14 images
     parts, _ = run(settings(*common, "training.batch_size=4", "training.accumulate=4"), data)
@@ -339,6 +363,28 @@ def test_the_update_of_accumulated_batches_is_that_of_one_large_batch(data, clas
         assert one["step"] == other["step"] == 2
         torch.testing.assert_close(one["exp_avg"], other["exp_avg"], rtol=1e-4, atol=1e-8)
         torch.testing.assert_close(one["exp_avg_sq"], other["exp_avg_sq"], rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_loss_is_that_of_the_labels_and_the_distance_to_the_teacher_by_weight(
+    data, teacher, weight
+):
+    config = settings(teacher, f"loss.distill_weight={weight}", "augmentation.level=none")
+    state, device = start(config)
+    context = open_context(state.classifier, data, config, device)
+    seen = []
+
+    def network(images, metadata):
+        seen.append((images, state.classifier(images)))
+        return seen[0][1]
+
+    (batch,) = context.feed.batches([np.array([1, 25, 7, 40])])
+    context = dataclasses.replace(context, network=network)
+    loss, _ = train_step(state, context, batch, Part(seed=3))
+    ((images, logits),) = seen
+    of_labels = context.loss(logits, torch.tensor([4, 5, 4, 5]), None)
+    of_teacher = distillation_loss(logits, context.teacher(images), 2.0)
+    torch.testing.assert_close(loss, ((1 - weight) * of_labels + weight * of_teacher).detach())
 
 
 @pytest.mark.parametrize("how", ["effective", "adjusted"])
