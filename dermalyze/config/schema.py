@@ -246,6 +246,7 @@ class LossConfig(Section):
     distill_from: Texts = Field(default=(), description="a list of files")
     distill_weight: Fraction = 0.5  # of the distance to the teachers in the loss; labels: the rest
     distill_temperature: float = Field(default=2.0, gt=0)  # softens both answers
+    mask_weight: float = Field(default=0.0, ge=0)  # of a second task: where the lesion is; 0: none
 
     @model_validator(mode="after")
     def _correct_once(self) -> Self:
@@ -413,7 +414,8 @@ def _in_words(section: Any, error: ValidationError) -> str:
         expected = " and ".join(f"{_BOUNDS[k]} {bound}" for k, bound in bounds.items())
     hint = ""
     if word == "float" and isinstance(value, str) and _NOT_YET_YAML.fullmatch(value):
-        hint = f" (YAML reads {value} as text; write {float(value)!r})"
+        digits, power = re.split("[eE]", value)
+        hint = f" (YAML reads {value} as text; write {float(digits)}e{int(power):+d})"
     return f"{name} must be {expected}, got {value!r}{hint}"
 
 

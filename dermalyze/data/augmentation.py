@@ -80,8 +80,7 @@ def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generat
     scale = LEVEL_SCALES[config.level]
     if scale == 0:
         return images
-    shape = (len(images), len(_Draws._fields))
-    draws = _Draws(*torch.rand(shape, generator=generator, dtype=torch.float64).unbind(1))
+    draws = _draw(len(images), generator)
     channels_last = not images.is_contiguous() and images.is_contiguous(
         memory_format=torch.channels_last
     )
@@ -95,6 +94,19 @@ def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generat
     augmented = _cut_out(augmented, draws, config, scale)
     augmented = augmented.clamp_(0, 1)
     return augmented.contiguous(memory_format=torch.channels_last) if channels_last else augmented
+
+
+def augment_masks(masks: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
+    """Move masks as `augment` moves images, of the same generator state: float32 (N, 1, H, W)."""
+    scale = LEVEL_SCALES[config.level]
+    if scale == 0:
+        return masks
+    return _move(masks.clone(), _draw(len(masks), generator), config, scale)
+
+
+def _draw(num: int, generator: torch.Generator) -> _Draws:
+    shape = (num, len(_Draws._fields))
+    return _Draws(*torch.rand(shape, generator=generator, dtype=torch.float64).unbind(1))
 
 
 def _happens(draw: Tensor, probability: float, scale: float) -> Tensor:

@@ -4,6 +4,7 @@ Those of Tschandl et al., "Human-computer collaboration for skin cancer recognit
 Medicine 26 (2020): one grey PNG an image, white inside the lesion.
 """
 
+import contextlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +12,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
-from dermalyze.data.readers.dataset import ImageFile, files_in, named_sources
-from serving.errors import ImageError
+from dermalyze.data.readers.dataset import ImageFile, ImageReader, files_in, named_sources
+from serving.errors import DataError, ImageError
 from serving.image_matching import has_image_suffix, match, plain_id
 from serving.preprocess import resize
 
 _SOURCES = ("ham10000_segmentations_lesion_tschandl",)
 _SUFFIX = "_segmentation"
 _INSIDE = 128  # level from which a pixel is inside
+UNKNOWN = 255  # in `read_masks`
 
 
 def find_masks(data_dir: Path, image_ids: Sequence[str]) -> dict[str, ImageFile]:
@@ -59,3 +62,34 @@ def read_mask(data: bytes, size: tuple[int, int], *, mode: str) -> NDArray[np.bo
     inside = np.asarray(mask) >= _INSIDE
     painted = Image.fromarray(inside.astype(np.uint8) * 255).convert("RGB")
     return resize(painted, size, mode=mode, filter_name="bilinear")[..., 0] >= _INSIDE
+
+
+def read_masks(
+    data_dir: Path, image_ids: Sequence[str], size: tuple[int, int], *, mode: str
+) -> NDArray[np.uint8]:
+    """Read all masks: uint8 (N, H, W), 1 inside and 0 outside; all `UNKNOWN` without a mask.
+
+    Args:
+        data_dir: the folder of the data.
+        image_ids: of the N images.
+        size: H, W.
+        mode: one of `serving.spec.RESIZE_MODES`.
+
+    Raises:
+        DataError: there is none.
+    """
+    files = find_masks(data_dir, image_ids)
+    masks = np.full((len(image_ids), *size), UNKNOWN, np.uint8)
+    with ImageReader() as reader:
+        rows = tqdm(image_ids, desc="lesion masks", unit="image", leave=False, disable=None)
+        for row, image_id in enumerate(rows):
+            if image_id not in files:
+                continue
+            with contextlib.suppress(ImageError):  # a damaged one is as good as none
+                masks[row] = read_mask(reader.read(files[image_id]), size, mode=mode)
+    if (masks == UNKNOWN).all():
+        raise DataError(
+            f"there are no lesion masks in {data_dir}; expected {_SOURCES[0]}.zip for "
+            "loss.mask_weight above 0"
+        )
+    return masks

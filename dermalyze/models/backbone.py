@@ -57,16 +57,24 @@ class Backbone(nn.Module):
         The latter are the means over all places of the first three of timm's feature levels; of a
         network that does not give them, those of the final map.
         """
+        final, levels = self.with_levels(images, list(range(_NUM_EARLY)))
+        return final, torch.cat([level.mean((2, 3)) for level in levels], 1)
+
+    def with_levels(self, images: Tensor, indices: int | list[int]) -> tuple[Tensor, list[Tensor]]:
+        """Compute the final feature map, and some of timm's feature levels, finest first.
+
+        Args:
+            images: float32 (N, 3, H, W) in 0..1.
+            indices: of the levels; a number: as many of the last. A network that does not give
+                them has one, its final map.
+        """
         if not hasattr(self.network, "forward_intermediates"):
             features = self(images)
-            return features, features.mean((2, 3))
+            return features, [features]
         final, levels = self.network.forward_intermediates(  # type: ignore[operator]
-            self._normalize(images),
-            indices=list(range(_NUM_EARLY)),
-            norm=False,
-            output_fmt="NCHW",
+            self._normalize(images), indices=indices, norm=False, output_fmt="NCHW"
         )
-        return self._as_map(final), torch.cat([level.mean((2, 3)) for level in levels], 1)
+        return self._as_map(final), levels
 
     def _normalize(self, images: Tensor) -> Tensor:
         """Take away the light's color, then what the pretraining took away."""

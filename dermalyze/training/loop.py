@@ -8,20 +8,24 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from dermalyze.config.schema import Config
-from dermalyze.data.augmentation import augment
-from dermalyze.data.mixing import draw_mix
+from dermalyze.data.augmentation import augment, augment_masks
+from dermalyze.data.lesion_masks import UNKNOWN
+from dermalyze.data.mixing import Mix, draw_mix
 from dermalyze.data.pixel_store.store import PixelStore
 from dermalyze.data.sampling import Rows, batches_of, epoch_order, num_batches, seed_of
 from dermalyze.evaluation.metrics.classification import score
 from dermalyze.models.classifier import Classifier, to_images
+from dermalyze.models.mask_decoder import MaskDecoder, TwoTasks
 from dermalyze.training.depthwise_gradient import FastDepthwiseGradients
 from dermalyze.training.device import Device, enough_memory
 from dermalyze.training.feed import Batch, Feed, open_feed
@@ -32,6 +36,7 @@ from dermalyze.training.losses import (
     distillation_loss,
     effective_weights,
     logit_shift,
+    mask_loss,
 )
 from dermalyze.training.mixstyle import mixed_styles
 from dermalyze.training.schedule import learning_rate
@@ -54,6 +59,7 @@ class LearningData:
     val: Rows
     metadata: NDArray[np.float32] | None = None  # (num_images, K), for a network that takes it
     metadata_parts: tuple[slice, ...] = ()  # its columns of age, of sex, of site
+    masks: NDArray[np.uint8] | None = None  # of `read_masks`, for a second task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +69,15 @@ class TrainingContext:
     config: Config
     device: Device
     data: LearningData
-    network: Callable[..., Tensor]  # images (N, 3, H, W), metadata (N, K) or None -> logits (N, C)
+    # images (N, 3, H, W), metadata (N, K) or None -> logits (N, C), or what `TwoTasks` gives
+    network: Callable[..., Any]
     feed: Feed
     targets: Tensor  # of every image in the store, int64 (num_images,); on the device
     metadata: Tensor | None  # (num_images, K); on the device
     loss: Loss
     teacher: Teacher | None
     image_weights: NDArray[np.float64]  # of every image in the store, in the mean loss of a batch
+    masks: Tensor | None  # of every image in the store, as `read_masks` has them; on the device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +101,13 @@ class Epoch:
 
 
 def open_context(
-    classifier: Classifier, data: LearningData, config: Config, device: Device
+    classifier: Classifier,
+    data: LearningData,
+    config: Config,
+    device: Device,
+    decoder: MaskDecoder | None = None,
 ) -> TrainingContext:
-    """Move to the device what training needs there, beside the classifier."""
+    """Move to the device what training needs there, beside the networks."""
     counts = torch.from_numpy(
         np.bincount(data.targets[data.train], minlength=len(data.class_names))
     )
@@ -117,13 +129,14 @@ def open_context(
         config=config,
         device=device,
         data=data,
-        network=training_network(classifier, config, device),
+        network=training_network(classifier, config, device, decoder),
         feed=open_feed(data.store, device.torch_device, passes=config.training.epochs),
         targets=torch.tensor(data.targets, device=device.torch_device),
         metadata=on_device(data.metadata, device),
         loss=build_loss(config.loss, weights, shift),
         teacher=open_teachers(config.loss, data.class_names, device),
         image_weights=image_weights,
+        masks=None if data.masks is None else torch.from_numpy(data.masks).to(device.torch_device),
     )
 
 
@@ -143,7 +156,7 @@ def fit(
         TrainingError: the loss is not a finite number, or there is too little memory.
         ConfigError: `training.monitor` names no metric.
     """
-    context = open_context(state.classifier, data, config, device)
+    context = open_context(state.classifier, data, config, device, state.decoder)
     while state.epoch < config.training.epochs and not state.stopped_early:
         with enough_memory(device, config.training.batch_size):
             if not _train_epoch(state, context, should_stop):
@@ -160,24 +173,24 @@ def fit(
 
 
 def training_network(
-    classifier: Classifier, config: Config, device: Device
-) -> Callable[..., Tensor]:
-    """Return what is called in training, fast on this device; the weights are the classifier's."""
+    classifier: Classifier, config: Config, device: Device, decoder: MaskDecoder | None = None
+) -> Callable[..., Any]:
+    """Return what is called in training, fast on this device; the weights are the networks'."""
+    network = classifier if decoder is None else TwoTasks(classifier, decoder)
     if config.training.use_torch_compile:
         on_gpu = device.torch_device.type == "cuda"  # there CUDA graphs spare each launch
-        compiled: Callable[..., Tensor] = torch.compile(
-            classifier, mode="reduce-overhead" if on_gpu else None
+        compiled: Callable[..., Any] = torch.compile(
+            network, mode="reduce-overhead" if on_gpu else None
         )
         return compiled
 
-    def eager(images: Tensor, metadata: Tensor | None = None) -> Tensor:
+    def eager(images: Tensor, metadata: Tensor | None = None) -> Any:
         with contextlib.ExitStack() as around:
             if device.is_bf16_cpu:
                 around.enter_context(FastDepthwiseGradients())
             if config.training.mixstyle:
                 around.enter_context(mixed_styles(classifier.backbone, config.training.mixstyle))
-            logits: Tensor = classifier(images, metadata)
-        return logits
+            return network(images, metadata)
 
     return eager
 
@@ -313,7 +326,8 @@ def train_step(
         metadata = None if metadata is None else mix.blend(metadata)
     end_part()
     with context.device.autocast():
-        logits = context.network(images, metadata)  # (N, C)
+        answer = context.network(images, metadata)
+    logits, places = (answer, None) if state.decoder is None else answer  # (N, C), (N, h, w)
     loss = context.loss(logits, targets, mix)
     shared_loss = loss * part.share
     if context.teacher is not None:
@@ -321,13 +335,19 @@ def train_step(
         distance = distillation_loss(logits, context.teacher(images), temperature)
         loss = loss.lerp(distance, weight)
         shared_loss = shared_loss.lerp(distance * part.image_share, weight)
+    if places is not None:
+        masks, known = _masks_of(context, rows, images.shape[2:], part, mix)
+        masks = F.adaptive_avg_pool2d(masks, places.shape[1:])[:, 0]
+        distance = config.loss.mask_weight * mask_loss(places, masks, known)
+        loss, shared_loss = loss + distance, shared_loss + distance * part.image_share
     end_part()
     scaler.scale(shared_loss).backward()  # type: ignore[no-untyped-call]
     end_part()
     if part.ends_update:
         if config.training.max_grad_norm:
             scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.classifier.parameters(), config.training.max_grad_norm)
+            weights = [weight for _, weight in state.named_weights()]
+            nn.utils.clip_grad_norm_(weights, config.training.max_grad_norm)
         scaler.step(state.optimizer)
         scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
@@ -336,6 +356,21 @@ def train_step(
     end_part()
     answers = logits.detach().argmax(1)
     return loss.detach(), (answers == (mix.main_targets(targets) if mix else targets)).sum()
+
+
+def _masks_of(
+    context: TrainingContext, rows: Tensor, size: Sequence[int], part: Part, mix: Mix | None
+) -> tuple[Tensor, Tensor]:
+    """Give masks what happened to the images: float32 (N, 1, H, W), and which are known: (N,)."""
+    assert context.masks is not None
+    stored = context.masks.index_select(0, rows)[:, None]  # (N, 1, M, M)
+    known = stored[:, 0, 0, 0] != UNKNOWN
+    masks = F.interpolate(stored.clamp(max=1).float(), tuple(size), mode="bilinear")
+    generator = torch.Generator().manual_seed(part.seed)
+    masks = augment_masks(masks, context.config.augmentation, generator)
+    if mix is not None:
+        masks, known = mix.images(masks), known & known[mix.partners]
+    return masks, known
 
 
 def without_some(

@@ -95,3 +95,19 @@ def build_loss(config: LossConfig, weights: Tensor | None, shift: Tensor | None 
         return losses.sum() / weights[targets].sum()
 
     return loss
+
+
+def mask_loss(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
+    """Cross entropy plus Dice loss (Milletari et al. 2016), a mean over the images with a mask.
+
+    Args:
+        logits: of being inside, (N, h, w).
+        masks: how much of a place is inside, 0 to 1, float32 (N, h, w).
+        known: whether there is a mask, bool (N,).
+    """
+    logits = logits.float()
+    entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((1, 2))
+    inside = torch.sigmoid(logits)
+    both, each = (inside * masks).sum((1, 2)), (inside + masks).sum((1, 2))
+    losses = entropy + 1 - (2 * both + 1) / (each + 1)
+    return (losses * known).sum() / known.sum().clamp(min=1)

@@ -5,6 +5,7 @@ so that a resumed step draws what the uninterrupted one would have drawn.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +13,12 @@ from dermalyze.models import torchvision_operators  # noqa: F401  isort: skip  b
 
 import torch
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from dermalyze.config.schema import TrainingConfig
 from dermalyze.models.classifier import Classifier
+from dermalyze.models.mask_decoder import MaskDecoder
 from dermalyze.training.device import Device
 from serving.errors import ConfigError, TrainingError
 
@@ -30,6 +33,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
+    decoder: MaskDecoder | None = None  # of the second task, see `loss.mask_weight`
     epoch: int = 0  # complete epochs
     step: int = 0  # batches done in the epoch under way
     loss_sum: float = 0.0  # over the images of the epoch under way
@@ -51,15 +55,22 @@ class TrainingState:
         assert isinstance(module, Classifier)
         return module
 
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield all weights that a training may change, those of the classifier first."""
+        yield from self.classifier.named_parameters()
+        if self.decoder is not None:
+            yield from self.decoder.named_parameters(prefix="decoder")
+
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs beside the classifier's weights."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else {},
+            "decoder": self.decoder.state_dict() if self.decoder else {},
             "gradients": {  # of an update under way, see `training.accumulate`
                 name: parameter.grad
-                for name, parameter in self.classifier.named_parameters()
+                for name, parameter in self.named_weights()
                 if parameter.grad is not None
             },
             **{name: getattr(self, name) for name in _PROGRESS},
@@ -78,7 +89,9 @@ class TrainingState:
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
             gradients = state.get("gradients", {})  # older checkpoints have none
-            for name, weight in self.classifier.named_parameters():
+            if self.decoder is not None:
+                self.decoder.load_state_dict(state["decoder"])
+            for name, weight in self.named_weights():
                 gradient = gradients.get(name)
                 weight.grad = None if gradient is None else gradient.to(weight.device)
             for parameter, moments in self.optimizer.state.items():
@@ -110,14 +123,21 @@ _PROGRESS = (
 )
 
 
-def new_state(classifier: Classifier, config: TrainingConfig, device: Device) -> TrainingState:
-    """Move the classifier to the device and give it a fresh optimizer."""
-    classifier.to(device.torch_device)
-    if device.channels_last:
-        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def new_state(
+    classifier: Classifier,
+    config: TrainingConfig,
+    device: Device,
+    decoder: MaskDecoder | None = None,
+) -> TrainingState:
+    """Move the networks to the device and give them a fresh optimizer."""
+    for network in filter(None, (classifier, decoder)):
+        network.to(device.torch_device)
+        if device.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TrainingState(
         classifier=classifier,
-        optimizer=_optimizer(classifier, config),
+        decoder=decoder,
+        optimizer=_optimizer(classifier, decoder, config),
         scaler=torch.amp.GradScaler(device.torch_device.type, enabled=device.needs_scaler),
         ema=_moving_average(classifier, config.ema_decay) if config.ema_decay else None,
     )
@@ -143,16 +163,17 @@ def _moving_average(classifier: Classifier, decay: float) -> AveragedModel:
     return average_of
 
 
-def _optimizer(classifier: Classifier, config: TrainingConfig) -> torch.optim.AdamW:
+def _optimizer(
+    classifier: Classifier, decoder: MaskDecoder | None, config: TrainingConfig
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019); biases and norms, the vectors, are not decayed.
 
     With `layer_decay`, timm's groups of the backbone's layers have an `lr_scale`; the first group
     is always of the full rate.
     """
     layered = config.layer_decay < 1
-    trained = [
-        p for p in (classifier.head if layered else classifier).parameters() if p.requires_grad
-    ]
+    parts = classifier.head if layered else classifier, *filter(None, [decoder])
+    trained = [p for part in parts for p in part.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},

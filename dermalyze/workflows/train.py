@@ -10,14 +10,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from dermalyze import tracking
 from dermalyze.config.loading import to_yaml
 from dermalyze.config.schema import Config, flatten
 from dermalyze.data.audit import examine_table
 from dermalyze.data.augmentation import augmentation_page
+from dermalyze.data.lesion_masks import read_masks
 from dermalyze.data.patient_metadata import fields_of, metadata_of, words_left_out
 from dermalyze.data.preparation import Prepared
 from dermalyze.data.readers.dataset import open_dataset
@@ -40,6 +43,7 @@ from dermalyze.evaluation.text import things
 from dermalyze.models.backbone import resize_filter_of
 from dermalyze.models.checkpoint import load_checkpoint
 from dermalyze.models.classifier import build_classifier
+from dermalyze.models.mask_decoder import build_mask_decoder
 from dermalyze.models.pretrained import Weights
 from dermalyze.tracking.untracked import UntrackedRun, untracked_run
 from dermalyze.training.device import choose_device, set_determinism
@@ -73,6 +77,8 @@ from serving.atomic_write import whole_file, write_text
 from serving.errors import TrackingError, TrainingError
 from serving.os_errors import make_folder
 from serving.spec import ModelSpec
+
+_MASK_SIDE = 64  # pixels: twice what a decoder gives at 256
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +182,7 @@ def train_in(
         val=splits.val,
         metadata=None if job.metadata is None else metadata_of(prepared.manifest, job.metadata),
         metadata_parts=() if job.metadata is None else job.metadata.parts,
+        masks=_masks_of(job) if config.loss.mask_weight else None,
     )
     with stop_on_signal() as should_stop:
         for epoch in fit(state, data, config, job.device, should_stop):
@@ -305,6 +312,12 @@ def _log_settings(job: Job) -> None:
         run.log_file(path)
 
 
+def _masks_of(job: Job) -> NDArray[np.uint8]:
+    image_ids = job.prepared.manifest["image_id"].tolist()
+    size, mode = (_MASK_SIDE, _MASK_SIDE), job.config.data.resize_mode
+    return read_masks(job.began.data_dir, image_ids, size, mode=mode)
+
+
 def _first_state(job: Job, checkpoint: dict[str, Any] | None) -> TrainingState:
     """Return the state to train from: that of a new training, or of a checkpoint."""
     config, run = job.config, job.run
@@ -316,7 +329,10 @@ def _first_state(job: Job, checkpoint: dict[str, Any] | None) -> TrainingState:
     classifier, weights = build_classifier(
         model, config.data.image_size, len(job.prepared.taxonomy), job.metadata
     )
-    state = new_state(classifier, config.training, job.device)
+    decoder = None
+    if config.loss.mask_weight:
+        decoder = build_mask_decoder(classifier.backbone, config.data.image_size)
+    state = new_state(classifier, config.training, job.device, decoder)
     if checkpoint is None:
         if run.resumed:
             logger.info(f"run {run.run_id} had saved no checkpoint; it starts again with epoch 1")

@@ -40,7 +40,7 @@ def test_every_name_of_the_original_project_is_a_setting():
         ("training.epochs=true", "training.epochs must be a whole number, got True"),
         (
             "training.lr=1e-3",
-            "training.lr must be a number, got '1e-3' (YAML reads 1e-3 as text; write 0.001)",
+            "training.lr must be a number, got '1e-3' (YAML reads 1e-3 as text; write 1.0e-3)",
         ),
         ("training.lr=.nan", "training.lr must be a number, got nan"),
         ("training.lr=-1", "training.lr must be greater than 0, got -1"),

@@ -10,7 +10,7 @@ from PIL import Image
 
 import dermalyze.models.torchvision_operators  # noqa: F401  # before torchvision
 from dermalyze.config.schema import AugmentationConfig
-from dermalyze.data.augmentation import augment, augmentation_page
+from dermalyze.data.augmentation import augment, augment_masks, augmentation_page
 
 PROBABILITIES = (
     "horizontal_flip", "vertical_flip", "rotation", "color_jitter", "blur", "affine", "cutout"
@@ -387,3 +387,15 @@ def test_a_page_of_tiny_images_is_scaled_up_so_that_they_can_be_seen():
 def test_a_page_of_large_images_is_scaled_down():
     page = augmentation_page(np.zeros((1, 448, 448, 3), np.uint8), only(), 0)
     assert page.size == (4 + 8 * 228, 40 + 228)
+
+
+def test_masks_move_as_their_images_do():
+    """A mask that is a channel of its image stays equal to it."""
+    images = smooth()
+    moves = only(horizontal_flip=0.5, vertical_flip=0.5, rotation=0.5, affine=0.5)
+    moved = augment(images, moves, generator())
+    masks = augment_masks(images[:, :1], moves, generator())
+    torch.testing.assert_close(masks, moved[:, :1])
+    assert not torch.equal(masks, images[:, :1])
+    colored = only(color_jitter=1.0, cutout=1.0)
+    assert torch.equal(augment_masks(images[:, :1], colored, generator()), images[:, :1])

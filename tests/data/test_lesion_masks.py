@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermalyze.data.lesion_masks import find_masks, read_mask
+from dermalyze.data.lesion_masks import UNKNOWN, find_masks, read_mask, read_masks
 from dermalyze.data.readers.dataset import ImageReader
-from serving.errors import ImageError
+from serving.errors import DataError, ImageError
 
 FOLDER = "HAM10000_segmentations_lesion_tschandl"
 
@@ -54,3 +54,24 @@ def test_a_mask_is_what_the_network_sees_of_it():
 def test_a_damaged_mask_is_an_image_error():
     with pytest.raises(ImageError):
         read_mask(b"no mask", (8, 8), mode="squash")
+
+
+def test_all_masks_are_read_and_a_damaged_one_is_as_good_as_none(tmp_path):
+    levels = np.zeros((8, 8))
+    levels[:, 4:] = 255
+    with zipfile.ZipFile(tmp_path / f"{FOLDER}.zip", "w") as archive:
+        archive.writestr("ISIC_1_segmentation.png", png(levels))
+        archive.writestr("ISIC_2_segmentation.png", b"no mask")
+    masks = read_masks(tmp_path, ["ISIC_3", "ISIC_1", "ISIC_2"], (4, 4), mode="squash")
+    assert masks.dtype == np.uint8
+    assert (masks[[0, 2]] == UNKNOWN).all()
+    assert masks[1].tolist() == [[0, 0, 1, 1]] * 4
+
+
+def test_no_mask_at_all_is_one_sentence(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read_masks(tmp_path, ["ISIC_1"], (4, 4), mode="squash")
+    assert str(caught.value) == (
+        f"there are no lesion masks in {tmp_path}; expected {FOLDER.lower()}.zip for "
+        "loss.mask_weight above 0"
+    )

@@ -6,7 +6,13 @@ import torch.nn.functional as F
 
 from dermalyze.config.schema import LossConfig
 from dermalyze.data.mixing import Mix
-from dermalyze.training.losses import build_loss, class_weights, effective_weights, logit_shift
+from dermalyze.training.losses import (
+    build_loss,
+    class_weights,
+    effective_weights,
+    logit_shift,
+    mask_loss,
+)
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0], [-3.0, 1.0, 4.0]])
 TARGETS = torch.tensor([0, 2, 1])
@@ -88,3 +94,14 @@ def test_the_focal_loss_of_a_mixed_image_is_that_of_both_classes_by_their_shares
     assert loss(twice, TARGETS[:2], mix).item() == pytest.approx(
         (sum(expected) + sum(reverse)) / 2, rel=1e-6
     )
+
+
+def test_the_loss_of_masks_is_cross_entropy_plus_dice_by_hand():
+    logits = torch.tensor([[[0.0, 2.0]], [[5.0, 5.0]]])
+    masks = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]])
+    entropy = (math.log(2) + math.log(1 + math.exp(2))) / 2
+    inside = 0.5, 1 / (1 + math.exp(-2))
+    dice = 1 - (2 * inside[0] + 1) / (sum(inside) + 1 + 1)
+    found = mask_loss(logits, masks, torch.tensor([True, False]))
+    assert float(found) == pytest.approx(entropy + dice)
+    assert float(mask_loss(logits, masks, torch.tensor([False, False]))) == 0
