@@ -237,7 +237,8 @@ def _underfitting(trends: _Trends, images_of_classes: Sequence[int]) -> FitVerdi
             f"val/balanced_accuracy reached only {trends.balanced_accuracy_best:.3f}; "
             f"predicting the same class for every image would score {chance:.3f}"
         )
-    if trends.train_accuracy_end < LOW_SHARE * commonest:
+    # Mixed training images are hard even for a network that knows them.
+    if max(trends.train_accuracy_end, trends.val_accuracy_end) < LOW_SHARE * commonest:
         reasons.append(
             f"train/accuracy ends at only {trends.train_accuracy_end:.3f}: even the training "
             "images are not learned"

@@ -3,7 +3,7 @@
 N images of H x W pixels, C classes.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,10 @@ class Classifier(nn.Module):
             self.backbone.eval()
         return self
 
+    def backbone_gradients(self) -> AbstractContextManager[object]:
+        """Run the backbone within this block: a frozen one gets no gradients in training."""
+        return torch.no_grad() if self.training and self.freeze_backbone else nullcontext()
+
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
         """Return logits.
 
@@ -48,7 +52,7 @@ class Classifier(nn.Module):
             images: float32 (N, 3, H, W) in 0..1.
             metadata: float32 (N, K), where the head takes it; None: nothing is known.
         """
-        with torch.no_grad() if self.training and self.freeze_backbone else nullcontext():
+        with self.backbone_gradients():
             features = self.backbone(images)
         logits: Tensor = self.head(features, metadata)
         return logits

@@ -55,7 +55,8 @@ class TwoTasks(nn.Module):
 
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the backbone once for both."""
-        features, levels = self.classifier.backbone.with_levels(images, _NUM_LEVELS)
+        with self.classifier.backbone_gradients():
+            features, levels = self.classifier.backbone.with_levels(images, _NUM_LEVELS)
         return self.classifier.head(features, metadata), self.decoder(levels)
 
 

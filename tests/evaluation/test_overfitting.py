@@ -120,6 +120,11 @@ def test_a_low_plateau_is_underfitting_and_more_epochs_are_not_advised():
     assert not any("training.epochs" in advice for advice in verdict.advice)
 
 
+def test_a_low_accuracy_on_mixed_training_images_alone_is_no_underfitting():
+    verdict = judge_fit(epochs(30, **SETTLED, train=0.5, val=0.83, balanced=0.75))
+    assert verdict.verdict == "good fit"
+
+
 def test_high_losses_that_still_fall_are_underfitting_and_more_epochs_are_advised():
     history = epochs(
         8,

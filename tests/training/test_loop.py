@@ -315,8 +315,11 @@ def test_a_frozen_backbone_stays_as_it_was_while_the_head_learns(data):
     )
 
 
-def test_in_the_warm_up_of_the_head_the_backbone_stays_as_it_was(data):
-    config = settings("training.epochs=2", "training.head_warmup_epochs=1")
+@pytest.mark.parametrize("mask_weight", [0, 1])
+def test_in_the_warm_up_of_the_head_the_backbone_stays_as_it_was(data, mask_weight):
+    config = settings(
+        "training.epochs=2", "training.head_warmup_epochs=1", f"loss.mask_weight={mask_weight}"
+    )
     state, device = start(config)
     before, in_warmup, after = (
         weights_of(state),

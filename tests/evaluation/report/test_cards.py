@@ -13,6 +13,7 @@ import pytest
 from report_page import Page
 from simulated import predicted, renamed, simulate
 
+from dermalyze.config.loading import config_from
 from dermalyze.config.schema import Config, EvaluationConfig
 from dermalyze.evaluation.evaluate import Evaluation, evaluate
 from dermalyze.evaluation.report.cards import (
@@ -232,6 +233,22 @@ def test_a_left_out_source_is_told_in_the_card_and_the_report(inputs, tmp_path):
     page = Page(path.read_text(encoding="utf-8")).text
     assert "Error rate among answered lesions: not answered." in page
     assert "left-out" not in model_card(inputs)
+
+
+def test_the_model_card_tells_what_the_training_did_beside_the_default(inputs):
+    settings = (
+        "training.accumulate=4",
+        "augmentation.mixup_alpha=0.2",
+        "loss.class_weights=none",
+        "loss.logit_adjustment=1",
+        "loss.distill_from=[a.pt, b.pt]",
+    )
+    card = model_card(replace(inputs, config=config_from({}, settings)))
+    assert (
+        "batches of 32 images (4 per optimizer step), loss `cross_entropy` with class weights "
+        "`none` and logit adjustment 1.0, augmentation `medium` and images mixed in pairs, seed 42."
+    ) in card
+    assert "- It also learned from 2 trained networks, with weight 0.5 (distillation).\n" in card
 
 
 def test_the_registry_gets_as_much_as_it_holds(inputs):
