@@ -39,7 +39,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path, *, keep: bool = True) -> Iterator[Path]:
+def whole_folder(path: Path, *, keep: bool = True, wait: bool = False) -> Iterator[Path]:
     """Yield a folder to write files into; it becomes `path` if the block ends well.
 
     Otherwise, and after a kill, the files at `path` are those from before.  A kill between the two
@@ -51,6 +51,7 @@ def whole_folder(path: Path, *, keep: bool = True) -> Iterator[Path]:
         path: the folder, there or not.
         keep: whether what it holds stays, unless the block deletes or replaces it.  The files in
             the yielded folder are the same ones: replace them as `whole_file` does, never in place.
+        wait: for another process that writes the folder, instead of an error.
 
     Raises:
         StorageError: the operating system refuses, or another process writes the folder.
@@ -62,7 +63,7 @@ def whole_folder(path: Path, *, keep: bool = True) -> Iterator[Path]:
         own = place.with_name(f".{place.name}{PARTIAL}") if is_movable else place / PARTIAL
         made, earlier = own / "new", own / "earlier"
         try:
-            stack.enter_context(_held(own, lambda: _open_folder(own), wait=False))
+            stack.enter_context(_held(own, lambda: _open_folder(own), wait=wait))
         except BlockingIOError as error:
             raise StorageError(
                 f"cannot write {path}: another process is writing it; wait for that one, or name "

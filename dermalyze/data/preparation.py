@@ -5,22 +5,20 @@ A second call finds everything done; a killed call is gone on with; two calls at
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock
-from numpy.typing import NDArray
 
 from dermalyze.config.schema import DataConfig
 from dermalyze.data.audit import Audit, audit, examine_table
 from dermalyze.data.demo.dataset import MARKER
+from dermalyze.data.near_duplicates import Pairs, near_duplicates
 from dermalyze.data.pixel_store.builder import build_pixels
 from dermalyze.data.pixel_store.store import (
-    Pixels,
     PixelStore,
     Preprocessing,
     StoredImages,
@@ -35,13 +33,6 @@ from serving.taxonomy import Taxonomy
 
 LABELS, AUDIT_JSON, AUDIT_TEXT = "labels.csv", "audit.json", "audit.txt"
 _NEAR = "near_duplicates.json"
-# Correlation of two grey 32 x 32 thumbnails.  On HAM10000 every pair above it is one photograph
-# twice; the nearest pair of different lesions, two small spots in one vignette, has 0.987.
-NEAR_DUPLICATE_CORRELATION = 0.99
-_COARSE_CORRELATION = 0.98  # of their 16 x 16 halves, which are four times as quick to compare
-_BLOCK = 1024  # images compared at once with all others; bounds memory to N * 4 KB
-
-Pairs = tuple[tuple[str, str, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,53 +174,6 @@ def old_fingerprint_of(manifest: pd.DataFrame) -> str:
     columns = ["image_id", "label", "lesion_id", "sha256"]
     lines = sorted("\t".join(row) for row in manifest[columns].itertuples(index=False))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def near_duplicates(image_ids: Sequence[str], thumbnails: Pixels) -> Pairs:
-    """Return pairs of image ids that show one photograph, with their correlation.
-
-    Brightness and contrast do not matter, nor do mirroring and quarter turns.  Equal thumbnails
-    are among the pairs; images without any contrast are never.
-
-    Args:
-        image_ids: of the thumbnails, in order.
-        thumbnails: uint8 (N, 32, 32).
-    """
-    size, side = thumbnails.shape[0], thumbnails.shape[1] // 2
-    grey = thumbnails.astype(np.float32)
-    halves = grey.reshape(size, side, 2, side, 2).mean((2, 4))
-    fine, coarse = _normalized(grey), _normalized(halves)
-    best: dict[tuple[int, int], float] = {}
-    for turn in range(8):
-        turned_fine = _normalized(_turned(grey, turn))
-        turned_coarse = _normalized(_turned(halves, turn))
-        for start in range(0, size, _BLOCK):
-            block = coarse[start : start + _BLOCK] @ turned_coarse[start:].T
-            hits = np.flatnonzero(block > _COARSE_CORRELATION)
-            for hit in hits.tolist():
-                i, j = start + hit // (size - start), start + hit % (size - start)
-                if i < j:
-                    correlation = float(fine[i] @ turned_fine[j])
-                    if correlation > max(NEAR_DUPLICATE_CORRELATION, best.get((i, j), 0.0)):
-                        best[i, j] = correlation
-    return tuple((image_ids[i], image_ids[j], best[i, j]) for i, j in sorted(best))
-
-
-def _turned(images: NDArray[np.float32], turn: int) -> NDArray[np.float32]:
-    """Apply one of the eight ways to lay a square on itself: (N, S, S) -> (N, S, S)."""
-    turned: NDArray[np.float32] = np.rot90(images, turn % 4, axes=(1, 2))
-    return turned[:, :, ::-1] if turn >= 4 else turned
-
-
-def _normalized(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean 0 and length 1: (N, S, S) -> (N, S * S); zeros where there is no contrast."""
-    flat = images.reshape(len(images), images.shape[1] * images.shape[2])
-    flat = flat - flat.mean(1, keepdims=True)
-    length = np.linalg.norm(flat, axis=1, keepdims=True)
-    visible = length >= images.shape[1]  # a standard deviation of one grey level
-    normalized: NDArray[np.float32] = np.zeros_like(flat)
-    np.divide(flat, length, out=normalized, where=visible)
-    return normalized
 
 
 def _find_pairs(stored: StoredImages) -> Pairs:

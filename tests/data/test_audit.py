@@ -8,7 +8,7 @@ from PIL import Image
 from dermalyze.data.audit import Audit, audit, examine_table
 from dermalyze.data.pixel_store.builder import build_pixels
 from dermalyze.data.pixel_store.store import Preprocessing
-from dermalyze.data.preparation import near_duplicates
+from dermalyze.data.near_duplicates import near_duplicates
 from dermalyze.data.readers.dataset import open_dataset
 
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization"

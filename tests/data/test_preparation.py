@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from dermalyze.config.schema import DataConfig
-from dermalyze.data.preparation import fingerprint_of, near_duplicates, prepare
+from dermalyze.data.preparation import fingerprint_of, prepare
 from serving.errors import DataError
 
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
@@ -343,40 +343,6 @@ def test_prepared_data_can_be_read_only(tmp_path):
     before = as_stranger(tmp_path)
     assert in_fork(lambda: prepare(Path("data"), DataConfig(image_size=16)), before) == "done"
     writable_again(tmp_path)
-
-
-def scene(seed: int) -> np.ndarray:
-    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC))
-
-
-@pytest.mark.parametrize("turn", range(8))
-def test_a_turned_mirrored_brighter_copy_is_a_near_duplicate(turn):
-    images = np.stack([scene(seed) for seed in range(30)])
-    copy = np.rot90(images[17], turn % 4)
-    copy = copy.T if turn >= 4 else copy
-    images = np.concatenate([images, (copy * 0.7 + 60).astype(np.uint8)[None]])
-    pairs = near_duplicates([f"I{n}" for n in range(31)], images)
-    assert [pair[:2] for pair in pairs] == [("I17", "I30")]
-    assert pairs[0][2] > 0.99
-
-
-def test_the_correlation_of_a_pair_is_pearsons():
-    generator = np.random.default_rng(0)
-    first = scene(1)
-    second = np.clip(first + generator.normal(0, 6, first.shape), 0, 255).astype(np.uint8)
-    ((_, _, correlation),) = near_duplicates(["a", "b"], np.stack([first, second]))
-    assert correlation == pytest.approx(np.corrcoef(first.ravel(), second.ravel())[0, 1], abs=1e-5)
-
-
-def test_blocks_do_not_hide_pairs_and_flat_images_are_in_none():
-    nearly_flat = np.full((32, 32), 9, np.uint8)
-    nearly_flat[5, 5] = 10
-    images = np.stack([scene(seed) for seed in range(1100)] + [nearly_flat] * 2)
-    images[1099] = images[3]
-    images[1050] = images[1040]
-    ids = [str(number) for number in range(len(images))]
-    assert [pair[:2] for pair in near_duplicates(ids, images)] == [("3", "1099"), ("1040", "1050")]
 
 
 @pytest.mark.slow

@@ -6,8 +6,6 @@ For trying the program out; what a network learns from it means nothing.  Never 
 import csv
 import io
 import json
-import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -17,8 +15,8 @@ from tqdm import tqdm
 
 from dermalyze.config.schema import require, require_choice
 from dermalyze.data.demo.drawing import KINDS, Random, draw_scene, photograph
+from serving.atomic_write import PARTIAL, whole_folder
 from serving.errors import DataError
-from serving.os_errors import make_folder, writing
 
 VERSION = 2  # of the drawings: another one means other bytes
 LAYOUTS = ("zips", "folders")
@@ -52,19 +50,10 @@ def make_demo_data(
     marker = json.dumps(wanted) + "\n"
     if _holds(folder, marker):
         return folder
-    place = folder.absolute()  # "." has no name
-    make_folder(place.parent)
-    with writing(folder):
-        partial = tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".partial", dir=place.parent)
-        try:
-            _write(Path(partial), _records(num_images, seed), seed, layout)
-            (Path(partial) / MARKER).write_text(marker, encoding="utf-8")
-            if not _holds(folder, marker):  # another call may have been faster
-                if place.exists():
-                    place.rmdir()  # empty
-                Path(partial).replace(place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(folder, wait=True) as made:
+        if not _holds(folder, marker):  # another call may have been faster
+            _write(made, _records(num_images, seed), seed, layout)
+            (made / MARKER).write_text(marker, encoding="utf-8")
     return folder
 
 
@@ -80,7 +69,7 @@ def _holds(folder: Path, marker: str) -> bool:
     path = folder / MARKER
     if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == marker:
         return True
-    if not folder.is_dir() or any(folder.iterdir()):
+    if not folder.is_dir() or {file.name for file in folder.iterdir()} - {PARTIAL}:
         raise DataError(
             f"{folder} holds something other than this demo data; name a new or an empty folder"
         )
@@ -131,7 +120,6 @@ def _records(num_images: int, seed: int) -> list[dict[str, str]]:
 
 
 def _write(folder: Path, rows: list[dict[str, str]], seed: int, layout: str) -> None:
-    folder.chmod(0o755)  # mkdtemp's folders are for one user alone
     with (folder / METADATA).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

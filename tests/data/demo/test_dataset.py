@@ -2,6 +2,8 @@ import csv
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import zipfile
 from collections import Counter, defaultdict
 
@@ -12,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
+from servers import wait_for
 from sklearn.preprocessing import StandardScaler
 
 from dermalyze.data.demo.dataset import _records, make_demo_data
@@ -173,6 +176,28 @@ def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_demo_data(tmp_path / "data", num_images=42)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["data", "."])
+def test_what_a_killed_call_has_left_is_deleted_by_the_next(tmp_path, name):
+    command = [sys.executable, "-m", "dermalyze", "demo-data", name]
+    killed = subprocess.Popen([*command, "--images", "1000"], cwd=tmp_path)
+    wait_for(lambda: any(tmp_path.rglob("HAM10000_metadata.csv")), 60)
+    killed.kill()
+    killed.wait()
+    assert list(tmp_path.iterdir()) != []
+    subprocess.run([*command, "--images", "42"], cwd=tmp_path, check=True)
+    holder = tmp_path if name == "." else tmp_path / name
+    assert {path.parent for path in tmp_path.rglob("*")} <= {tmp_path, holder}
+    assert len(list(holder.iterdir())) == 5
+    assert len(list(tmp_path.iterdir())) == (5 if name == "." else 1)
+
+
+def test_of_two_calls_at_once_one_draws_and_both_find_the_data(tmp_path):
+    command = [sys.executable, "-m", "dermalyze", "demo-data", "data", "--images", "42"]
+    calls = [subprocess.Popen(command, cwd=tmp_path) for _ in range(2)]
+    assert [call.wait() for call in calls] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from isic2019 import METADATA_HEADER, TRUTH_HEADER
 from PIL import Image
 
 from dermalyze.config.schema import DataConfig
@@ -49,15 +50,15 @@ def files_of(dataset: Dataset) -> dict[str, bytes]:
     return {name: read_image_bytes(file) for name, file in dataset.files.items()}
 
 
-ISIC_2019_TRUTH = """\
-image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK
+ISIC_2019_TRUTH = f"""\
+{TRUTH_HEADER}
 ISIC_0000000,0.0,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0
 ISIC_0000001,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0
 ISIC_0012653_downsampled,0.0,0.0,0.0,0.0,0.0,0.0,0.0,1.0,0.0
 ISIC_0012660,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,1.0
 """
-ISIC_2019_METADATA = """\
-image,age_approx,anatom_site_general,lesion_id,sex
+ISIC_2019_METADATA = f"""\
+{METADATA_HEADER}
 ISIC_0000000,55.0,anterior torso,,female
 ISIC_0000001,30.0,head/neck,BCN_0003884,male
 ISIC_0012653_downsampled,,,MSK4_0011169,
