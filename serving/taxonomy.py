@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -99,14 +98,12 @@ class Taxonomy:
         if not isinstance(values, dict) or "names" not in values:
             raise ArtifactError("a taxonomy must be an object with names")
         if unknown := sorted(map(str, values.keys() - known)):
-            raise ArtifactError(f"a taxonomy has no field {unknown[0]!r}; it has {_listed(known)}")
+            raise ArtifactError(
+                f"a taxonomy has no field {unknown[0]!r}; it has {', '.join(sorted(known))}"
+            )
         return cls(**values)
 
 
 def _key(name: str) -> str:
     key = re.sub(r"[^\w.\- ]", "_", unicodedata.normalize("NFC", name))[:MAX_KEY_LENGTH].strip()
     return key if key.strip(".") else key.replace(".", "_") or "_"
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names))

@@ -72,8 +72,8 @@ class OneLineErrors(click.Group):
         except ReaderGoneError:
             sys.exit(EXIT_READER_GONE)
         except DermalyzeError as error:
-            interrupted = type(error).__name__ == "TrainingInterruptedError"
-            _fail(str(error), EXIT_INTERRUPTED if interrupted else 1)
+            number = getattr(error, "signal_number", 0)  # of a training that a signal has stopped
+            _fail(str(error), 128 + number if number else 1)
         sys.exit(code if isinstance(code, int) else 0)
 
 

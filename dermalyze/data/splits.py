@@ -17,6 +17,7 @@ from dermalyze.config.schema import did_you_mean
 from dermalyze.data.audit import Audit
 from serving.atomic_write import whole_file
 from serving.errors import DataError
+from serving.os_errors import reason_of
 from serving.table_files import read_table, table_bytes
 
 Rows = NDArray[np.int64]
@@ -285,14 +286,16 @@ def read_split(path: Path) -> pd.DataFrame:
     """Read the file of one split: texts, image_id and label at least.
 
     Raises:
-        DataError: it is missing, malformed or empty.
+        DataError: it is missing, malformed or empty, or cannot be read.
     """
     try:
         table = pd.DataFrame(read_table(table_bytes(path), path, ("image_id", "label")))
-    except OSError as error:
+    except FileNotFoundError as error:
         raise DataError(
             f"no split file at {path}; expected train_split.csv, val_split.csv and test_split.csv"
         ) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {reason_of(error)}; make it readable") from error
     except ValueError as error:
         raise DataError(f"{path} is not a table; expected columns image_id and label") from error
     if missing := [column for column in ("image_id", "label") if column not in table]:
@@ -319,8 +322,9 @@ def _deal(
     for number, label in enumerate(class_names):
         groups = np.flatnonzero(class_of_group == number)
         if len(groups) < len(fractions):
+            kind = kind_of_groups(manifest) + ("" if len(groups) == 1 else "s")
             raise DataError(
-                f"class {label} has {len(groups)} {kind_of_groups(manifest)}s, and "
+                f"class {label} has {len(groups)} {kind}, and "
                 f"{', '.join(names[:-1])} and {names[-1]} need at least one each; add some or "
                 "leave the class out"
             )

@@ -130,7 +130,7 @@ def promote(name: str, version: str, rule: Rule, *, anyway: bool) -> Registered:
         test_split=found.tags.get(_SPLIT_TAG, ""),
         demo_data=found.tags.get(_DEMO_TAG) == "true",
         parity=found.tags.get(_PARITY_TAG, ""),
-        description=_without_promotion(found.description or ""),
+        description=(found.description or "").partition(_PROMOTION)[0],
         predictions=_predictions(found.run_id or ""),
     )
     decision = judge(candidate, champion, rule)
@@ -253,10 +253,6 @@ def _carry_out(
     client.update_model_version(name, version, description=text + ending)
     if decision.promoted:
         client.set_registered_model_alias(name, CHAMPION, version)
-
-
-def _without_promotion(description: str) -> str:
-    return description.partition(_PROMOTION)[0]
 
 
 def _refusal(reason: str) -> Decision:

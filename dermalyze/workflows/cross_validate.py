@@ -237,7 +237,8 @@ def _train_folds(run: TrackedRun, plan: _Plan) -> tuple[str, ...]:
             except TrainingInterruptedError as error:
                 run.status = "KILLED"
                 raise TrainingInterruptedError(
-                    f"stopped in {title}; continue with `dermalyze train --resume {run.run_id}`"
+                    f"stopped in {title}; continue with `dermalyze train --resume {run.run_id}`",
+                    error.signal_number,
                 ) from error
     return tuple(run_ids)
 

@@ -184,7 +184,7 @@ def _train_leaky(run_id: str, began: Began, prepared: Prepared, splits: Splits) 
             return run.run_id
     except TrainingInterruptedError as error:
         raise TrainingInterruptedError(
-            f"stopped; continue with `dermalyze leakage --run-id {run_id}`"
+            f"stopped; continue with `dermalyze leakage --run-id {run_id}`", error.signal_number
         ) from error
 
 

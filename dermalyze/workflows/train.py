@@ -84,7 +84,11 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingInterruptedError(TrainingError):
-    """The user stopped the training; it can be resumed."""
+    """The user stopped the training by a signal; it can be resumed."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal_number = number
 
 
 def train(config: Config, data_dir: Path) -> RunResult:
@@ -200,7 +204,8 @@ def train_in(
             again = "the same command" if untracked else f"`dermalyze train --resume {run.run_id}`"
             raise TrainingInterruptedError(
                 f"stopped in epoch {state.epoch + 1} of {config.training.epochs}; "
-                f"continue with {again}"
+                f"continue with {again}",
+                should_stop.number,
             )
     if state.stopped_early:
         logger.info(

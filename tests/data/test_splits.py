@@ -1,6 +1,8 @@
 import hashlib
 import io
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -280,7 +282,7 @@ def test_the_size_of_validation_is_a_share_of_what_is_left():
         ),
         (
             "clinic=A",
-            "class mel has 1 lesions, and train and val need at least one each; add some or leave "
+            "class mel has 1 lesion, and train and val need at least one each; add some or leave "
             "the class out",
         ),
     ],
@@ -315,6 +317,11 @@ SIX = manifest_of([("nv", 2), ("nv", 1), ("mel", 1), ("nv", 1), ("mel", 1)])
             None,
             "no split file at {folder}/val_split.csv; expected train_split.csv, val_split.csv and "
             "test_split.csv",
+        ),
+        (
+            "val",
+            Path(),  # a folder in its place
+            "cannot read {folder}/val_split.csv: is a directory; make it readable",
         ),
         ("val", "", "{folder}/val_split.csv is not a table; expected columns image_id and label"),
         ("val", "image,x\n1,2\n", "{folder}/val_split.csv lacks the columns image_id, label"),
@@ -359,9 +366,10 @@ def test_splits_that_do_not_fit_the_data_are_one_sentence(tmp_path, name, text, 
     rows = Splits(np.array([0, 2]), np.array([3]), np.array([4, 5]))
     save_splits(tmp_path, SIX, rows)
     path = tmp_path / f"{name}_split.csv"
-    if text is None:
-        path.unlink()
-    else:
+    path.unlink()
+    if isinstance(text, Path):
+        path.mkdir()
+    elif text is not None:
         path.write_text(text)
     with pytest.raises(DataError) as caught:
         read_splits(tmp_path, SIX)

@@ -97,8 +97,10 @@ def killed(tmp_path_factory, demo):
     place = tmp_path_factory.mktemp("killed")
     (place / "tiny.yaml").write_text(to_yaml(CONFIG))
     words, run = train_words(demo), place / "run"
-    stopped = dermalyze(place, words, stop=("dermalyze.training.loop:train_step", 2, signal.SIGINT))
-    assert stopped.returncode == 130
+    stopped = dermalyze(
+        place, words, stop=("dermalyze.training.loop:train_step", 2, signal.SIGTERM)
+    )
+    assert stopped.returncode == 143  # as a shell says of a program that SIGTERM ended
     assert stopped.stderr.splitlines()[-1] == (
         "Error: stopped in epoch 1 of 2; continue with the same command"
     )

@@ -51,7 +51,7 @@ def model_card(inputs: CardInputs) -> str:
         "model_card.md",
         inputs,
         evaluation=evaluation,
-        best=_best_epoch(inputs),
+        best=next(entry for entry in inputs.history if entry["epoch"] == inputs.best_epoch),
         classes=list(zip(taxonomy.keys, taxonomy.names, strict=True)),
         attributes=list(dict.fromkeys(group.attribute for group in evaluation.subgroups.groups)),
         headlines=headlines(evaluation),
@@ -122,11 +122,6 @@ def _sizes(rows: pd.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
         "num_lesions": int(rows["lesion_id"].nunique()),
         "images": {name: int(labels.get(name, 0)) for name in class_names},
     }
-
-
-def _best_epoch(inputs: CardInputs) -> Mapping[str, float]:
-    """Return what the history says of the best epoch."""
-    return next(entry for entry in inputs.history if entry["epoch"] == inputs.best_epoch)
 
 
 def _known(evaluation: Evaluation, metric: str) -> bool:

@@ -36,6 +36,7 @@ CLASS_MEANS = (
 )
 SHARES = ("accuracy", "recall", "malignant_sensitivity", "malignant_specificity")  # right or wrong
 # Intervals at 95 % held the truth in 0 to 88 % of studies, the fewer the better calibrated.
+_ROUNDING = 1e-9  # of a mean of equal shares
 RAISED = "resampling increases it, so the bounds would be too high"
 
 
@@ -121,10 +122,10 @@ def interval_of(estimate: float, values: Floats, basis: Basis, level: float = LE
         return Interval(estimate=estimate, low=None, high=None, reason=reason)
     tail = (1 - level) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])
-    if low == high and basis.is_share and estimate in (0, 1):
+    if high - low < _ROUNDING and basis.is_share and min(estimate, 1 - estimate) < _ROUNDING:
         reach = 1 - tail ** (1 / basis.num_lesions)
-        low, high = (0.0, reach) if estimate == 0 else (1 - reach, 1.0)
-    elif low == high:
+        low, high = (0.0, reach) if estimate < 0.5 else (1 - reach, 1.0)
+    elif high - low < _ROUNDING:
         reason = f"{basis.in_words()} with the same result, so resampling shows no variation"
         return Interval(estimate=estimate, low=None, high=None, reason=reason)
     return Interval(estimate=estimate, low=float(low), high=float(high))

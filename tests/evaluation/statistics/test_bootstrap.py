@@ -10,7 +10,9 @@ from sklearn import metrics as sklearn_metrics
 
 from dermalyze.evaluation.metrics.classification import replicated, score
 from dermalyze.evaluation.statistics.bootstrap import (
+    Basis,
     balanced_accuracy_elsewhere,
+    interval_of,
     intervals,
     lesion_weights,
 )
@@ -122,6 +124,14 @@ def test_shares_of_lesions_that_are_all_alike_have_an_exact_interval():
     never = replace(scored, logits=np.roll(scored.logits, 1, axis=1))  # every answer is wrong
     recall = intervals(never, replicates=100)["recall/mel"]
     assert (recall.low, recall.high) == pytest.approx((0, 1 - exact.low), abs=1e-12)
+
+
+def test_rounding_of_shares_is_no_spread():
+    rounded = 1 - np.array([0, 1, 2] * 100) * 1.1e-16  # as sums of shares are
+    found = interval_of(float(rounded[1]), rounded, Basis(num_lesions=20, is_share=True))
+    assert (found.low, found.high) == (pytest.approx(0.025 ** (1 / 20)), 1)
+    found = interval_of(float(rounded[1]), rounded, Basis(num_lesions=20))
+    assert found.reason == "20 lesions with the same result, so resampling shows no variation"
 
 
 def test_means_and_areas_without_spread_have_a_reason_instead_of_bounds():
