@@ -27,7 +27,7 @@ from dermalyze.cli.predict import predict
 from dermalyze.cli.serve import serve
 from dermalyze.cli.signals import Stop, ended_by_signals
 from dermalyze.cli.streams import ReaderGoneError, guarded_streams, log_lines
-from dermalyze.cli.train import benchmark, sync, train
+from dermalyze.cli.train import benchmark, sync, train, tune
 from dermalyze.credentials import masked
 from serving.errors import DermalyzeError
 
@@ -95,6 +95,7 @@ for _command in (
     prepare_data,
     demo_data,
     train,
+    tune,
     sync,
     benchmark,
     evaluate,

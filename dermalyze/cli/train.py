@@ -1,5 +1,6 @@
-"""Commands that train: `train`, `sync`, `benchmark`."""
+"""Commands that train: `train`, `tune`, `sync`, `benchmark`."""
 
+import importlib.util
 import logging
 import os
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ _OVERRIDES = {
     "image_column": "data.image_column",
     "label_column": "data.label_column",
     "group_column": "data.group_column",
+    "metric": "training.monitor",
 }
 _OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may change
 
@@ -181,6 +183,92 @@ def _config(
             raise ConfigError(f"--size has no effect with model.name {name}; leave one of them out")
         logger.info(f"model: {name}, named in {path}; --size has no effect")
     return resolved
+
+
+@click.command()
+@click.option(
+    "--search",
+    multiple=True,
+    required=True,
+    metavar="KEY=VALUES",
+    help="Setting to vary: KEY=LOW..HIGH, KEY=LOW..HIGH,log or KEY=A,B,...; repeatable, or several "
+    "with spaces between them.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Trials that the study has in the end, those of earlier and other processes included.",
+)
+@auto_option(
+    "--metric",
+    click.STRING,
+    "Validation metric to compare trials by, such as val/macro_auc; auto: training.monitor.",
+)
+@click.option(
+    "--storage",
+    default="auto",
+    metavar="ADDRESS",
+    help="Database of the study, such as sqlite:///study.db; auto: .dermalyze/tune.db.",
+)
+@click.option(
+    "--study",
+    default="auto",
+    metavar="NAME",
+    help="Study in it, continued if it exists; auto: one for these settings and images.",
+)
+@data_option("Labeled images; auto: data/HAM10000, or drawn demo data.", "auto")
+@auto_option("--config", click.STRING, "YAML file; auto: default.yaml or demo.yaml in configs/.")
+@auto_option("--epochs", click.INT, "Passes over the training images.")
+@auto_option("--seed", click.INT, "Seed of the search, splits, sampling, augmentation and weights.")
+@auto_option("--experiment", click.STRING, "MLflow experiment.")
+@auto_option("--device", click.STRING, "cpu, cuda or mps.")
+@auto_option(
+    "--prepared", click.STRING, "Folder of the decoded images; auto: prepared/ in the data."
+)
+@SETTINGS
+@plugin_option(expose_value=True)
+def tune(
+    search: tuple[str, ...],
+    trials: int,
+    storage: str,
+    study: str,
+    data_dir: str,
+    config: str,
+    settings: tuple[str, ...],
+    plugins: tuple[str, ...],
+    **overrides: Any,
+) -> None:
+    """Search for good settings with Optuna; print the best ones as a config file.
+
+    Each trial is a training that is validated but not tested; poor ones end early. The same command
+    continues a study that was stopped, and can run several times at once.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError(
+            "dermalyze tune needs Optuna, which is not installed; run `pip install "
+            "'dermalyze[train,tune]'`"
+        )
+    from dermalyze.config.search_space import read_search
+    from dermalyze.data.location import find_data
+
+    folder, demo_data = find_data(data_dir, make=False)
+    resolved = _config(config, demo_data, settings, {**overrides, "plugins": list(plugins)})
+    searched = read_search(search, resolved)
+    folder, demo_data = find_data(data_dir, make=True)
+    from dermalyze.workflows.tune import BEST_CONFIG, StudyOptions
+    from dermalyze.workflows.tune import tune as tune_settings
+
+    logger.info(f"data: {folder}")
+    if demo_data:
+        logger.warning("this is drawn demo data; its metrics say nothing about skin")
+    options = StudyOptions(search=searched, num_trials=trials, storage=storage, name=study)
+    tuned = tune_settings(resolved, folder, options)
+    logger.info(
+        f"best: run {tuned.best_run_id}; {BEST_CONFIG} is an artifact of run {tuned.run_id}"
+    )
+    click.echo(masked(tuned.best_config), nl=False)
 
 
 @click.command()

@@ -168,7 +168,7 @@ def fit(
                     return
                 parts.append(part)
         logits = torch.cat(parts).cpu().numpy()
-        val_metrics = score(logits, data.targets[data.val], data.class_names)
+        val_metrics = val_scores(logits, data)
         yield _close_epoch(state, val_metrics, time.perf_counter() - started, config)
 
 
@@ -413,6 +413,33 @@ def val_logits(classifier: Classifier, context: TrainingContext) -> Iterator[Ten
         yield logits.float()
 
 
+def val_scores(logits: NDArray[np.float32], data: LearningData) -> Metrics:
+    """Score logits (N, C) of the validation images: what is logged per epoch, with its names.
+
+    Of the scores of single classes only the sensitivities: a run's page stays readable.
+    """
+    return {
+        f"val/{name}": value
+        for name, value in score(logits, data.targets[data.val], data.class_names).items()
+        if "/" not in name or name.startswith("recall/")
+    }
+
+
+def require_monitor(monitor: str, metrics: Metrics) -> None:
+    """Refuse a `training.monitor` that is not among the metrics of an epoch.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if monitor not in metrics:
+        known = ", ".join(
+            name for name in metrics if name.startswith("val/") and name.count("/") == 1
+        )
+        raise ConfigError(
+            f"training.monitor must be a metric that is logged, got {monitor!r}; known: {known}"
+        )
+
+
 def _close_epoch(
     state: TrainingState, val_metrics: Metrics, val_seconds: float, config: Config
 ) -> Epoch:
@@ -421,24 +448,12 @@ def _close_epoch(
     metrics: Metrics = {
         "train/loss": state.loss_sum / state.num_images,
         "train/accuracy": state.num_correct / state.num_images,
-        # Of the scores of single classes only the sensitivities: a run's page stays readable.
-        **{
-            f"val/{name}": value
-            for name, value in val_metrics.items()
-            if "/" not in name or name.startswith("recall/")
-        },
+        **val_metrics,
         "lr": float(state.optimizer.param_groups[0]["lr"]),
         "epoch_seconds": state.seconds + val_seconds,
         "images_per_second": state.num_images / max(state.seconds, 1e-9),  # of training
     }
-    if training.monitor not in metrics:
-        known = ", ".join(
-            name for name in metrics if name.startswith("val/") and name.count("/") == 1
-        )
-        raise ConfigError(
-            f"training.monitor must be a metric that is logged, got {training.monitor!r}; "
-            f"known: {known}"
-        )
+    require_monitor(training.monitor, metrics)
     value = metrics[training.monitor]
     is_best = state.best_epoch == 0 or (
         value > state.best_value if training.higher_is_better else value < state.best_value

@@ -26,6 +26,7 @@ from dermalyze.workflows.run_context import (
     CONFIG,
     LATEST,
     SPLIT_FILES,
+    STUDY_TAG,
     Here,
     Job,
     prepare_again,
@@ -130,6 +131,11 @@ def reopen(run_id: str, here: Here) -> Kept:
     params, tags = tracking.require_unfinished(run_id)
     if other := tags.get("dermalyze.run_id"):
         raise TrackingError(f"run {run_id} only refers to the training run; resume {other}")
+    if study := tags.get(STUDY_TAG):
+        raise TrackingError(
+            f"run {run_id} belongs to study {study}, which only `dermalyze tune` continues; repeat "
+            "the command that started it"
+        )
     here_already = (tracking.WORK / run_id / LATEST).exists()
     if not here_already and tracking.is_place_missing(run_id) and tracking.has_epochs(run_id):
         # Says where they belong; else it would start again.

@@ -39,6 +39,8 @@ AUDIT = "audit.json"
 MODEL = "model.onnx"
 FOLDS_TAG = "dermalyze.folds"  # of a run that has one run for each fold below it
 FOLD_TAG = "dermalyze.fold"  # of a run below, its number from 1
+STUDY_TAG = "dermalyze.study"  # of a search, and of the runs of its trials below it: its name
+TRIAL_TAG = "dermalyze.trial"  # of a run below, its number from 0
 SPLIT_FILES = ("train_split.csv", "val_split.csv", "test_split.csv")
 
 logger = logging.getLogger(__name__)

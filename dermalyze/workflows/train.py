@@ -62,6 +62,7 @@ from dermalyze.workflows.run_context import (
     AS_IN_THE_RUN,
     AUGMENTATION,
     CONFIG,
+    STUDY_TAG,
     Here,
     Job,
     log_progress,
@@ -161,41 +162,15 @@ def train_in(
     config = began.config
     require_metric(config.tracking.champion_metric, prepared.taxonomy)
     check_settings(config.evaluation, prepared.manifest.iloc[splits.val], prepared.taxonomy)
-    job = Job(
-        began=began,
-        prepared=prepared,
-        splits=splits,
-        device=choose_device(config.training),
-        run=run,
-    )
-    _log_settings(job)
-    checkpoint = furthest_checkpoint(job) if run.resumed else None
-    if config.model.use_metadata:
-        fields = (
-            fields_of(prepared.manifest.iloc[splits.train])
-            if checkpoint is None
-            else ModelSpec.from_json(checkpoint["spec"]).metadata  # which its weights are made for
-        )
-        job = dataclasses.replace(job, metadata=fields)
-    state = _first_state(job, checkpoint)
-    data = LearningData(
-        store=prepared.store,
-        class_names=prepared.taxonomy.names,
-        targets=targets_of(prepared.manifest, prepared.taxonomy),
-        train=splits.train,
-        val=splits.val,
-        metadata=None if job.metadata is None else metadata_of(prepared.manifest, job.metadata),
-        metadata_parts=() if job.metadata is None else job.metadata.parts,
-        masks=_masks_of(job) if config.loss.mask_weight else None,
-    )
+    job, state = set_up(run, began, prepared, splits)
     with stop_on_signal() as should_stop:
-        for epoch in fit(state, data, config, job.device, should_stop):
+        for epoch in fit(state, learning_data(job), config, job.device, should_stop):
             save_latest(job, state)
             if epoch.is_best:
                 save_best(job, state)
             run.log_epoch(epoch.index, epoch.metrics)
             log_progress(job, best=epoch.is_best)
-            logger.info(_epoch_line(state, config.training.epochs))
+            logger.info(epoch_line(state, config.training.epochs))
         if should_stop() and state.epoch < config.training.epochs and not state.stopped_early:
             save_latest(job, state)
             log_progress(job, best=False)
@@ -212,6 +187,48 @@ def train_in(
             f"stopped early: {config.training.monitor} was best in epoch {state.best_epoch}"
         )
     return ship(job, state)
+
+
+def set_up(
+    run: "tracking.TrackedRun | UntrackedRun", began: Began, prepared: Prepared, splits: Splits
+) -> tuple[Job, TrainingState]:
+    """Log what an open run trains with; return that, and the state to train from.
+
+    Args: as `train_in`.
+    """
+    config = began.config
+    job = Job(
+        began=began,
+        prepared=prepared,
+        splits=splits,
+        device=choose_device(config.training),
+        run=run,
+    )
+    _log_settings(job)
+    checkpoint = furthest_checkpoint(job) if run.resumed else None
+    if config.model.use_metadata:
+        fields = (
+            fields_of(prepared.manifest.iloc[splits.train])
+            if checkpoint is None
+            else ModelSpec.from_json(checkpoint["spec"]).metadata  # which its weights are made for
+        )
+        job = dataclasses.replace(job, metadata=fields)
+    return job, _first_state(job, checkpoint)
+
+
+def learning_data(job: Job) -> LearningData:
+    """Return what `fit` takes of the images of a run; the test images are not among it."""
+    prepared, splits = job.prepared, job.splits
+    return LearningData(
+        store=prepared.store,
+        class_names=prepared.taxonomy.names,
+        targets=targets_of(prepared.manifest, prepared.taxonomy),
+        train=splits.train,
+        val=splits.val,
+        metadata=None if job.metadata is None else metadata_of(prepared.manifest, job.metadata),
+        metadata_parts=() if job.metadata is None else job.metadata.parts,
+        masks=_masks_of(job) if job.config.loss.mask_weight else None,
+    )
 
 
 def resume(run_id: str, here: Here = AS_IN_THE_RUN) -> RunResult:
@@ -305,7 +322,7 @@ def _log_settings(job: Job) -> None:
     """Log the settings and the splits, and keep them in the run's folder."""
     run, began = job.run, job.began
     make_folder(job.folder)
-    if not (isinstance(run, UntrackedRun) or run.is_below):
+    if not (isinstance(run, UntrackedRun) or run.is_below or STUDY_TAG in run.tags):
         warn_of_place(run)
     run.log_params({**flatten(job.config), "data.dir": str(began.data_dir.resolve())})
     run.set_tags({"dermalyze.demo_data": str(began.demo_data).lower()})
@@ -425,7 +442,8 @@ def _log_start(job: Job, weights: Weights, num_parameters: int) -> None:
     run.log_file(job.folder / AUGMENTATION)
 
 
-def _epoch_line(state: TrainingState, epochs: int) -> str:
+def epoch_line(state: TrainingState, epochs: int) -> str:
+    """Say what the last epoch came to."""
     last = state.history[-1]
     seconds = sum(entry["epoch_seconds"] for entry in state.history) / len(state.history)
     left = round(seconds * (epochs - state.epoch))

@@ -13,22 +13,27 @@ from dermalyze.config.loading import load_config
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "dermalyze" / "models" / "weights"
+ENTRY_POINTS = ("main", "tune", "prepare_data", "evaluate", "export_onnx")
 
 
 def requirements():
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    names = ("requirements.txt", "requirements-tune.txt")
+    lines = [line for name in names for line in (ROOT / name).read_text().splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_one_requirements_file_feeds_every_environment():
-    reference = "-r requirements.txt"
-    assert yaml.safe_load((ROOT / "python_env.yaml").read_text())["dependencies"] == [reference]
+def test_the_same_requirements_feed_every_environment():
+    references = ["-r requirements.txt", "-r requirements-tune.txt"]
+    assert yaml.safe_load((ROOT / "python_env.yaml").read_text())["dependencies"] == references
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
-    assert {"pip": [reference]} in conda
+    assert {"pip": references} in conda
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     dynamic = project["tool"]["setuptools"]["dynamic"]["optional-dependencies"]
-    assert dynamic == {"train": {"file": ["requirements.txt"]}}
-    assert reference in (ROOT / "requirements-dev.txt").read_text()
+    assert dynamic == {
+        "train": {"file": ["requirements.txt"]},
+        "tune": {"file": ["requirements-tune.txt"]},
+    }
+    assert set(references) <= set((ROOT / "requirements-dev.txt").read_text().splitlines())
 
 
 def test_every_requirement_is_pinned():
@@ -52,7 +57,7 @@ def project():
 
 
 def test_mlflow_reads_the_entry_points_that_are_promised(project):
-    assert set(project._entry_points) == {"main", "prepare_data", "evaluate", "export_onnx"}
+    assert set(project._entry_points) == set(ENTRY_POINTS)
     assert list(project.get_entry_point("main").parameters) == [
         "size",
         "data_dir",
@@ -71,10 +76,10 @@ def test_mlflow_reads_the_entry_points_that_are_promised(project):
     ]
 
 
-@pytest.mark.parametrize("name", ["main", "prepare_data", "evaluate", "export_onnx"])
+@pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_every_entry_point_calls_a_command_with_options_that_it_has(project, name):
     entry = project.get_entry_point(name)
-    given = {"run_id": "r"} if "run_id" in entry.parameters else {}
+    given = {name: "r" for name in ("run_id", "search") if name in entry.parameters}
     words = entry.compute_command(given, None).split()
     assert words[:3] == ["python", "-m", "dermalyze"]
     command = main.commands[words[3]]
@@ -85,7 +90,7 @@ def test_every_entry_point_calls_a_command_with_options_that_it_has(project, nam
 
 
 def test_no_parameter_has_an_empty_default(project):
-    for name in ("main", "prepare_data", "evaluate", "export_onnx"):
+    for name in ENTRY_POINTS:
         for parameter in project.get_entry_point(name).parameters.values():
             assert parameter.default != ""
 

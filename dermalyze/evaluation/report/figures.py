@@ -10,7 +10,7 @@ import functools
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
@@ -437,6 +437,53 @@ def forest(comparison: Comparison) -> Figure:
         hollow = f"hollow: no interval, too few {comparison.group_by}s or none that differ"
         handles.append(Line2D([], [], color=GREY, marker="o", mfc="white", lw=0, label=hollow))
     _legend(figure, handles, "outside upper center", fontsize=9)
+    return figure
+
+
+@_drawn
+def tuning_history(
+    values: Mapping[int, float], pruned: Collection[int], metric: str, *, higher_is_better: bool
+) -> Figure:
+    """Draw the value of each trial, by its number, and the best so far of those not pruned."""
+    figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    numbers = sorted(values)
+    kept = [number for number in numbers if number not in pruned]
+    best = np.maximum if higher_is_better else np.minimum
+    dots: dict[str, Any] = {"color": BLUE, "lw": 0, "ms": 5}
+    axes.plot(kept, [values[number] for number in kept], "o", label="trial", **dots)
+    if early := [number for number in numbers if number in pruned]:
+        at = [values[number] for number in early]
+        axes.plot(early, at, "o", mfc="white", label="pruned, best until then", **dots)
+    axes.step(
+        kept,
+        best.accumulate([values[number] for number in kept]),
+        where="post",
+        color=VERMILION,
+        label="best so far",
+    )
+    axes.set(xlabel="trial", ylabel=metric)
+    if min(values.values()) > 0 and max(values.values()) > 100 * min(values.values()):
+        axes.set_yscale("log")  # or a loss that exploded would hide all others
+    axes.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    axes.grid()
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+@_drawn
+def importances(shares: Mapping[str, float], metric: str) -> Figure:
+    """Draw how much each searched setting matters for a metric; the shares add up to 1."""
+    names = sorted(shares, key=lambda name: shares[name])
+    figure = Figure(figsize=(_WIDTH + 1, 1.2 + 0.4 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(range(len(names)), [shares[name] for name in names], color=BLUE)
+    axes.bar_label(bars, [_percent(shares[name]) for name in names], padding=3, fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlim=(0, 1.12), xlabel=f"importance for {metric}")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.tick_params(axis="y", length=0)
     return figure
 
 
