@@ -40,11 +40,11 @@ def project(tmp_path_factory):
     venv = Path(sys.executable).parents[1]
     if not (venv / ".ready").exists():
         pytest.skip(f"{venv} was not made by `make install`; the README's commands need it")
-    made = (venv / ".ready").stat().st_mtime
+    made = (venv / ".ready").stat().st_mtime_ns  # in seconds it would be rounded, half of them up
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-        os.utime(folder / name, (made, made))  # were it newer, `make` would install the copy
+        os.utime(folder / name, ns=(made, made))  # were it newer, `make` would install the copy
     (folder / ".venv").symlink_to(venv)
     return folder
 
