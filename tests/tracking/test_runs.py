@@ -172,8 +172,9 @@ def test_an_unknown_run_and_a_missing_artifact_are_one_sentence_each(store):
     assert str(caught.value) == (
         f"no run '{unknown}' in sqlite:///{store}/mlflow.db; see `mlflow ui` for its run ids"
     )
+    (store / "note.txt").write_text("hello")
     with open_run(CONFIG) as run:
-        pass
+        run.log_file(store / "note.txt")  # or the store would not have a folder of its files
     with pytest.raises(TrackingError) as caught, opened(run.run_id) as found:
         found.file("checkpoint_best.pt")
     assert str(caught.value) == (
