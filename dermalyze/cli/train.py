@@ -61,7 +61,8 @@ _OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may
 @auto_option(
     "--pretrained",
     click.STRING,
-    "true, false or a .safetensors file; auto: use pretrained weights if available.",
+    "true, false, a .safetensors file, or a trained network: run:ID, FILE.pt; auto: use "
+    "pretrained weights if available.",
 )
 @auto_option("--seed", click.INT, "Seed of splits, sampling, augmentation and weights.")
 @auto_option("--experiment", click.STRING, "MLflow experiment.")

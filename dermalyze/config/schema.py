@@ -155,8 +155,12 @@ class ModelConfig(Section):
     name: str = Field(default="auto", min_length=1, description="auto or a timm model name")
     # Modules or .py files imported first; never taken from a stored file.
     plugins: Texts = Field(default=(), description="a list of strings")
-    pretrained: bool | Annotated[str, Field(pattern=r"^auto$|\.safetensors$")] = Field(
-        default="auto", description="auto, true, false or a path that ends in .safetensors"
+    # run:ID and a .pt file: a trained network's backbone, and its head for the same classes.
+    pretrained: bool | Annotated[str, Field(pattern=r"^auto$|^run:\S+$|\.(pt|safetensors)$")] = (
+        Field(
+            default="auto",
+            description="auto, true, false, run:ID or a path that ends in .pt or .safetensors",
+        )
     )
     # A first layer that takes away the color of the light.
     color_constancy: str = one_of(["none", "shades_of_gray", "max_rgb"])

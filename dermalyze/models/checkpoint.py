@@ -7,7 +7,7 @@ opens it; a pickle that holds anything else is refused.
 import dataclasses
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from dermalyze.config.loading import config_from
 from dermalyze.config.schema import ModelConfig
-from dermalyze.models.classifier import build_classifier
+from dermalyze.models.classifier import Classifier, build_classifier
 from dermalyze.models.ensemble import Member
 from dermalyze.models.heads import AcrnnHead
 from dermalyze.models.out_of_distribution import ScopeScore
@@ -98,6 +98,50 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 "train again"
             )
     return content
+
+
+def is_trained(pretrained: bool | str) -> bool:
+    """Say whether `model.pretrained` names a trained network, as opposed to a backbone."""
+    return str(pretrained).startswith("run:") or str(pretrained).endswith(".pt")
+
+
+def backbone_name(content: dict[str, Any]) -> str:
+    """Return timm's name of the backbone of a checkpoint."""
+    values = json.loads(content["model"])
+    return config_from({"model": {**values, "pretrained": False}}).model.timm_name
+
+
+def start_from(
+    classifier: Classifier, content: dict[str, Any], name: str, class_names: Sequence[str]
+) -> str:
+    """Give a network a trained one's backbone, and its head if that answers for the same classes.
+
+    Args:
+        classifier: the new network.
+        content: of a checkpoint.
+        name: timm's name of the new network's backbone.
+        class_names: of the new network's answers.
+
+    Returns:
+        What was taken, in words.
+
+    Raises:
+        ConfigError: the backbones are different.
+    """
+    weights, spec = content["weights"], ModelSpec.from_json(content["spec"])
+    known = {key: value.shape for key, value in classifier.state_dict().items()}
+    backbone = {key: value for key, value in weights.items() if key.startswith("backbone.")}
+    of_head = {key: value for key, value in weights.items() if key.startswith("head.")}
+    own = {key for key in known if key.startswith("backbone.")}
+    if backbone.keys() != own or any(known[key] != value.shape for key, value in backbone.items()):
+        raise ConfigError(
+            f"model.pretrained names a trained {backbone_name(content)}, and model.name is {name}; "
+            "leave model.name out, or name another file"
+        )
+    same_head = spec.taxonomy.names == tuple(class_names) and of_head.keys() == known.keys() - own
+    same_head = same_head and all(known[key] == value.shape for key, value in of_head.items())
+    classifier.load_state_dict(backbone | of_head if same_head else backbone, strict=same_head)
+    return "backbone and head" if same_head else "backbone; the head is new"
 
 
 def load_member(path: Path) -> tuple[Member, ModelSpec]:

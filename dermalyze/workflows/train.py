@@ -7,6 +7,7 @@ so that a run that is killed at any point can be resumed.
 import dataclasses
 import hashlib
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ from dermalyze.evaluation.predictions import targets_of
 from dermalyze.evaluation.statistics.noninferiority import require_metric
 from dermalyze.evaluation.text import things
 from dermalyze.models.backbone import resize_filter_of
-from dermalyze.models.checkpoint import load_checkpoint
+from dermalyze.models.checkpoint import (
+    backbone_name,
+    is_trained,
+    load_checkpoint,
+    start_from,
+)
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.mask_decoder import build_mask_decoder
 from dermalyze.models.pretrained import Weights
@@ -61,6 +67,7 @@ from dermalyze.workflows.finish import RunResult, ship
 from dermalyze.workflows.run_context import (
     AS_IN_THE_RUN,
     AUGMENTATION,
+    BEST,
     CONFIG,
     STUDY_TAG,
     Here,
@@ -280,12 +287,14 @@ def warn_of_place(run: "tracking.TrackedRun") -> None:
 def resolve(config: Config) -> Config:
     """Replace what is left to find out by what was found; files become absolute."""
     data, model = config.data, config.model
+    pretrained = model.pretrained
+    if isinstance(pretrained, str) and pretrained != "auto" and not pretrained.startswith("run:"):
+        pretrained = str(Path(pretrained).resolve())
+    if is_trained(pretrained) and model.name == "auto":
+        model = dataclasses.replace(model, name=backbone_name(_trained(str(pretrained))))
     if data.resize_filter == "auto":
         data = dataclasses.replace(data, resize_filter=resize_filter_of(model))
     plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in model.plugins)
-    pretrained = model.pretrained
-    if isinstance(pretrained, str) and pretrained != "auto":
-        pretrained = str(Path(pretrained).resolve())
     if data.prepared != "auto":
         data = dataclasses.replace(data, prepared=str(Path(data.prepared).resolve()))
     model = dataclasses.replace(model, plugins=plugins, pretrained=pretrained)
@@ -294,6 +303,15 @@ def resolve(config: Config) -> Config:
         load_checkpoint(Path(file))
     loss = dataclasses.replace(config.loss, distill_from=teachers)
     return dataclasses.replace(config, data=data, model=model, loss=loss)
+
+
+def _trained(pretrained: str) -> dict[str, Any]:
+    """Read the trained network that `model.pretrained` names."""
+    if not pretrained.startswith("run:"):
+        return load_checkpoint(Path(pretrained))
+    with tempfile.TemporaryDirectory() as folder:
+        run_id = pretrained.removeprefix("run:")
+        return load_checkpoint(tracking.fetch(run_id, BEST, Path(folder)))
 
 
 def make_splits(config: Config, prepared: Prepared) -> Splits:
@@ -348,9 +366,17 @@ def _first_state(job: Job, checkpoint: dict[str, Any] | None) -> TrainingState:
     model = config.model
     if checkpoint is not None:  # it has all weights
         model = dataclasses.replace(model, pretrained=False)
+    trained = None
+    if is_trained(model.pretrained):
+        trained = _trained(str(model.pretrained))
+        model = dataclasses.replace(model, pretrained=False)
+    taxonomy = job.prepared.taxonomy
     classifier, weights = build_classifier(
-        model, config.data.image_size, len(job.prepared.taxonomy), job.metadata
+        model, config.data.image_size, len(taxonomy), job.metadata
     )
+    if trained is not None:
+        taken = start_from(classifier, trained, model.timm_name, taxonomy.names)
+        weights = Weights(source=f"{config.model.pretrained}: {taken}")
     decoder = None
     if config.loss.mask_weight:
         decoder = build_mask_decoder(classifier.backbone, config.data.image_size)

@@ -59,8 +59,8 @@ LONG = "n" * 300  # more than a file system takes
          "got 'tiny'"),
         (["train", "--head-type", "x"], 1, "model.head_type must be one of simple, acrnn, got 'x'"),
         (["train", "--loss", "mse"], 1, "loss.type must be one of cross_entropy, focal, got 'mse'"),
-        (["train", "--pretrained", "maybe"], 1, "model.pretrained must be auto, true, false or a "
-         "path that ends in .safetensors, got 'maybe'"),
+        (["train", "--pretrained", "maybe"], 1, "model.pretrained must be auto, true, false, "
+         "run:ID or a path that ends in .pt or .safetensors, got 'maybe'"),
         (["train", "--seed", "-1"], 1, "training.seed must be from 0 to 2147483647, got -1"),
         (["train", "--image-size", "3"], 1, "data.image_size must be from 16 to 1024, got 3"),
         (["train", "--batch-size", "1"], 1, "training.batch_size must be at least 2, got 1"),

@@ -9,10 +9,11 @@ from dermalyze.models.checkpoint import (
     load_checkpoint,
     load_member,
     save_checkpoint,
+    start_from,
 )
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.out_of_distribution import ScopeScore
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, ConfigError
 from serving.ham10000_taxonomy import HAM10000
 from serving.spec import ModelSpec
 from serving.uncertainty import Scope
@@ -149,4 +150,47 @@ def test_a_checkpoint_without_one_of_its_parts_is_refused_by_name(
     assert str(caught.value) == (
         f"{path} lacks its part '{part}', which every checkpoint has; use another copy, or train "
         "again"
+    )
+
+
+def same_weights(one, other, part):
+    return [torch.equal(a, b) for a, b in zip(
+        getattr(one, part).state_dict().values(), getattr(other, part).state_dict().values(),
+        strict=True,
+    )]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (HAM10000.names, "backbone and head"),
+        (HAM10000.names[::-1], "backbone; the head is new"),  # as many, in another order
+        (("mel", "nv"), "backbone; the head is new"),
+    ],
+)
+def test_a_trained_network_gives_its_head_only_to_the_same_classes(
+    tmp_path, classifier, names, taken
+):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, classifier.state_dict(), CONFIG, SPEC)
+    new = build_classifier(CONFIG, 32, len(names))[0]
+    before = [value.clone() for value in new.head.state_dict().values()]
+    assert start_from(new, load_checkpoint(path), CONFIG.timm_name, names) == taken
+    assert all(same_weights(new, classifier, "backbone"))
+    kept = [torch.equal(a, b) for a, b in zip(new.head.state_dict().values(), before, strict=True)]
+    assert all(kept) == (taken != "backbone and head")
+    if taken == "backbone and head":
+        assert all(same_weights(new, classifier, "head"))
+
+
+def test_a_trained_network_of_another_backbone_is_refused(tmp_path, classifier):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, classifier.state_dict(), CONFIG, SPEC)
+    other = ModelConfig(name="test_resnet", pretrained=False)
+    new = build_classifier(other, 32, 7)[0]
+    with pytest.raises(ConfigError) as caught:
+        start_from(new, load_checkpoint(path), "test_resnet", HAM10000.names)
+    assert str(caught.value) == (
+        "model.pretrained names a trained test_efficientnet, and model.name is test_resnet; "
+        "leave model.name out, or name another file"
     )

@@ -513,3 +513,31 @@ def test_sampling_and_weights_together_are_allowed_with_a_warning(place, demo):
     assert "both correct the imbalance" in done.stderr
     tags = client(place).get_run(run_id_of(done.stdout)).data.tags
     assert "both correct the imbalance" in tags["dermalyze.warnings"]
+
+
+def test_a_run_and_a_checkpoint_are_what_another_training_starts_from(
+    place, demo, trained, tmp_path
+):
+    """The backbone is the trained one without being named; after no update so is the network."""
+    run_id = run_id_of(trained.stdout)
+    checkpoint = artifact(place, run_id, "checkpoint_best.pt")
+    words = (
+        *train_words(demo, "--epochs", 1, "--no-tracking", "--set", "model.name=auto"),
+        *("--set", "training.lr=1.0e-12", "--set", "training.scheduler.eta_min=0.0"),
+    )
+    expected = torch.load(checkpoint, weights_only=True)["weights"]
+    for name in (f"run:{run_id}", checkpoint):
+        folder = tmp_path / Path(name).suffix.strip(".") / "run"
+        output = dermalyze(place, *words, "--pretrained", name, "--output", folder).stdout
+        assert f"pretrained: {name}: backbone and head" in output
+        assert "backbone: test_efficientnet" in output
+        found = torch.load(folder / "checkpoint_best.pt", weights_only=True)["weights"]
+        for key, value in expected.items():
+            if key.endswith("weight"):
+                torch.testing.assert_close(found[key], value, atol=1e-6, rtol=0)
+
+
+def test_a_run_that_is_not_there_is_no_start(place, demo):
+    done = dermalyze(place, *train_words(demo, "--pretrained", "run:none"), check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "Error: there is no run none"
