@@ -540,4 +540,4 @@ def test_a_run_and_a_checkpoint_are_what_another_training_starts_from(
 def test_a_run_that_is_not_there_is_no_start(place, demo):
     done = dermalyze(place, *train_words(demo, "--pretrained", "run:none"), check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "Error: there is no run none"
+    assert done.stderr.splitlines()[-1].startswith("Error: no run 'none' in ")
