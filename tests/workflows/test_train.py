@@ -528,7 +528,7 @@ def test_a_run_and_a_checkpoint_are_what_another_training_starts_from(
     expected = torch.load(checkpoint, weights_only=True)["weights"]
     for name in (f"run:{run_id}", checkpoint):
         folder = tmp_path / Path(name).suffix.strip(".") / "run"
-        output = dermalyze(place, *words, "--pretrained", name, "--output", folder).stdout
+        output = dermalyze(place, *words, "--pretrained", name, "--output", folder).stderr
         assert f"pretrained: {name}: backbone and head" in output
         assert "backbone: test_efficientnet" in output
         found = torch.load(folder / "checkpoint_best.pt", weights_only=True)["weights"]
