@@ -85,7 +85,7 @@ LONG = "n" * 300  # more than a file system takes
          "--resume pass only --data-dir, --device, --prepared, --pretrained and --plugin (see "
          "`dermalyze train --help`)"),
         (["train", "--no-such"], 2, "No such option '--no-such'. (see `dermalyze train --help`)"),
-        (["trane"], 2, "No such command 'trane'. Did you mean 'train'? (see `dermalyze --help`)"),
+        (["trian"], 2, "No such command 'trian'. Did you mean 'train'? (see `dermalyze --help`)"),
         (["evaluate", "--run-id", "r", "--images", "d"], 2, "--images and --labels go together "
          "(see `dermalyze evaluate --help`)"),
         (["export-onnx", "--run-id", "r", "--precision", "int4"], 2, "Invalid value for "
