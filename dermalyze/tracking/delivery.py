@@ -23,6 +23,7 @@ from mlflow.entities import (
 from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 
+from serving.atomic_write import whole_file
 from serving.errors import TrackingError
 
 MODEL_URI_TAG = "dermalyze.model_uri"
@@ -108,7 +109,8 @@ def _log_model(client: MlflowClient, entry: Entry, path: Path) -> None:
     saved = Model.load(str(path))
     saved.run_id, saved.model_id, saved.model_uuid = run_id, model.model_id, model.model_id
     saved.artifact_path = model.artifact_location
-    saved.save(str(path / "MLmodel"))
+    with whole_file(path / "MLmodel") as partial:  # a kill leaves the old one, to be sent again
+        saved.save(str(partial))
     client.log_model_artifacts(model.model_id, str(path))
     for metrics in _batches(_metrics(entry, model.model_id)):
         client.log_batch(run_id, metrics=metrics)

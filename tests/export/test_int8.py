@@ -308,11 +308,12 @@ def dermalyze(place, *words):
 @pytest.mark.slow
 def test_a_run_is_exported_in_int8_with_its_own_data_and_no_other(tmp_path):
     demo = make_demo_data(tmp_path / "demo", num_images=140)
-    # Hardly trained: the answers are sure not to depend on roundings.
+    # Trained to always answer the commonest class, by far: no rounding changes an answer.
     settings = """
 model: {name: test_efficientnet, pretrained: false}
 data: {image_size: 32}
-training: {epochs: 1, batch_size: 8, lr: 1.0e-8, device: cpu, scheduler: {eta_min: 0.0}}
+training: {epochs: 1, batch_size: 8, lr: 1.0e-2, device: cpu}
+loss: {class_weights: none}
 tracking: {register: false}
 """
     (tmp_path / "config.yaml").write_text(settings)
