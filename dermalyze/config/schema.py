@@ -224,6 +224,10 @@ class TrainingConfig(Section):
         require(least <= self.lr, name, f"at most training.lr ({self.lr})", least)
         name, least = "training.head_warmup_epochs", self.head_warmup_epochs
         require(least < self.epochs, name, f"less than training.epochs ({self.epochs})", least)
+        if self.mixstyle:
+            name = "training.use_torch_compile"
+            expected = "false with training.mixstyle, which a compiled network leaves out"
+            require(not self.use_torch_compile, name, expected, self.use_torch_compile)
         return self
 
     @property

@@ -109,6 +109,15 @@ def test_sampling_by_class_is_refused_with_logit_adjustment():
     )
 
 
+def test_a_compiled_network_is_refused_with_mixed_styles():
+    with pytest.raises(ConfigError) as caught:
+        config_from({}, ["training.mixstyle=0.5", "training.use_torch_compile=true"])
+    assert str(caught.value) == (
+        "training.use_torch_compile must be false with training.mixstyle, which a compiled network "
+        "leaves out, got True"
+    )
+
+
 def test_the_last_override_wins_and_an_integer_serves_as_a_number():
     config = config_from({"training": {"lr": 0.5}}, ["training.lr=2", "training.lr=1"])
     assert config.training.lr == 1.0
