@@ -29,17 +29,17 @@ def shown(found: dict[str, Any]) -> str:
 def row(folder: Path) -> list[str]:
     home = intervals(read_scored(folder / "evaluation" / "val_predictions.csv"))
     history = json.loads((folder / "training_history.json").read_text())
-    judged = json.loads((folder / "evaluation" / "judgement.json").read_text())
-    limits, away = judged["limits"], judged["intervals"]
+    evaluation = json.loads((folder / "evaluation" / "judgement.json").read_text())
+    limits, elsewhere = evaluation["limits"], evaluation["intervals"]
     answered = limits["abstention"]["coverage"]
     # An error rate with less than a fifth answered says nothing.
     risk = limits["abstention"]["risk"]
     wrong = shown(risk) if answered["estimate"] >= 0.2 else "not answered"
-    mass = (judged["explanations"] or {}).get("mass")
+    mass = (evaluation["explanations"] or {}).get("mass")
     return [
         folder.name,
         *(shown(vars(home[name])) for name in HOME),
-        *(shown(away[name]) for name in ELSEWHERE),
+        *(shown(elsewhere[name]) for name in ELSEWHERE),
         shown(answered),
         wrong,
         shown(limits["prediction_sets"]["coverage"]),
@@ -53,9 +53,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     folders = parser.parse_args().folders
     home = [f"home {name}" for name in HOME]
-    away = [f"elsewhere {name.removesuffix('_elsewhere')}" for name in ELSEWHERE]
+    elsewhere = [f"elsewhere {name.removesuffix('_elsewhere')}" for name in ELSEWHERE]
     more = ["answered", "of these wrong", "set coverage", "map mass over center", "images/s"]
-    titles = ["training", *home, *away, *more]
+    titles = ["training", *home, *elsewhere, *more]
     print("| " + " | ".join(titles) + " |")
     print("|" + "---|" * len(titles))
     for folder in folders:

@@ -11,8 +11,8 @@ def learning_rate(
     """Return the learning rate of update `step`, counted from 0 over the whole training.
 
     A linear warm-up over `warmup_pct` of all updates ends at `lr`; a cosine from there falls to
-    `eta_min` (Loshchilov & Hutter 2017, eq. 5) at the end of the training or, with warm restarts,
-    at the end of each period of `T_0` epochs, of which the first includes the warm-up.
+    `eta_min` (Loshchilov & Hutter 2017, eq. 5) at the end of the training.  With warm restarts
+    there is a cosine for each period of `T_0` epochs; the first period includes the warm-up.
     """
     warmup_steps = round(config.warmup_pct * steps_per_epoch * epochs)
     if step < warmup_steps:

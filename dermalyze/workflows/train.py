@@ -7,7 +7,6 @@ so that a run that is killed at any point can be resumed.
 import dataclasses
 import hashlib
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ from dermalyze.workflows.run_fingerprint import Began, began_with
 from dermalyze.workflows.run_lock import hold, lock, open_held
 from serving.atomic_write import whole_file, write_text
 from serving.errors import TrackingError, TrainingError
-from serving.os_errors import make_folder
+from serving.os_errors import make_folder, temporary_folder
 from serving.spec import ModelSpec
 
 _MASK_SIDE = 64  # pixels: twice what a decoder gives at 256
@@ -309,9 +308,8 @@ def _trained(pretrained: str) -> dict[str, Any]:
     """Read the trained network that `model.pretrained` names."""
     if not pretrained.startswith("run:"):
         return load_checkpoint(Path(pretrained))
-    with tempfile.TemporaryDirectory() as folder:
-        run_id = pretrained.removeprefix("run:")
-        return load_checkpoint(tracking.fetch(run_id, BEST, Path(folder)))
+    with temporary_folder() as folder:
+        return load_checkpoint(tracking.fetch(pretrained.removeprefix("run:"), BEST, folder))
 
 
 def make_splits(config: Config, prepared: Prepared) -> Splits:

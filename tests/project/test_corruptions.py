@@ -78,8 +78,6 @@ def test_noise_is_as_strong_as_stated():
 
 @pytest.mark.parametrize("name", ["text_pages", "screenshots", "noise", "sample_images"])
 def test_foreign_pictures_come_in_the_size_asked_for_and_differ(name):
-    if name == "sample_images":
-        pytest.importorskip("skimage")
     pictures = getattr(foreign, name)(20, 48, np.random.default_rng(0))
     assert (pictures.shape, pictures.dtype) == ((20, 48, 48, 3), np.uint8)
     assert len(np.unique(pictures.reshape(20, -1), axis=0)) == 20
