@@ -22,12 +22,13 @@ from serving.photo_quality import hints
 from serving.prediction import ImageInput, Prediction, open_image, softmax
 from serving.preprocess import Pixels, to_pixels
 from serving.spec import ModelSpec
-from serving.uncertainty import DEFAULT_LEVEL
+from serving.uncertainty import DEFAULT_LEVEL, DEFAULT_SENSITIVITY
 
 BATCH_SIZE = 8  # larger batches are hardly faster on a CPU
 
 PARAMS: dict[str, float | bool] = {  # what an HTTP request may ask beside its images
     "level": DEFAULT_LEVEL,  # of the prediction sets
+    "sensitivity": DEFAULT_SENSITIVITY,  # of the referral
     "explain": False,  # a map in each answer
     "one_lesion": False,  # all images show one lesion; one answer
 }
@@ -94,6 +95,7 @@ class AnyPredictor(ABC):
         *,
         metadata: Metadata | None = None,
         level: float = DEFAULT_LEVEL,
+        sensitivity: float = DEFAULT_SENSITIVITY,
     ) -> Prediction:
         """Answer for one image: a path, bytes, a PIL image or a uint8 array.
 
@@ -101,12 +103,15 @@ class AnyPredictor(ABC):
             image: the image.
             metadata: what is known of the patient and the site, for a model that takes it.
             level: coverage of the prediction set, a fraction.
+            sensitivity: of the referral for malignant lesions, a fraction.
 
         Raises:
             ImageError: the image cannot be used.
-            ConfigError: the model has no sets of this level, or takes no metadata.
+            ConfigError: the model has no sets of this level, the sensitivity is not from 0.8 to
+                0.99, or the model takes no metadata.
         """
-        (prediction,) = self.answer([self.read(image, metadata)], level=level)
+        case = self.read(image, metadata)
+        (prediction,) = self.answer([case], level=level, sensitivity=sensitivity)
         return prediction
 
     def predict_batch(
@@ -116,6 +121,7 @@ class AnyPredictor(ABC):
         metadata: Iterable[Metadata | None] | None = None,
         batch_size: int = BATCH_SIZE,
         level: float = DEFAULT_LEVEL,
+        sensitivity: float = DEFAULT_SENSITIVITY,
     ) -> list[Prediction]:
         """Answer for many images, in their order; `batch_size` of them go through at a time.
 
@@ -124,6 +130,7 @@ class AnyPredictor(ABC):
             metadata: one for each image; None: nothing is known.
             batch_size: how many are in memory at a time.
             level: as for `predict`.
+            sensitivity: as for `predict`.
 
         Raises:
             ImageError: an image cannot be used.
@@ -135,13 +142,19 @@ class AnyPredictor(ABC):
         else:
             cases = (self.read(*pair) for pair in zip(images, metadata, strict=True))
         while batch := list(islice(cases, batch_size)):
-            answers += self.answer(batch, level=level)
+            answers += self.answer(batch, level=level, sensitivity=sensitivity)
         return answers
 
-    def answer(self, cases: Sequence[Case], *, level: float = DEFAULT_LEVEL) -> list[Prediction]:
+    def answer(
+        self,
+        cases: Sequence[Case],
+        *,
+        level: float = DEFAULT_LEVEL,
+        sensitivity: float = DEFAULT_SENSITIVITY,
+    ) -> list[Prediction]:
         """Answer for cases with one run of the network."""
         outputs = self._outputs(cases)
-        return predictions(outputs, cases, self.spec, level=level)
+        return predictions(outputs, cases, self.spec, level=level, sensitivity=sensitivity)
 
     def predict_lesion(
         self,
@@ -149,11 +162,13 @@ class AnyPredictor(ABC):
         *,
         metadata: Metadata | None = None,
         level: float = DEFAULT_LEVEL,
+        sensitivity: float = DEFAULT_SENSITIVITY,
     ) -> Prediction:
         """Answer once for several photographs of one lesion: the mean of their probabilities.
 
         Photographs that are out of scope are left out, unless all are.  `prediction_set` is that
-        of an image, as nothing was calibrated for several: it is there only for one.
+        of an image, as nothing was calibrated for several: it is there only for one.  The referral
+        holds for both: a mean is flagged where each photograph is.
 
         Raises:
             ImageError: an image cannot be used, or there is none.
@@ -170,7 +185,8 @@ class AnyPredictor(ABC):
             raise ImageError("a lesion needs at least one image, got none")
         answers = []
         for start in range(0, len(cases), BATCH_SIZE):
-            answers += self.answer(cases[start : start + BATCH_SIZE], level=level)
+            batch = cases[start : start + BATCH_SIZE]
+            answers += self.answer(batch, level=level, sensitivity=sensitivity)
         return pooled(answers, self.spec)
 
     def explain(
@@ -180,6 +196,7 @@ class AnyPredictor(ABC):
         class_name: str = "",
         metadata: Metadata | None = None,
         level: float = DEFAULT_LEVEL,
+        sensitivity: float = DEFAULT_SENSITIVITY,
     ) -> Explanation:
         """Show where in an image the evidence for a class lies.
 
@@ -188,6 +205,7 @@ class AnyPredictor(ABC):
             class_name: the class; empty: the predicted one.
             metadata: as for `predict`.
             level: as for `predict`.
+            sensitivity: as for `predict`.
 
         Raises:
             ConfigError: the model has no map, or the class is unknown.
@@ -204,7 +222,9 @@ class AnyPredictor(ABC):
         photograph = open_image(image, max_pixels=self.max_pixels)
         case = self.read(photograph, metadata)
         outputs = self._outputs([case], *map_names(self.spec))
-        (prediction,) = predictions(outputs, [case], self.spec, level=level)
+        (prediction,) = predictions(
+            outputs, [case], self.spec, level=level, sensitivity=sensitivity
+        )
         name = class_name or prediction.predicted_class
         index = self.spec.class_names.index(name)
         return Explanation(
@@ -241,11 +261,21 @@ def map_names(spec: ModelSpec) -> list[str]:
     }[spec.saliency]
 
 
+_REFERRAL_FIELDS = (
+    "malignant_probability",
+    "referral",
+    "referral_level",
+    "referral_specificity",
+    "referral_reason",
+)
+
+
 def optional_fields(spec: ModelSpec) -> tuple[str, ...]:
     """Name the fields that each answer of this model has beyond those of every model."""
     return (
         *(("prediction_set", "set_size", "set_level") if spec.prediction_sets else ()),
         *(("decision", "decision_reason") if spec.abstention else ()),
+        *(_REFERRAL_FIELDS if spec.referral else ()),
         *(("scope_score",) if spec.scope else ()),
         *(("quality",) if spec.quality else ()),
         *(("spread",) if spec.num_members > 1 else ()),
@@ -258,12 +288,13 @@ def predictions(
     spec: ModelSpec,
     *,
     level: float = DEFAULT_LEVEL,
+    sensitivity: float = DEFAULT_SENSITIVITY,
 ) -> list[Prediction]:
     """Turn what a network gave for N cases into one answer each.
 
     Raises:
         ArtifactError: the network did not answer with finite numbers.
-        ConfigError: the model has no sets of this level.
+        ConfigError: the model has no sets of this level, or no model has this sensitivity.
     """
     if not all(np.isfinite(values).all() for values in outputs.values()):
         raise ArtifactError(
@@ -277,6 +308,7 @@ def predictions(
         answer = _answer(probs[i], spec)
         values: dict[str, Any] = {"logits": _named(logits[i], spec)}
         values |= _set(probs[i : i + 1], spec, level)
+        values |= _referral(probs[i], spec, sensitivity)
         if spec.quality is not None:
             values["quality"] = tuple(hints(case.pixels, case.size, spec.quality))
         if spec.scope is not None:
@@ -295,6 +327,11 @@ def pooled(answers: Sequence[Prediction], spec: ModelSpec) -> Prediction:
     inside = [answer for answer in answers if answer.decision != "out_of_scope"] or list(answers)
     probs = np.mean([list(answer.probabilities.values()) for answer in inside], axis=0)
     answer = replace(_answer(probs, spec), num_images=len(answers))
+    if (level := answers[0].referral_level) is not None:
+        answer = replace(answer, **_referral(probs, spec, level))
+    elif spec.referral is not None:
+        said = replace(answers[0], malignant_probability=_malignancy(probs, spec))
+        answer = replace(answer, **{name: getattr(said, name) for name in _REFERRAL_FIELDS})
     if answers[0].decision is None:
         return answer
     left_out = len(answers) - len(inside)
@@ -347,6 +384,39 @@ def _set(probs: NDArray[np.floating], spec: ModelSpec, level: float) -> dict[str
     return said
 
 
+def _malignancy(probs: NDArray[np.floating], spec: ModelSpec) -> float:
+    malignant = [name in spec.taxonomy.malignant for name in spec.class_names]
+    return float(probs[malignant].sum())
+
+
+def _referral(probs: NDArray[np.floating], spec: ModelSpec, sensitivity: float) -> dict[str, Any]:
+    """Return what is said of referring the lesion of one image: (C,); nothing without limits."""
+    if (limits := spec.referral) is None:
+        return {}
+    malignancy, column = _malignancy(probs, spec), limits.column(sensitivity)
+    if column is None:
+        return {
+            "malignant_probability": malignancy,
+            "referral_reason": limits.lacking(sensitivity),
+        }
+    level, lowest, price = (
+        values[column] for values in (limits.levels, limits.min_probs, limits.specificities)
+    )
+    refer = malignancy >= lowest
+    return {
+        "malignant_probability": malignancy,
+        "referral": refer,
+        "referral_level": level,
+        "referral_specificity": price,
+        "referral_reason": (
+            f"malignant probability {malignancy:.2%} is {'at or above' if refer else 'below'} the "
+            f"{lowest:.2%} threshold (at least {level:.0%} of malignant validation lesions are "
+            f"referred, with {limits.confidence:.0%} confidence, and {1 - price:.0%} of benign "
+            "ones)"
+        ),
+    }
+
+
 def _decision(confidence: float, values: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     """Decide whether to answer, given what else is known of an image; nothing without limits."""
     if spec.abstention is None:
@@ -367,11 +437,13 @@ def _decision(confidence: float, values: Mapping[str, Any], spec: ModelSpec) -> 
             f"no confidence threshold kept validation errors below {abstention.risk:.0%}",
         )
     below = confidence < abstention.min_confidence
+    # Of several promises in one answer, each says about what it is.
+    average = ", on average over all classes" if spec.referral else ""
     return _decided(
         "uncertain" if below else "answer",
         f"confidence {confidence:.1%} is {'below' if below else 'at or above'} the "
         f"{abstention.min_confidence:.1%} threshold (at most {abstention.risk:.0%} errors "
-        "on validation images)",
+        f"on validation images{average})",
     )
 
 

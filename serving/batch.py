@@ -19,7 +19,7 @@ from serving.os_errors import reason_of
 from serving.prediction import Prediction
 from serving.predictor import Predictor
 from serving.table_files import read_table, table_bytes
-from serving.uncertainty import DEFAULT_LEVEL
+from serving.uncertainty import DEFAULT_LEVEL, DEFAULT_SENSITIVITY
 
 _NAMED = 5  # files, where there may be many
 _TOGETHER = 2  # images in one run: 5 % faster than one; more are no faster
@@ -93,6 +93,7 @@ class Request:
     """What is asked about each of many files."""
 
     level: float = DEFAULT_LEVEL  # coverage of the prediction sets
+    sensitivity: float = DEFAULT_SENSITIVITY  # of the referral
     metadata: Mapping[Path, Metadata] = field(default_factory=dict)
     pictures: Path | None = None  # the folder that gets a picture of each map
 
@@ -251,7 +252,9 @@ def predict_one_lesion(
             raise MetadataError(
                 f"{known[0]} and {path} show one lesion and have different metadata; keep one row"
             )
-    answer = predictor.predict_lesion(paths, metadata=metadata, level=request.level)
+    answer = predictor.predict_lesion(
+        paths, metadata=metadata, level=request.level, sensitivity=request.sensitivity
+    )
     return paths[0], answer
 
 
@@ -286,7 +289,8 @@ def _answers(
                 save_whole(explanation.page(), request.pictures / pictures[i])
         except ImageError as error:
             errors[i] = error
-    good = iter(predictor.answer(cases, level=request.level) if cases else ())
+    asked = {"level": request.level, "sensitivity": request.sensitivity}
+    good = iter(predictor.answer(cases, **asked) if cases else ())
     return [errors[i] if i in errors else next(good) for i in range(len(paths))]
 
 

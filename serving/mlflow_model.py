@@ -79,7 +79,8 @@ class DermalyzeModel(PythonModel):
             context: MLflow's; not used.
             model_input: the column `image` and, for a model that takes metadata, any of `age`,
                 `sex` and `localization`.
-            params: `level`, the coverage of prediction sets; `explain`, whether each answer has
+            params: `level`, the coverage of prediction sets; `sensitivity`, that of the referral
+                for malignant lesions; `explain`, whether each answer has
                 the map of its class; `one_lesion`, whether all images show one lesion, which is
                 then answered for once.
 

@@ -76,6 +76,8 @@ def _csv_lines(
 
 
 def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return str(value).lower()  # as in JSON
     return "; ".join(value) if isinstance(value, tuple) else value
 
 
@@ -88,10 +90,10 @@ def _csv_line(*values: object) -> str:
 
 def _table_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
     disclaimer = DISCLAIMER
-    rows = [["image", "class", "confidence", "decision", "set", "description"]]
+    rows = [["image", "class", "confidence", "decision", "referral", "set", "description"]]
     for path, answer in answers:
         if isinstance(answer, ImageError):
-            rows.append([one_line(path), "error", "", "", "", one_line(answer)])
+            rows.append([one_line(path), "error", "", "", "", "", one_line(answer)])
             continue
         disclaimer = answer.disclaimer
         description = one_line(answer.predicted_class_description)
@@ -103,13 +105,15 @@ def _table_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
                 one_line(answer.predicted_class),
                 f"{answer.confidence:.1%}",
                 answer.decision or "",
+                {None: "", True: "refer", False: "no"}[answer.referral],
                 listed(answer.prediction_set or (), _SHOWN_IN_SET),
                 description,
             ]
         )
     # A column that the model has nothing for is left out.
-    kept = [i for i in range(6) if i not in (3, 4) or any(row[i] for row in rows[1:])]
-    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    count = len(rows[0])
+    kept = [i for i in range(count) if i not in (3, 4, 5) or any(row[i] for row in rows[1:])]
+    widths = [max(len(row[i]) for row in rows) for i in range(count)]
     for row in rows:
         cells = [f"{row[i]:>{widths[i]}}" if i == 2 else f"{row[i]:<{widths[i]}}" for i in kept]
         yield "  ".join(cells).rstrip()

@@ -36,6 +36,11 @@ class Prediction:
     set_note: str | None = None  # classes that are in every set because too few were seen
     decision: str | None = None  # answer, uncertain or out_of_scope
     decision_reason: str | None = None  # in words
+    malignant_probability: float | None = None  # of the malignant classes together
+    referral: bool | None = None  # None beside a reason: too few lesions for this sensitivity
+    referral_level: float | None = None  # sensitivity for malignant lesions, fraction
+    referral_specificity: float | None = None  # its price on validation lesions, fraction
+    referral_reason: str | None = None  # in words
     scope_score: float | None = None  # how unlike the known images; the spec has the limit
     quality: tuple[str, ...] | None = None  # what is wrong with the photograph, in words
     spread: float | None = None  # standard deviation of the members' `confidence`

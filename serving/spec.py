@@ -16,6 +16,7 @@ from serving.taxonomy import DISCLAIMER, Taxonomy
 from serving.uncertainty import (
     Abstention,
     PredictionSets,
+    Referral,
     Scope,
     SpecPart,
     is_number,
@@ -27,11 +28,11 @@ SPEC_KEY = "dermalyze"  # the key in the ONNX file's metadata_props
 FORMAT_VERSION = 3
 # Versions 1 and 2 are read too: 1 knew nothing of its limits, neither carried its taxonomy.
 _SINCE_2 = {"int8_weight_bits", "calibrated_on", "prediction_sets", "abstention", "scope"}
-_SINCE_2 |= {"quality", "metadata", "saliency", "num_views", "member_run_ids"}
+_SINCE_2 |= {"quality", "metadata", "saliency", "num_views", "member_run_ids", "referral"}
 _BEFORE_3 = {"class_names", "class_descriptions", "data_license", "thresholds"}
 # Keys that a file may lack and that are written only where they say something, so that files
 # without them stay readable.  New keys of version 3 belong here, too.
-_OPTIONAL = {"int8_weight_bits"}
+_OPTIONAL = {"int8_weight_bits", "referral"}
 RESIZE_MODES = ("squash", "center_crop")
 RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos")
 PRECISIONS = ("float32", "float16", "int8")
@@ -40,6 +41,7 @@ _PARTS: dict[str, type[SpecPart]] = {
     "prediction_sets": PredictionSets,
     "abstention": Abstention,
     "scope": Scope,
+    "referral": Referral,
     "quality": QualityLimits,
     "metadata": MetadataFields,
 }
@@ -67,6 +69,7 @@ class ModelSpec:
     prediction_sets: PredictionSets | None = None
     abstention: Abstention | None = None
     scope: Scope | None = None
+    referral: Referral | None = None  # of malignant lesions; needs classes that are and are not
     quality: QualityLimits | None = None  # of the photograph itself
     metadata: MetadataFields | None = None  # None: the image alone
     saliency: str = ""  # one of SALIENCY_KINDS
@@ -124,6 +127,12 @@ class ModelSpec:
             "prediction_sets",
             "one row per class",
             self.prediction_sets,
+        )
+        require_part(
+            self.referral is None or 0 < len(self.taxonomy.malignant) < len(self.taxonomy),
+            "referral",
+            "none where not both malignant and benign classes are known",
+            self.referral,
         )
         require_part(
             self.saliency in SALIENCY_KINDS,

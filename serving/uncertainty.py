@@ -1,4 +1,4 @@
-"""What a model knows of its own limits: prediction sets, abstention, scope; inside the spec.
+"""What a model knows of its limits: prediction sets, abstention, scope, referral; in the spec.
 
 All of it was fitted on validation images, by lesion.  N images, C classes, L levels.  Never
 imports torch.
@@ -16,6 +16,8 @@ from serving.errors import ArtifactError, ConfigError
 
 DEFAULT_LEVEL = 0.9  # coverage of a prediction set
 LEVELS = tuple(percent / 100 for percent in range(80, 100))
+DEFAULT_SENSITIVITY = 0.95  # of the referral flag
+_TOLERANCE = 1e-9  # of a level: 0.83 may have been computed
 
 
 class SpecPart:
@@ -86,13 +88,12 @@ class PredictionSets(SpecPart):
         Raises:
             ConfigError: there is none, or `level` is below all.
         """
-        tolerance = 1e-9  # 0.83 may have been computed
         low, high = self.levels[0], self.levels[-1]
-        if not (is_number(level) and low - tolerance <= level <= high + tolerance):
+        if not (is_number(level) and low - _TOLERANCE <= level <= high + _TOLERANCE):
             raise ConfigError(
                 f"the level of prediction sets must be from {low:g} to {high:g}, got {level!r}"
             )
-        return int(np.searchsorted(np.array(self.levels), level - tolerance))
+        return int(np.searchsorted(np.array(self.levels), level - _TOLERANCE))
 
     def members(self, probs: NDArray[np.floating], level: float) -> NDArray[np.bool_]:
         """Say which classes are in the set of each image: (N, C) -> bool (N, C).
@@ -162,6 +163,79 @@ class Scope(SpecPart):
             "scope.num_lesions",
             "a number of lesions",
             self.num_lesions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Referral(SpecPart):
+    """From which malignant probability on a lesion is to be referred, for each sensitivity.
+
+    A level is absent if there were too few lesions to show it.
+    """
+
+    levels: tuple[float, ...]  # sensitivity, ascending, fractions of `LEVELS`
+    min_probs: tuple[float, ...]  # (L,), of the malignant classes together
+    specificities: tuple[float, ...]  # (L,), on the same lesions: the price
+    confidence: float  # with which each sensitivity was shown
+    num_malignant: int  # lesions
+    num_benign: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no predictor could use."""
+        require_part(
+            all(is_number(level) and 0 < level < 1 for level in self.levels)
+            and list(self.levels) == sorted(set(self.levels)),
+            "referral.levels",
+            "ascending fractions",
+            self.levels,
+        )
+        for name in ("min_probs", "specificities"):
+            values = getattr(self, name)
+            require_part(
+                len(values) == len(self.levels)
+                and all(is_number(value) and 0 <= value <= 1 for value in values)
+                and list(values) == sorted(values, reverse=True),
+                f"referral.{name}",
+                "a fraction per level, none above the one before",
+                values,
+            )
+        require_part(
+            is_number(self.confidence) and 0 < self.confidence < 1,
+            "referral.confidence",
+            "a fraction",
+            self.confidence,
+        )
+        for name in ("num_malignant", "num_benign"):
+            count = getattr(self, name)
+            require_part(
+                type(count) is int and count >= 0, f"referral.{name}", "a number of lesions", count
+            )
+
+    def column(self, sensitivity: float) -> int | None:
+        """Return the position of the lowest stored level that is not below `sensitivity`.
+
+        None: so high a sensitivity could not be shown; `lacking` says why.
+
+        Raises:
+            ConfigError: it is outside what any model may be asked.
+        """
+        low, high = LEVELS[0], LEVELS[-1]
+        if not (is_number(sensitivity) and low - _TOLERANCE <= sensitivity <= high + _TOLERANCE):
+            raise ConfigError(
+                f"the sensitivity of the referral must be from {low:g} to {high:g}, "
+                f"got {sensitivity!r}"
+            )
+        column = int(np.searchsorted(np.array(self.levels), sensitivity - _TOLERANCE))
+        return column if column < len(self.levels) else None
+
+    def lacking(self, sensitivity: float) -> str:
+        """Say why there is no threshold for a sensitivity: none missed would not show it."""
+        level = next(level for level in LEVELS if level >= sensitivity - _TOLERANCE)
+        needed = math.ceil(math.log(1 - self.confidence) / math.log(level) - _TOLERANCE)
+        return (
+            f"no threshold is known to find {level:.0%} of malignant lesions: it takes {needed} "
+            f"malignant validation lesions and a benign one, there were {self.num_malignant} and "
+            f"{self.num_benign}"
         )
 
 

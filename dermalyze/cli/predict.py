@@ -37,6 +37,13 @@ Item = TypeVar("Item")
 @click.option(
     "--level", type=float, default=0.9, show_default=True, help="Coverage of prediction sets."
 )
+@click.option(
+    "--sensitivity",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Share of malignant lesions that the referral flag finds.",
+)
 @click.option("--metadata", type=FILE, default=None, help="CSV: image_id, age, sex, localization.")
 @click.option("--explain", type=FOLDER, default=None, help="Folder for a heatmap of each image.")
 @click.option("--one-lesion", is_flag=True, help="All IMAGES show one lesion: one answer.")
@@ -56,6 +63,7 @@ def predict(
     model: Path,
     kind: str,
     level: float,
+    sensitivity: float,
     metadata: Path | None,
     explain: Path | None,
     one_lesion: bool,
@@ -89,7 +97,7 @@ def predict(
     workers, num_threads = share_cores(len(paths), threads)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
     predictor = Predictor(model, num_threads=num_threads, provider=provider, max_pixels=max_pixels)
-    request = Request(level=level, pictures=explain)
+    request = Request(level=level, sensitivity=sensitivity, pictures=explain)
     if metadata:
         found = find_metadata(rows, paths, predictor.spec.metadata, metadata)
         request = replace(request, metadata=found.of_image)

@@ -30,6 +30,11 @@ _FIELDS: dict[str, Any] = {  # of an answer
     "set_note": DataType.string,
     "decision": DataType.string,
     "decision_reason": DataType.string,
+    "malignant_probability": DataType.double,
+    "referral": DataType.boolean,
+    "referral_level": DataType.double,
+    "referral_specificity": DataType.double,
+    "referral_reason": DataType.string,
     "scope_score": DataType.double,
     "quality": Array(DataType.string),
     "spread": DataType.double,
@@ -89,7 +94,11 @@ def signature(spec: ModelSpec) -> ModelSignature:
         ),
         params=ParamSchema(
             [
-                ParamSpec(name, DataType.double if name == "level" else DataType.boolean, default)
+                ParamSpec(
+                    name,
+                    DataType.boolean if isinstance(default, bool) else DataType.double,
+                    default,
+                )
                 for name, default in PARAMS.items()
             ]
         ),

@@ -200,5 +200,6 @@ def limits_in(spec: ModelSpec, scored: Scored, source: str) -> ModelSpec:
         prediction_sets=limits.prediction_sets,
         abstention=limits.abstention,
         scope=limits.scope,
+        referral=limits.referral,
         calibrated_on=f"{source}: {len(scored):,} images of {units}",
     )

@@ -42,6 +42,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
         "num_views": spec.num_views,
         "num_members": spec.num_members,
         "levels": list(spec.prediction_sets.levels) if spec.prediction_sets else [],
+        "sensitivities": list(spec.referral.levels) if spec.referral else [],
         "decides": spec.abstention is not None,
         "saliency": spec.saliency,
         "saliency_in_words": MAP_IN_WORDS.get(spec.saliency, ""),

@@ -16,7 +16,7 @@ from serving.http.requests import HOW_TO_ASK
 from serving.metadata import MAX_AGE, MetadataFields
 from serving.prediction import Prediction
 from serving.spec import ModelSpec
-from serving.uncertainty import DEFAULT_LEVEL
+from serving.uncertainty import DEFAULT_LEVEL, DEFAULT_SENSITIVITY
 
 
 class Answer(Prediction):
@@ -115,6 +115,7 @@ def _invocations_body() -> dict[str, Any]:
         "type": "object",
         "properties": {
             "level": {"type": "number"},
+            "sensitivity": {"type": "number"},
             "explain": {"type": "boolean"},
             "one_lesion": {"type": "boolean"},
         },
@@ -154,6 +155,10 @@ def _invocations_body() -> dict[str, Any]:
 
 _QUERY: dict[str, tuple[dict[str, Any], str]] = {
     "level": ({"type": "number", "default": DEFAULT_LEVEL}, "coverage of the prediction set"),
+    "sensitivity": (
+        {"type": "number", "default": DEFAULT_SENSITIVITY},
+        "share of malignant lesions that the referral flag finds",
+    ),
     "explain": ({"type": "boolean"}, "whether each answer has the map of its class"),
     "one_lesion": ({"type": "boolean"}, "whether all images show one lesion: one answer"),
     "class_name": ({"type": "string"}, "class of the map; default: the predicted class"),

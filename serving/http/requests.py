@@ -50,6 +50,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     level: Annotated[float, Field(allow_inf_nan=False)] = float(PARAMS["level"])  # of the sets
+    sensitivity: Annotated[float, Field(allow_inf_nan=False)] = float(PARAMS["sensitivity"])
     explain: bool = False  # a map in each answer
     one_lesion: bool = False  # all images show one lesion; one answer
 
@@ -85,7 +86,8 @@ class Params(BaseModel):
 
 def _sentence(error: ValidationError) -> str:
     name = error.errors()[0]["loc"][0]
-    return f"{name} must be {'a number, such as 0.95' if name == 'level' else 'true or false'}"
+    is_flag = isinstance(PARAMS[str(name)], bool)
+    return f"{name} must be {'true or false' if is_flag else 'a number, such as 0.95'}"
 
 
 def given_once(
@@ -341,20 +343,20 @@ def answers_for(
         raise RequestError(f"a request holds {bound}, got {len(items)}")
     metadata = metadata_of(items, predictor.spec)
     images = _opened(items, max_pixels)
+    asked: dict[str, Any] = {"level": params.level, "sensitivity": params.sensitivity}
     if params.one_lesion:
         shared = repeat(_of_one_lesion(metadata), len(items))
-        each = predictor.predict_batch(images, metadata=shared, level=params.level)
+        each = predictor.predict_batch(images, metadata=shared, **asked)
         return [pooled(each, predictor.spec).to_dict()]
     answers: list[dict[str, Any]] = []
     for i, (image, known) in enumerate(zip(images, metadata, strict=True)):
         with _where(i, len(items)):
             if params.explain:
-                explained = predictor.explain(image, metadata=known, level=params.level)
+                explained = predictor.explain(image, metadata=known, **asked)
                 saliency = explained.saliency.tolist()
                 answers.append({**explained.prediction.to_dict(), "saliency": saliency})
             else:
-                answer = predictor.predict(image, metadata=known, level=params.level)
-                answers.append(answer.to_dict())
+                answers.append(predictor.predict(image, metadata=known, **asked).to_dict())
     return answers
 
 

@@ -84,6 +84,23 @@ def test_level_metadata_and_map_are_pythons(page, predictor):
         assert found["decision_reason"] == expected["decision_reason"]
 
 
+@pytest.mark.parametrize("sensitivity", [0.8, 0.85, 0.95, 0.975])
+def test_the_referral_and_its_reason_are_pythons(page, predictor, sensitivity):
+    for high in (24, 60, 100, 160, 220, 250):
+        expected = predictor.predict(png_up_to(high), sensitivity=sensitivity).to_dict()
+        found = answer_of(page, png_up_to(high), sensitivity=sensitivity, explain=False)["answer"]
+        assert_same(found, expected, 1e-5)
+        assert found["referral_reason"] == expected["referral_reason"]
+
+
+def test_a_sensitivity_that_no_model_has_is_refused_with_pythons_sentence(page, predictor):
+    with pytest.raises(DermalyzeError) as caught:
+        predictor.predict(png_up_to(220), sensitivity=1)
+    sentence = str(caught.value).replace("got 1", "got 1.0")  # JavaScript has one kind of number
+    found = answer_of(page, png_up_to(220), sensitivity=1)
+    assert found == {"error": f"{sentence[0].upper()}{sentence[1:]}.", "known": True}
+
+
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_a_photograph_is_turned_as_its_tag_says(page, predictor, turn):
     pixels = np.zeros((30, 40, 3), np.uint8)

@@ -13,7 +13,7 @@ from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import Metadata
 from serving.photo_quality import QualityLimits
 from serving.taxonomy import DISCLAIMER
-from serving.uncertainty import Abstention, PredictionSets, Scope
+from serving.uncertainty import Abstention, PredictionSets, Referral, Scope
 
 GREY = np.full((4, 5, 3), 128, np.uint8)
 # Divided by the temperature of 2: 0, 0, 0, 0, ln 2, 0, ln 3; the powers sum to 5 + 2 + 3.
@@ -291,3 +291,88 @@ def test_a_broken_photograph_of_a_lesion_is_named_by_its_place():
     with pytest.raises(ImageError) as caught:
         Told(SPEC, logits=[]).predict_lesion([GREY, b"junk"])
     assert str(caught.value) == "image 2 of 2: not a JPEG or PNG image (4 bytes)"
+
+
+REFERRAL = Referral(
+    levels=(0.8, 0.9),
+    min_probs=(0.4, 0.25),
+    specificities=(0.9, 0.655),
+    confidence=0.95,
+    num_malignant=40,
+    num_benign=300,
+)
+REFERRING = replace(LIMITED, temperature=1.0, referral=REFERRAL)
+THIRD = np.log([2, 1, 1, 1, 1, 2, 2])  # akiec, bcc and mel: 4 / 10
+
+
+def test_the_malignant_classes_together_decide_on_a_referral():
+    told = Told(REFERRING, logits=[THIRD], scope_score=[1])
+    answer = told.predict(GREY, sensitivity=0.85)
+    assert answer.malignant_probability == pytest.approx(0.4)
+    assert (answer.referral, answer.referral_level, answer.referral_specificity) == (
+        True,
+        0.9,
+        0.655,
+    )
+    assert answer.referral_reason == (
+        "malignant probability 40.00% is at or above the 25.00% threshold (at least 90% of "
+        "malignant validation lesions are referred, with 95% confidence, and 34% of benign ones)"
+    )
+    assert answer.decision_reason.endswith(
+        "(at most 10% errors on validation images, on average over all classes)"
+    )
+
+
+@pytest.mark.parametrize(("gap", "referral"), [(0, True), (1e-9, False)])
+def test_the_threshold_of_a_referral_itself_is_referred(gap, referral):
+    told = Told(REFERRING, logits=[THIRD], scope_score=[1])
+    exact = told.predict(GREY, sensitivity=0.8).malignant_probability
+    limits = replace(REFERRAL, levels=(0.8,), min_probs=(exact + gap,), specificities=(0.9,))
+    told = Told(replace(REFERRING, referral=limits), logits=[THIRD], scope_score=[1])
+    assert told.predict(GREY, sensitivity=0.8).referral is referral
+
+
+def test_a_sensitivity_that_too_few_lesions_could_show_has_a_reason_instead_of_a_flag():
+    answer = Told(REFERRING, logits=[THIRD], scope_score=[1]).predict(GREY).to_dict()
+    assert answer["malignant_probability"] == pytest.approx(0.4)
+    assert not {"referral", "referral_level", "referral_specificity"} & set(answer)
+    assert answer["referral_reason"] == (
+        "no threshold is known to find 95% of malignant lesions: it takes 59 malignant validation "
+        "lesions and a benign one, there were 40 and 300"
+    )
+    several = Told(REFERRING, logits=[THIRD] * 2, scope_score=[1] * 2).predict_lesion([GREY] * 2)
+    assert several.referral_reason == answer["referral_reason"]
+    assert several.malignant_probability == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("sensitivity", [0.79, 0.995, float("nan"), True])
+def test_a_sensitivity_that_no_model_has_is_refused(sensitivity):
+    with pytest.raises(ConfigError) as caught:
+        Told(REFERRING, logits=[THIRD], scope_score=[1]).predict(GREY, sensitivity=sensitivity)
+    assert str(caught.value) == (
+        f"the sensitivity of the referral must be from 0.8 to 0.99, got {sensitivity!r}"
+    )
+
+
+def test_a_lesion_is_referred_by_the_mean_of_its_photographs_in_scope():
+    benign = np.log([1, 1, 1, 1, 1, 94, 1])  # akiec, bcc and mel: 3 / 100
+    told = Told(REFERRING, logits=[THIRD, benign, THIRD], scope_score=[1, 1, 99])
+    answer = told.predict_lesion([GREY] * 3, sensitivity=0.9)
+    assert answer.malignant_probability == pytest.approx((0.4 + 0.03) / 2)
+    assert (answer.referral, answer.referral_level) == (False, 0.9)
+
+
+def test_each_answer_of_a_model_with_a_referral_has_its_fields():
+    assert optional_fields(REFERRING) == (
+        "prediction_set",
+        "set_size",
+        "set_level",
+        "decision",
+        "decision_reason",
+        "malignant_probability",
+        "referral",
+        "referral_level",
+        "referral_specificity",
+        "referral_reason",
+        "scope_score",
+    )

@@ -532,3 +532,15 @@ def test_of_many_names_a_message_has_the_first_each_on_one_line():
     names = [f"class {i}" for i in range(100)]
     assert listed(names, 2) == "class 0, class 1 and 98 more"
     assert listed(["two\nlines", "b"]) == "two\\nlines, b"
+
+
+@pytest.mark.parametrize(
+    ("referral", "cell", "text"), [(True, "refer", "true"), (False, "no", "false"), (None, "", "")]
+)
+def test_a_referral_is_a_column_of_a_table_and_of_a_csv(tmp_path, referral, cell, text):
+    answers = [limited(tmp_path / "a.png", referral=referral)]
+    head, row = list(render(answers, "table", HAM10000.names))[:2]
+    assert ("referral" in head) == (referral is not None)
+    assert f" {cell} " in row or not cell
+    (found,) = csv.DictReader(render(answers, "csv", HAM10000.names, ("referral",)))
+    assert found["referral"] == text

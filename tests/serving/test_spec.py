@@ -13,7 +13,7 @@ from serving.metadata import MetadataFields
 from serving.photo_quality import QualityLimits
 from serving.spec import PRECISIONS, RESIZE_FILTERS, RESIZE_MODES, SALIENCY_KINDS, ModelSpec
 from serving.taxonomy import Taxonomy
-from serving.uncertainty import Abstention, PredictionSets, Scope
+from serving.uncertainty import Abstention, PredictionSets, Referral, Scope
 
 WORDS = st.text(min_size=1).filter(str.strip)
 NAMES = st.lists(WORDS, min_size=2, max_size=9, unique=True).map(tuple)
@@ -24,6 +24,14 @@ FIELDS = MetadataFields(
 )
 ABSTENTION = Abstention(risk=0.1, min_confidence=0.6, coverage=0.7, num_lesions=900)
 SCOPE = Scope(kind="mahalanobis", max_score=1.5, false_alarm_rate=0.05, num_lesions=900)
+REFERRAL = Referral(
+    levels=(0.8, 0.9),
+    min_probs=(0.3, 0.2),
+    specificities=(0.9, 0.8),
+    confidence=0.95,
+    num_malignant=40,
+    num_benign=90,
+)
 QUALITY = QualityLimits(
     min_side=64, min_sharpness=0.5, min_brightness=40.0, max_brightness=230.0, min_color=5.0
 )
@@ -45,12 +53,13 @@ def sets(draw, num_classes):
 def specs(draw):
     names = draw(NAMES)
     precision = draw(st.sampled_from(PRECISIONS))
+    malignant = draw(st.sampled_from([(), names[1:], names]))
     texts = st.lists(st.text(), min_size=len(names), max_size=len(names))
     return ModelSpec(
         taxonomy=Taxonomy(
             names=names,
             descriptions=tuple(draw(texts)),
-            malignant=draw(st.sampled_from([(), names[1:], names])),
+            malignant=malignant,
             title=draw(st.text()),
             license=draw(st.text()),
         ),
@@ -66,6 +75,7 @@ def specs(draw):
         prediction_sets=draw(st.none() | sets(len(names))),
         abstention=draw(st.none() | st.just(ABSTENTION)),
         scope=draw(st.none() | st.just(SCOPE)),
+        referral=draw(st.sampled_from([None, REFERRAL])) if malignant == names[1:] else None,
         quality=draw(st.none() | st.just(QUALITY)),
         metadata=draw(st.none() | st.just(FIELDS)),
         saliency=draw(st.sampled_from(SALIENCY_KINDS)),
@@ -295,3 +305,21 @@ def test_a_part_with_values_of_another_type_is_refused(field, value):
     values["prediction_sets"][field] = value
     with pytest.raises(ArtifactError):
         ModelSpec.from_json(json.dumps(values))
+
+
+def test_a_model_without_a_referral_has_no_such_key_and_one_with_it_reads_back():
+    spec = ModelSpec(taxonomy=HAM10000, input_size=(8, 8))
+    assert "referral" not in json.loads(spec.to_json())
+    assert ModelSpec.from_json(replace(spec, referral=REFERRAL).to_json()).referral == REFERRAL
+
+
+@pytest.mark.parametrize("malignant", [(), HAM10000.names])
+def test_a_referral_needs_classes_that_are_malignant_and_others(malignant):
+    with pytest.raises(ArtifactError) as caught:
+        ModelSpec(
+            taxonomy=replace(HAM10000, malignant=malignant), input_size=(8, 8), referral=REFERRAL
+        )
+    assert str(caught.value).endswith(
+        "expected none where not both malignant and benign classes are known; "
+        "export the model again"
+    )

@@ -3,7 +3,7 @@
 import pytest
 
 from serving.errors import ArtifactError
-from serving.uncertainty import Abstention, PredictionSets, Scope
+from serving.uncertainty import Abstention, PredictionSets, Referral, Scope
 
 SETS = {"levels": (0.8, 0.9), "min_probs": ((0.5, 0.2), (0.4, 0.0)), "num_lesions": (30, 5)}
 
@@ -69,4 +69,38 @@ def test_sets_that_cannot_be_are_refused(changes, message):
 def test_numbers_that_cannot_be_are_refused(kind, values, message):
     with pytest.raises(ArtifactError) as caught:
         kind(**values)
+    assert str(caught.value) == f"the model's spec has {message}; export the model again"
+
+
+REFERRAL = {
+    "levels": (0.8, 0.9),
+    "min_probs": (0.3, 0.2),
+    "specificities": (0.9, 0.8),
+    "confidence": 0.95,
+    "num_malignant": 40,
+    "num_benign": 90,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": (0.9, 0.8)}, "referral.levels (0.9, 0.8), expected ascending fractions"),
+        (
+            {"min_probs": (0.2, 0.3)},
+            "referral.min_probs (0.2, 0.3), expected a fraction per level, none above the one "
+            "before",
+        ),
+        (
+            {"specificities": (0.9,)},
+            "referral.specificities (0.9,), expected a fraction per level, none above the one "
+            "before",
+        ),
+        ({"confidence": 1}, "referral.confidence 1, expected a fraction"),
+        ({"num_benign": -1}, "referral.num_benign -1, expected a number of lesions"),
+    ],
+)
+def test_a_referral_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ArtifactError) as caught:
+        Referral(**REFERRAL | changes)
     assert str(caught.value) == f"the model's spec has {message}; export the model again"

@@ -9,7 +9,7 @@ from serving.checksum import DIGEST_KEY, NO_DIGEST, seal
 from serving.metadata import MetadataFields
 from serving.photo_quality import QualityLimits
 from serving.spec import SPEC_KEY
-from serving.uncertainty import Abstention, PredictionSets, Scope
+from serving.uncertainty import Abstention, PredictionSets, Referral, Scope
 
 FIELDS = MetadataFields(
     age_mean=52.0, age_std=17.0, sexes=("female", "male"), localizations=("back", "face")
@@ -25,6 +25,14 @@ RICH = replace(
     ),
     abstention=Abstention(risk=0.1, min_confidence=0.5, coverage=0.8, num_lesions=300),
     scope=Scope(kind="distance", max_score=0.8, false_alarm_rate=0.05, num_lesions=300),
+    referral=Referral(
+        levels=(0.8, 0.9, 0.95),
+        min_probs=(0.5, 0.35, 0.2),
+        specificities=(0.925, 0.7, 0.4),
+        confidence=0.95,
+        num_malignant=60,
+        num_benign=200,
+    ),
     quality=QualityLimits(
         min_side=4, min_sharpness=0.5, min_brightness=10, max_brightness=245, min_color=2
     ),
@@ -41,7 +49,8 @@ def rich_of(taxonomy):
         min_probs=tuple((2 * value, value, value / 2) for value in low),
         num_lesions=tuple(50 if value else 3 for value in low),
     )
-    return replace(RICH, taxonomy=taxonomy, prediction_sets=sets)
+    referral = RICH.referral if taxonomy.malignant else None
+    return replace(RICH, taxonomy=taxonomy, prediction_sets=sets, referral=referral)
 
 
 def rich_bytes(spec=RICH):

@@ -83,7 +83,8 @@ BAD_REQUESTS = {
     ),
     "an unknown param": (
         {"inputs": [ONE], "params": {"leve": 0.9}},
-        "unknown name in params: expected any of level, explain, one_lesion; did you mean level?",
+        "unknown name in params: expected any of level, sensitivity, explain, one_lesion; did you "
+        "mean level?",
     ),
     "metadata for a model without": (
         {"dataframe_records": [{"image": ONE, "age": 50}]},

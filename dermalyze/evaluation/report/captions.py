@@ -166,8 +166,8 @@ def limits_sentences(limits: LimitsCheck, unit: str, min_answered: float = 0.0) 
     else:
         sentences = [
             f"The model answers if its confidence is at least {check.min_confidence:.2f}; on "
-            f"validation {unit}s at most {stated} of such answers were wrong, with "
-            f"{percent(check.confidence)} confidence.",
+            f"validation {unit}s at most {stated} of such answers were wrong on average over all "
+            f"classes, with {percent(check.confidence)} confidence.",
             f"Share of {unit}s it answers here: {in_words(check.coverage)}.",
         ]
         if check.risk is not None:

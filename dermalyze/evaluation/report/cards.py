@@ -22,6 +22,7 @@ from dermalyze.evaluation.report.text import (
     group_columns,
     headlines,
     markdown,
+    referral_sentences,
 )
 from dermalyze.evaluation.text import AT_POINTS, PER_CLASS, not_recorded, title_of
 from serving.taxonomy import DISCLAIMER
@@ -47,6 +48,7 @@ def model_card(inputs: CardInputs) -> str:
     """Write what the model is, what it is for and not for, and how it was judged."""
     evaluation = inputs.evaluation
     taxonomy = evaluation.taxonomy
+    referral = evaluation.limits.referral if evaluation.limits else None
     return _rendered(
         "model_card.md",
         inputs,
@@ -61,6 +63,8 @@ def model_card(inputs: CardInputs) -> str:
         group_columns={name: title_of(name) for name in group_columns(evaluation)},
         gaps=gap_sentences(evaluation),
         elsewhere=elsewhere_sentences(evaluation),
+        referral=referral,
+        referral_sentences=referral_sentences(referral, evaluation.group_by) if referral else [],
     )
 
 

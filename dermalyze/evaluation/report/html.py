@@ -30,6 +30,7 @@ from dermalyze.evaluation.report.text import (
     headlines,
     html,
     reasons,
+    referral_sentences,
 )
 from dermalyze.evaluation.scores import Scored
 from dermalyze.evaluation.text import AT_POINTS, PER_CLASS, not_recorded, number, things, title_of
@@ -222,7 +223,10 @@ def _limits(evaluation: Evaluation) -> dict[str, Any] | None:
     limits = evaluation.limits
     if limits is None:
         return None
+    referral = limits.referral
     return {
+        "referral": referral,
+        "referral_sentences": referral_sentences(referral, evaluation.group_by) if referral else [],
         "sets": limits.prediction_sets,
         "classes": [
             (name, found, cell(found.coverage))

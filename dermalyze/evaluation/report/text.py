@@ -21,11 +21,13 @@ from dermalyze.evaluation.text import (
     things,
     title_of,
 )
+from dermalyze.evaluation.uncertainty.limits import MIN_SPECIFICITY
+from serving.uncertainty import DEFAULT_SENSITIVITY
 
 if TYPE_CHECKING:  # what these words are about
     from dermalyze.evaluation.evaluate import Evaluation
     from dermalyze.evaluation.statistics.bootstrap import Interval
-    from dermalyze.evaluation.uncertainty.limits import AbstentionCheck
+    from dermalyze.evaluation.uncertainty.limits import AbstentionCheck, ReferralCheck
 MIN_ANSWERED = 0.2  # share of a left-out source; below it the error rate of the answers says little
 CALIBRATION = {
     "nll": "NLL (nats)",
@@ -138,6 +140,25 @@ def elsewhere_sentences(evaluation: "Evaluation") -> list[str]:
             f"Coverage of prediction sets at {percent(sets.level)}, all classes together: "
             f"{in_words(sets.coverage)}.",
         ]
+    return sentences
+
+
+def referral_sentences(check: "ReferralCheck", unit: str) -> list[str]:
+    """Say what the referral flag promises, whether it is of use, and which levels it lacks."""
+    lesions = f"malignant and {things(check.num_benign, f'benign {unit}')}"
+    sentences = [
+        f"The flag promises a sensitivity for malignant {unit}s, with {percent(check.confidence)} "
+        f"confidence for {unit}s like those it was fitted on "
+        f"({check.num_malignant:,} {lesions})."
+    ]
+    if (found := check.at(DEFAULT_SENSITIVITY)) is not None and found.specificity is not None:
+        verdict = "is of use" if check.is_useful else "is of little use"
+        sentences.append(
+            f"At {percent(found.level)} the flag {verdict}: its specificity here is "
+            f"{in_words(found.specificity)}; of use means at least {number(MIN_SPECIFICITY)}."
+        )
+    if check.lacking:
+        sentences.append(f"{check.lacking[0].upper()}{check.lacking[1:]}.")
     return sentences
 
 

@@ -14,6 +14,7 @@ from dermalyze.evaluation.statistics.bootstrap import Basis, Interval, interval_
 from dermalyze.evaluation.uncertainty.calibrators import fit_calibrator
 from dermalyze.evaluation.uncertainty.conformal import fit_sets
 from dermalyze.evaluation.uncertainty.out_of_distribution import fit_max_score, lesion_shares
+from dermalyze.evaluation.uncertainty.referral import fit_referral
 from dermalyze.evaluation.uncertainty.selective import (
     CONFIDENCE,
     RISK,
@@ -23,9 +24,19 @@ from dermalyze.evaluation.uncertainty.selective import (
     risk_coverage,
 )
 from serving.prediction import softmax
-from serving.uncertainty import DEFAULT_LEVEL, Abstention, PredictionSets, Scope
+from serving.uncertainty import (
+    DEFAULT_LEVEL,
+    DEFAULT_SENSITIVITY,
+    LEVELS,
+    Abstention,
+    PredictionSets,
+    Referral,
+    Scope,
+)
 
 _CURVE_POINTS = 100
+_SENSITIVITIES = (0.8, 0.85, 0.9, 0.95, 0.98, 0.99)  # of the referral, that are checked
+MIN_SPECIFICITY = 0.3  # a flag that spares fewer of the benign lesions is of little use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +47,7 @@ class Limits:
     prediction_sets: PredictionSets
     abstention: Abstention
     scope: Scope | None  # None: the table has no scores
+    referral: Referral | None = None  # None: not both malignant and benign classes are known
 
     def probs(self, scored: Scored) -> Floats:
         """Return calibrated probabilities: (N, C)."""
@@ -89,6 +101,42 @@ class ScopeCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SensitivityCheck:
+    """How many malignant lesions a threshold finds, and how many benign ones it spares."""
+
+    level: float
+    min_prob: float
+    fitted_specificity: float  # on the lesions that it was fitted on
+    sensitivity: Interval | None  # None: no such lesion was checked
+    specificity: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferralCheck:
+    """Whether the referral flag finds as many malignant lesions as it says."""
+
+    confidence: float
+    num_malignant: int  # lesions it was fitted on
+    num_benign: int
+    levels: list[SensitivityCheck]
+    lacking: str  # why there is no higher level; empty: all are there
+
+    def at(self, level: float) -> SensitivityCheck | None:
+        """Return what was checked of one level; None: it has no threshold."""
+        return next((found for found in self.levels if found.level == level), None)
+
+    @property
+    def is_useful(self) -> bool:
+        """Say whether the flag of the default sensitivity spares enough benign lesions."""
+        found = self.at(DEFAULT_SENSITIVITY)
+        return (
+            found is not None
+            and found.specificity is not None
+            and found.specificity.estimate >= MIN_SPECIFICITY
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LimitsCheck:
     """Whether the limits hold on images that they were not fitted on; each lesion counts once."""
 
@@ -96,6 +144,7 @@ class LimitsCheck:
     prediction_sets: SetsCheck
     abstention: AbstentionCheck
     scope: ScopeCheck | None = None
+    referral: ReferralCheck | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +164,11 @@ class _Checked:
         means = np.divide(drawn @ values, totals, out=np.full(len(drawn), np.nan), where=totals > 0)
         return interval_of(float(weights @ values / weights.sum()), means, basis)
 
+    def mean_of(self, values: Floats, chosen: Floats, group: str) -> Interval | None:
+        """Return the mean over the chosen images; None: there are none."""
+        basis = self.basis(chosen, group)
+        return self.mean(values, chosen, basis) if basis.num_lesions else None
+
     def all(self, values: Floats) -> Interval:
         """Return the mean of (N,) over all images, with its interval."""
         return self.mean(values, np.ones(len(values)), self.basis())
@@ -131,7 +185,7 @@ class _Checked:
 
 
 def fit_limits(validation: Scored) -> Limits:
-    """Fit temperature, prediction sets, abstention and, where scores are there, scope."""
+    """Fit temperature, sets, abstention and, where the table allows it, scope and referral."""
     temperature = fit_calibrator("temperature", validation).parameters["temperature"]
     assert isinstance(temperature, float)
     probs = softmax(validation.logits, temperature)
@@ -142,12 +196,17 @@ def fit_limits(validation: Scored) -> Limits:
             validation.table["photo_problem"].to_numpy(np.float64) > 0,
             validation.lesions,
         )
+    malignant, referral = validation.malignant, None
+    if malignant.any() and not malignant.all():
+        malignancy = probs[:, malignant].sum(axis=1)
+        referral = fit_referral(malignancy, validation.is_malignant, validation.lesions)
     arguments = (probs, validation.targets, validation.lesions)
     return Limits(
         temperature=temperature,
         prediction_sets=fit_sets(*arguments),
         abstention=fit_abstention(*arguments, risk=RISK),
         scope=scope,
+        referral=referral,
     )
 
 
@@ -172,6 +231,7 @@ def check_limits(scored: Scored, limits: Limits, *, replicates: int) -> LimitsCh
         prediction_sets=_check_sets(checked),
         abstention=_check_abstention(checked),
         scope=_check_scope(checked),
+        referral=_check_referral(checked),
     )
 
 
@@ -184,12 +244,11 @@ def _check_sets(checked: _Checked) -> SetsCheck:
     classes = {}
     for target, name in enumerate(scored.class_names):
         own = (scored.targets == target).astype(np.float64)
-        basis = checked.basis(own, name)
         classes[name] = ClassCoverage(
             calibration_lesions=sets.num_lesions[target],
             in_every_set=bool(unsupported[target]),
-            num_lesions=basis.num_lesions,
-            coverage=checked.mean(covered, own, basis) if basis.num_lesions else None,
+            num_lesions=checked.basis(own, name).num_lesions,
+            coverage=checked.mean_of(covered, own, name),
         )
     return SetsCheck(
         level=DEFAULT_LEVEL,
@@ -241,4 +300,34 @@ def _check_scope(checked: _Checked) -> ScopeCheck | None:
         fitted_false_alarm_rate=scope.false_alarm_rate,
         false_alarm_rate=checked.all(alarms.astype(np.float64)),
         photo_problems=float(checked.shares @ problems),
+    )
+
+
+def _check_referral(checked: _Checked) -> ReferralCheck | None:
+    scored, referral = checked.scored, checked.limits.referral
+    if referral is None:
+        return None
+    malignancy = checked.probs[:, scored.malignant].sum(axis=1)
+    is_malignant = scored.is_malignant.astype(np.float64)
+    levels = []
+    for level in _SENSITIVITIES:
+        if (column := referral.column(level)) is None:
+            break
+        flagged = (malignancy >= referral.min_probs[column]).astype(np.float64)
+        levels.append(
+            SensitivityCheck(
+                level=level,
+                min_prob=referral.min_probs[column],
+                fitted_specificity=referral.specificities[column],
+                sensitivity=checked.mean_of(flagged, is_malignant, "malignant"),
+                specificity=checked.mean_of(1 - flagged, 1 - is_malignant, "benign"),
+            )
+        )
+    missing = [level for level in LEVELS if referral.column(level) is None]
+    return ReferralCheck(
+        confidence=referral.confidence,
+        num_malignant=referral.num_malignant,
+        num_benign=referral.num_benign,
+        levels=levels,
+        lacking=referral.lacking(missing[0]) if missing else "",
     )

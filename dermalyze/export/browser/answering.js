@@ -69,7 +69,7 @@ function wordOf(name, value = null) {
 }
 
 /** Return the answer for one image; what the model lacks is left out. */
-export function answerOf(outputs, pixels, size, spec, level) {
+export function answerOf(outputs, pixels, size, spec, { level, sensitivity }) {
   const names = spec.taxonomy.names;
   const logits = [...outputs.logits];
   const probs = softmax(logits, spec.temperature);
@@ -87,6 +87,7 @@ export function answerOf(outputs, pixels, size, spec, level) {
   if (spec.scope) more.scope_score = outputs.scope_score[0];
   const decision = decide(answer.confidence, more, spec);
   Object.assign(answer, decision);
+  Object.assign(answer, referralOf(probs, spec, sensitivity));
   if (spec.scope) answer.scope_score = more.scope_score;
   if (spec.quality) answer.quality = more.quality;
   if (outputs.member_logits) answer.spread = spreadOf(outputs.member_logits, best, spec);
@@ -133,6 +134,51 @@ function setOf(probs, best, spec, level) {
   };
 }
 
+/** Say whether to refer the lesion, as `_referral` does. */
+function referralOf(probs, spec, sensitivity) {
+  const limits = spec.referral;
+  if (!limits) return {};
+  if (!(sensitivity >= 0.8 - 1e-9 && sensitivity <= 0.99 + 1e-9)) {
+    throw new Error(
+      `the sensitivity of the referral must be from 0.8 to 0.99, got ${decimal(sensitivity)}`,
+    );
+  }
+  const { names, malignant } = spec.taxonomy;
+  const malignancy = probs.reduce(
+    (sum, prob, i) => (malignant.includes(names[i]) ? sum + prob : sum),
+    0,
+  );
+  const column = limits.levels.findIndex((known) => known >= sensitivity - 1e-9);
+  if (column < 0) {
+    return { malignant_probability: malignancy, referral_reason: lacking(limits, sensitivity) };
+  }
+  const [level, lowest, price] = ["levels", "min_probs", "specificities"].map(
+    (name) => limits[name][column],
+  );
+  const refer = malignancy >= lowest;
+  return {
+    malignant_probability: malignancy,
+    referral: refer,
+    referral_level: level,
+    referral_specificity: price,
+    referral_reason:
+      `malignant probability ${percent(malignancy, 2)} is ${refer ? "at or above" : "below"} the `
+      + `${percent(lowest, 2)} threshold (at least ${percent(level, 0)} of malignant validation `
+      + `lesions are referred, with ${percent(limits.confidence, 0)} confidence, and `
+      + `${percent(1 - price, 0)} of benign ones)`,
+  };
+}
+
+function lacking(limits, sensitivity) {
+  const level = Math.ceil(100 * (sensitivity - 1e-9)) / 100;
+  const needed = Math.ceil(Math.log(1 - limits.confidence) / Math.log(level) - 1e-9);
+  return (
+    `no threshold is known to find ${percent(level, 0)} of malignant lesions: it takes ${needed} `
+    + `malignant validation lesions and a benign one, there were ${limits.num_malignant} and `
+    + `${limits.num_benign}`
+  );
+}
+
 function decide(confidence, { quality, scope_score: score }, spec) {
   const { abstention, scope } = spec;
   if (!abstention) return {};
@@ -157,7 +203,7 @@ function decide(confidence, { quality, scope_score: score }, spec) {
     below ? "uncertain" : "answer",
     `confidence ${percent(confidence)} is ${below ? "below" : "at or above"} the `
       + `${percent(abstention.min_confidence)} threshold (at most ${risk} errors `
-      + "on validation images)",
+      + `on validation images${spec.referral ? ", on average over all classes" : ""})`,
   );
 }
 

@@ -22,9 +22,12 @@ export async function describe(tell = () => {}) {
 }
 
 /** Answer for one photograph, a Blob, or for its RGB levels: {data, width, height}. */
-export async function predict(photograph, { level = 0.9, metadata = null, explain = true, signal } = {}) {
+export async function predict(
+  photograph,
+  { level = 0.9, sensitivity = 0.95, metadata = null, explain = true, signal } = {},
+) {
   signal?.throwIfAborted();
-  const answered = ask("answer", { photograph, level, metadata, explain });
+  const answered = ask("answer", { photograph, level, sensitivity, metadata, explain });
   if (!signal) return answered;
   const left = new Promise((_, reject) => {
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });

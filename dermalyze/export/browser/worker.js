@@ -32,7 +32,7 @@ async function load({ model, spec: given }) {
   }
 }
 
-async function answer({ photograph, level, metadata, explain }) {
+async function answer({ photograph, metadata, explain, ...asked }) {
   if (metadata && !spec.metadata) {
     throw new Error(
       "this model takes no metadata, only images; leave age, sex and localization out",
@@ -60,7 +60,7 @@ async function answer({ photograph, level, metadata, explain }) {
     );
   }
   const size = [opened.width, opened.height];
-  const said = answerOf(outputs, pixels, size, spec, level);
+  const said = answerOf(outputs, pixels, size, spec, asked);
   if (mapped) {
     const index = spec.taxonomy.names.indexOf(said.predicted_class);
     said.saliency = rowsOf(found.saliency, index);

@@ -22,8 +22,11 @@ export async function describe() {
 }
 
 /** Answer for one photograph, a Blob. */
-export async function predict(blob, { level = 0.9, metadata = null, explain = true, signal } = {}) {
-  const query = new URLSearchParams({ level, explain, ...metadata });
+export async function predict(
+  blob,
+  { level = 0.9, sensitivity = 0.95, metadata = null, explain = true, signal } = {},
+) {
+  const query = new URLSearchParams({ level, sensitivity, explain, ...metadata });
   const response = await ask(`predict?${query}`, {
     method: "POST",
     body: blob,

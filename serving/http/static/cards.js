@@ -53,6 +53,7 @@ export function showAnswer(card, answer, model) {
   const parts = [
     ...headline(answer, words),
     ...bars(answer, model),
+    ...referral(answer),
     ...predictionSet(answer, words),
     ...hints(answer),
     ...spread(answer),
@@ -124,9 +125,16 @@ function tableOf(classes, answer, caption) {
   );
 }
 
+function referral({ referral: refer, referral_reason: reason }) {
+  if (reason === undefined) return [];
+  const flag = { true: "Refer", false: "No referral", undefined: "No referral threshold" }[refer];
+  const className = `referral ${refer ? "refer" : ""}`;
+  return [element("p", { className }, element("strong", {}, flag), `: ${reason}.`)];
+}
+
 function predictionSet(answer, words) {
   if (!answer.prediction_set) return [];
-  const title = `Prediction set at ${+(100 * answer.set_level).toFixed(1)} %`;
+  const title = `Prediction set, right for ${+(100 * answer.set_level).toFixed(1)} % of each class`;
   const names = answer.prediction_set.map((name) => words.get(name));
   const note = answer.set_note ? `${answer.set_note}.` : "";
   return [

@@ -9,7 +9,7 @@ const $ = (id) => document.getElementById(id);
 
 const state = {
   model: null,
-  results: [], // {name, blob, url, card, answer | error, level, metadata}
+  results: [], // {name, blob, url, card, answer | error, level, sensitivity, metadata}
   waiting: [],
   working: 0,
   asked: 0, // since the page was last at rest
@@ -58,13 +58,8 @@ function introduce(model) {
     model.calibrated_on && `Calibrated on ${model.calibrated_on}.`,
     model.data_license && `Trained on data under ${model.data_license}.`,
   ].filter(Boolean).join(" ");
-  $("level-field").hidden = model.levels.length === 0;
-  $("level").replaceChildren(
-    ...model.levels.map((level) => {
-      const shown = `${+(100 * level).toFixed(1)} %`;
-      return new Option(shown, level, level === 0.9, level === 0.9);
-    }),
-  );
+  offer("level", model.levels, 0.9);
+  offer("sensitivity", model.sensitivities, 0.95);
   $("metadata").hidden = model.metadata === null;
   const { age = false, sexes = [], localizations = [] } = model.metadata || {};
   $("age").closest("label").hidden = !age;
@@ -72,10 +67,23 @@ function introduce(model) {
     $(id).closest("label").hidden = words.length === 0;
     $(id).replaceChildren(new Option("unknown", ""), ...words.map((word) => new Option(word)));
   }
-  $("options").hidden = model.levels.length === 0 && model.metadata === null;
+  const choices = model.levels.length + model.sensitivities.length;
+  $("options").hidden = choices === 0 && model.metadata === null;
   if (model.local) {
     $("privacy").textContent = "JPEG or PNG. Photographs never leave this device.";
   }
+}
+
+/** Let one of some shares be chosen; the usual one is, or the highest below it. */
+function offer(id, shares, usual) {
+  $(`${id}-field`).hidden = shares.length === 0;
+  const chosen = Math.max(...shares.filter((share) => share <= usual));
+  $(id).replaceChildren(
+    ...shares.map((share) => {
+      const shown = `${+(100 * share).toFixed(1)} %`;
+      return new Option(shown, share, share === chosen, share === chosen);
+    }),
+  );
 }
 
 function listen() {
@@ -137,6 +145,7 @@ function add(files) {
   for (const blob of files) {
     const result = { name: blob.name || "pasted", blob, url: URL.createObjectURL(blob), metadata };
     result.level = Number($("level").value) || 0.9;
+    result.sensitivity = Number($("sensitivity").value) || 0.95;
     result.card = makeCard(result.name, result.url, () => {
       const next = result.card.nextElementSibling || result.card.previousElementSibling;
       remove(result);
@@ -172,6 +181,7 @@ async function answer(result) {
   try {
     result.answer = await backend.predict(result.blob, {
       level: result.level,
+      sensitivity: result.sensitivity,
       metadata: result.metadata,
       explain: state.model.saliency !== "",
       signal,

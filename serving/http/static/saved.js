@@ -2,8 +2,9 @@
 
 const LISTED = ["prediction_set", "quality"];
 const OPTIONAL = [
-  "prediction_set", "set_size", "set_level", "decision", "decision_reason", "scope_score",
-  "quality", "spread",
+  "prediction_set", "set_size", "set_level", "decision", "decision_reason",
+  "malignant_probability", "referral", "referral_level", "referral_specificity", "referral_reason",
+  "scope_score", "quality", "spread",
 ];
 
 /** Return the text of a JSON file: one object a photograph, without its map. */

@@ -1,10 +1,13 @@
 """Limits fitted on one half of drawn lesions, judged on the other."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from simulated import simulate
 
 from dermalyze.evaluation.report.captions import limits_sentences
+from dermalyze.evaluation.report.text import referral_sentences
 from dermalyze.evaluation.scores import scored_of
 from dermalyze.evaluation.uncertainty.limits import check_limits, fit_limits
 from serving.prediction import softmax
@@ -103,3 +106,39 @@ def test_the_report_says_what_it_rests_on():
     assert limits_sentences(CHECKED, "lesion", answered) == sentences
     few = limits_sentences(CHECKED, "lesion", answered + 0.001)
     assert "Error rate among answered lesions: not answered." in few
+
+
+def test_a_referral_finds_and_spares_as_many_lesions_as_one_by_one():
+    malignancy = softmax(TEST.logits, LIMITS.temperature)[:, TEST.malignant].sum(axis=1)
+    for found in CHECKED.referral.levels:
+        lowest = LIMITS.referral.min_probs[LIMITS.referral.column(found.level)]
+        for rows, right, interval in (
+            (TEST.is_malignant, malignancy >= lowest, found.sensitivity),
+            (~TEST.is_malignant, malignancy < lowest, found.specificity),
+        ):
+            lesions = np.unique(TEST.lesions[rows])
+            shares = [right[rows & (TEST.lesions == lesion)].mean() for lesion in lesions]
+            assert interval.estimate == pytest.approx(np.mean(shares))
+            assert interval.low <= interval.estimate <= interval.high
+        assert found.sensitivity.high > found.level
+    assert [found.level for found in CHECKED.referral.levels] == [0.8, 0.85, 0.9, 0.95, 0.98]
+    assert "99% of malignant lesions: it takes 299 " in CHECKED.referral.lacking
+
+
+def test_a_flag_is_of_use_where_it_spares_three_in_ten_benign_lesions():
+    check = CHECKED.referral
+    at = check.at(0.95)
+    for specificity, useful in ((0.3, True), (0.299, False)):
+        one = replace(at, specificity=replace(at.specificity, estimate=specificity))
+        assert replace(check, levels=[one]).is_useful is useful
+    assert not replace(check, levels=[]).is_useful
+    said = referral_sentences(replace(check, levels=[one], lacking="no threshold"), "lesion")
+    assert said[1].startswith("At 95% the flag is of little use: its specificity here is 0.299 (")
+    assert said[1].endswith("); of use means at least 0.300.")
+    assert said[2] == "No threshold."
+
+
+@pytest.mark.parametrize("malignant", [(), TEST.class_names])
+def test_without_malignant_and_other_classes_there_is_no_referral(malignant):
+    one_kind = replace(VALIDATION, taxonomy=replace(VALIDATION.taxonomy, malignant=malignant))
+    assert fit_limits(one_kind).referral is None

@@ -104,7 +104,7 @@ def test_each_photograph_gets_all_that_the_model_says(page, predictor):
             assert bar["width"] == pytest.approx(max(1, prob * cell["width"]), abs=1.5)
         assert f"{decision}: {answer.decision_reason}." in text
         said = ", ".join(HAM10000.description(label) for label in answer.prediction_set)
-        assert f"Prediction set at 90 %: {said}." in text
+        assert f"Prediction set, right for 90 % of each class: {said}." in text
         assert answer.set_note in text
         assert all(hint in text for hint in answer.quality)
         assert DISCLAIMER in text
@@ -166,6 +166,7 @@ def test_level_and_metadata_count_for_the_photographs_that_follow(page, predicto
     choose(page, "uncertain.png")
     page.get_by_text("Options", exact=True).click()
     page.get_by_label("The prediction set contains the true class for").select_option("95 %")
+    page.get_by_label("The referral flag finds").select_option("80 %")
     page.get_by_label("Age in years").fill("71")
     page.get_by_label("Sex").select_option("male")
     page.get_by_label("Site").select_option("back")
@@ -173,13 +174,15 @@ def test_level_and_metadata_count_for_the_photographs_that_follow(page, predicto
     data = PHOTOGRAPHS["uncertain.png"][0]
     known = Metadata(age=71, sex="male", localization="back")
     first = predictor.predict(data)
-    second = predictor.predict(data, metadata=known, level=0.95)
+    second = predictor.predict(data, metadata=known, level=0.95, sensitivity=0.8)
     assert first.confidence != pytest.approx(second.confidence, abs=0.01)
     for i, (answer, level) in enumerate(((first, "90 %"), (second, "95 %"))):
         text = page.locator(".card").nth(i).inner_text()
         assert f"{100 * answer.confidence:.1f} %" in text
         said = ", ".join(HAM10000.description(name) for name in answer.prediction_set)
-        assert f"Prediction set at {level}: {said}." in text
+        assert f"Prediction set, right for {level} of each class: {said}." in text
+        assert ("Refer: " if answer.referral else "No referral: ") in text
+        assert f"{answer.referral_reason}." in text
 
 
 def test_what_is_saved_is_what_was_answered(page, predictor):

@@ -21,7 +21,7 @@ PNG = {"content-type": "image/png"}
 JSON = {"content-type": "application/json"}
 CSV = {"content-type": "text/csv"}
 FACTS = {"age": "80", "sex": "male", "localization": "back"}
-NAMES = "level, explain, one_lesion, age, sex, localization"
+NAMES = "level, sensitivity, explain, one_lesion, age, sex, localization"
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,37 @@ def test_a_level_and_a_map_reach_the_model(client, predictor, way):
     assert "saliency" in answer
 
 
+@pytest.mark.parametrize("way", [by_query, by_form, by_params])
+def test_a_sensitivity_reaches_the_model(client, predictor, way):
+    typed = 0.8 if way is by_params else "0.8"
+    (answer,) = way(client, {"sensitivity": typed}).json()["predictions"]
+    expected = predictor.predict(png(), sensitivity=0.8).to_dict()
+    assert answer == expected
+    assert expected["referral_level"] == 0.8 != predictor.predict(png()).referral_level
+
+
+def test_a_sensitivity_that_no_model_has_is_refused(client):
+    response = by_query(client, {"sensitivity": "0.5"})
+    assert (response.status_code, response.json()["message"]) == (
+        422,
+        "image 1 of 1: the sensitivity of the referral must be from 0.8 to 0.99, got 0.5",
+    )
+    response = by_query(client, {"sensitivity": "high"})
+    assert response.json()["message"] == "sensitivity must be a number, such as 0.95"
+
+
+def test_the_document_describes_the_sensitivity(client):
+    document = client.get("/openapi.json").json()
+    post = document["paths"]["/predict"]["post"]
+    (described,) = [found for found in post["parameters"] if found["name"] == "sensitivity"]
+    assert described["schema"] == {"type": "number", "default": 0.95}
+    forms = post["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert forms["sensitivity"]["type"] == "number"
+    answer = post["responses"]["200"]["content"]["application/json"]["example"]["predictions"][0]
+    assert answer["referral_level"] == 0.95
+    assert client.get("/version").json()["sensitivities"] == [0.8, 0.9, 0.95]
+
+
 @pytest.mark.parametrize("way", [by_query, by_form])
 def test_a_picture_is_drawn_of_the_class_that_is_named(client, way):
     named = way(client, {"class_name": "mel", "age": "30"}, "/explain").content
@@ -134,7 +165,7 @@ def test_an_unknown_param_is_refused(client, name, hint):
     response = by_params(client, {name: 0.9})
     assert (response.status_code, response.json()["message"]) == (
         400,
-        f"unknown name in params: expected any of level, explain, one_lesion{hint}",
+        f"unknown name in params: expected any of level, sensitivity, explain, one_lesion{hint}",
     )
 
 
