@@ -17,9 +17,10 @@ from scipy.special import logsumexp, softmax
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import foreign
-from benchmarks.corruptions import CORRUPTIONS, HARMLESS
+from benchmarks.corruptions import HARMLESS
 from benchmarks.report import Figure, publish
 from benchmarks.trained import parse, trained
+from dermalyze.data.corruptions import CORRUPTIONS, STRENGTHS
 from dermalyze.evaluation.statistics.bootstrap import Basis, interval_of, lesion_weights
 from dermalyze.evaluation.uncertainty.out_of_distribution import (
     cross_fitted,
@@ -36,7 +37,6 @@ from serving.photo_quality import Measures, measure
 from serving.preprocess import decode_image, to_pixels
 
 NUM_IMAGES = 150  # of each kind and strength
-STRENGTHS = (1, 2, 3, 4, 5)
 NUM_PRINCIPAL = 64  # of the space that the residual is the rest of
 NEIGHBOR = 10
 MEASURES = ("sharpness", "brightness", "color")

@@ -51,8 +51,15 @@ def prepare_data(data_dir: str, output: Path | None, workers: int, **options: An
 @click.option("--images", type=int, default=840, show_default=True, help="Number of images.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--layout", type=click.Choice(["zips", "folders"]), default="zips")
-def demo_data(folder: Path, images: int, seed: int, layout: str) -> None:
+@click.option(
+    "--style",
+    type=click.Choice(["ham10000", "other-clinic"]),
+    default="ham10000",
+    show_default=True,
+    help="other-clinic: other patients, colors, field of view and compression.",
+)
+def demo_data(folder: Path, images: int, seed: int, layout: str, style: str) -> None:
     """Draw demo images in the layout of HAM10000 into FOLDER."""
     from dermalyze.data.demo.dataset import make_demo_data
 
-    click.echo(make_demo_data(folder, num_images=images, seed=seed, layout=layout))
+    click.echo(make_demo_data(folder, num_images=images, seed=seed, layout=layout, style=style))

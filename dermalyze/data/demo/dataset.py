@@ -7,19 +7,22 @@ import csv
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from dermalyze.config.schema import require, require_choice
-from dermalyze.data.demo.drawing import KINDS, Random, draw_scene, photograph
+from dermalyze.data.demo.drawing import KINDS, STYLES, Random, draw_scene, photograph
 from serving.atomic_write import PARTIAL, whole_folder
 from serving.errors import DataError
 
 VERSION = 2  # of the drawings: another one means other bytes
 LAYOUTS = ("zips", "folders")
+DEFAULT_STYLE, *_ = STYLES
 MARKER = "demo.json"
 PARTS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
 MASKS = "HAM10000_segmentations_lesion_tschandl"
@@ -32,27 +35,36 @@ MISSING = {"age": 0.006, "sex": 0.006, "localization": 0.023}  # fraction of the
 
 
 def make_demo_data(
-    folder: Path, *, num_images: int = 840, seed: int = 0, layout: str = "zips"
+    folder: Path,
+    *,
+    num_images: int = 840,
+    seed: int = 0,
+    layout: str = "zips",
+    style: str = DEFAULT_STYLE,
 ) -> Path:
     """Draw the demo data into `folder`, whole or not at all, and return it.
 
-    Equal arguments, equal bytes; a folder that holds this very demo is left as it is.
+    Equal arguments, equal bytes; a folder that holds this very demo is left as it is.  Another
+    style draws other lesions, which have other ids.
 
     Raises:
-        ConfigError: too few images to split, a negative seed, or an unknown layout.
+        ConfigError: too few images to split, a negative seed, or an unknown layout or style.
         DataError: the folder holds something else.
     """
     least = MIN_IMAGES * len(KINDS)
     require(num_images >= least, "num_images", f"at least {least}", num_images)
     require(seed >= 0, "seed", "at least 0", seed)
     require_choice("layout", layout, LAYOUTS)
+    require_choice("style", style, tuple(STYLES))
     wanted = {"num_images": num_images, "seed": seed, "layout": layout, "version": VERSION}
+    if style != DEFAULT_STYLE:
+        wanted["style"] = style
     marker = json.dumps(wanted) + "\n"
     if _holds(folder, marker):
         return folder
     with whole_folder(folder, wait=True) as made:
         if not _holds(folder, marker):  # another call may have been faster
-            _write(made, _records(num_images, seed), seed, layout)
+            _write(made, _records(num_images, seed), wanted)
             (made / MARKER).write_text(marker, encoding="utf-8")
     return folder
 
@@ -119,7 +131,16 @@ def _records(num_images: int, seed: int) -> list[dict[str, str]]:
     ]
 
 
-def _write(folder: Path, rows: list[dict[str, str]], seed: int, layout: str) -> None:
+def _write(folder: Path, rows: list[dict[str, str]], wanted: Mapping[str, Any]) -> None:
+    style = STYLES[wanted.get("style", DEFAULT_STYLE)]
+    # Another clinic has other patients: nothing of what it shows was drawn for the first one.
+    seed = wanted["seed"] + (1_000_003 if "style" in wanted else 0)
+    rows = [
+        {**row, **{name: f"OTHER_{row[name]}" for name in ("lesion_id", "image_id")}}
+        if "style" in wanted
+        else row
+        for row in rows
+    ]
     with (folder / METADATA).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -129,13 +150,13 @@ def _write(folder: Path, rows: list[dict[str, str]], seed: int, layout: str) -> 
     lesion = 0
     rows = sorted(rows, key=lambda row: row["lesion_id"])  # each scene is drawn once
     for row in tqdm(rows, "drawing", unit="image", disable=None):
-        number = int(row["lesion_id"].removeprefix("DEMO_L"))
+        number = int(row["lesion_id"].rpartition("_L")[2])
         if number != lesion:
             lesion, scene = number, draw_scene(row["dx"], _random(seed, "scene", number))
-        of_view = _random(seed, "view", int(row["image_id"].removeprefix("DEMO_")))
-        picture, mask = photograph(scene, _random(seed, "hair", number), of_view)
-        photographs[f"{row['image_id']}.jpg"] = _encoded(picture, "JPEG")
-        masks[f"{row['image_id']}_segmentation.png"] = _encoded(mask, "PNG")
+        of_view = _random(seed, "view", int(row["image_id"].rpartition("_")[2]))
+        picture, mask = photograph(scene, _random(seed, "hair", number), of_view, style)
+        photographs[f"{row['image_id']}.jpg"] = _encoded(picture, "JPEG", style.quality)
+        masks[f"{row['image_id']}_segmentation.png"] = _encoded(mask, "PNG", 0)
     names = sorted(photographs)
     half = len(names) // 2
     parts = {
@@ -143,7 +164,7 @@ def _write(folder: Path, rows: list[dict[str, str]], seed: int, layout: str) -> 
         for part, chosen in zip(PARTS, (names[:half], names[half:]), strict=True)
     }
     for part, files in {**parts, MASKS: masks}.items():
-        if layout == "folders":
+        if wanted["layout"] == "folders":
             (folder / part).mkdir()
             for name, data in files.items():
                 (folder / part / name).write_bytes(data)
@@ -155,7 +176,7 @@ def _write(folder: Path, rows: list[dict[str, str]], seed: int, layout: str) -> 
                 file.writestr(entry, files[name])
 
 
-def _encoded(image: Image.Image, kind: str) -> bytes:
+def _encoded(image: Image.Image, kind: str, quality: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, quality=88)
+    image.save(buffer, kind, quality=quality)
     return buffer.getvalue()

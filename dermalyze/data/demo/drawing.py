@@ -27,14 +27,29 @@ TONES = np.array(
 )  # fmt: skip  # of skin and light together
 
 
+class Style(NamedTuple):
+    """How a clinic photographs."""
+
+    tint: tuple[float, float, float]  # of its lamps and cameras
+    zoom: float  # below 1: a wider field of view
+    round: float  # fraction of the lesions that are seen through a round field
+    quality: int  # of the JPEG
+
+
+STYLES = {
+    "ham10000": Style(tint=(1.0, 1.0, 1.0), zoom=1.0, round=0.25, quality=88),
+    "other-clinic": Style(tint=(1.08, 0.93, 0.80), zoom=0.75, round=1.0, quality=35),
+}
+
+
 def photograph(
-    scene: Image.Image, of_lesion: Random, of_view: Random
+    scene: Image.Image, of_lesion: Random, of_view: Random, style: Style = STYLES["ham10000"]
 ) -> tuple[Image.Image, Image.Image]:
     """Take one picture: 600 x 450, RGB, and the mask of its lesion: L, 0 or 255.
 
     `of_lesion` gives what pictures of one lesion have in common.
     """
-    angle, zoom = math.radians(of_view.uniform(-30, 30)), of_view.uniform(0.92, 1.12)
+    angle, zoom = math.radians(of_view.uniform(-30, 30)), of_view.uniform(0.92, 1.12) * style.zoom
     cosine, sine = math.cos(angle), math.sin(angle)
     center = np.array([WIDTH / 2, HEIGHT / 2]) + of_view.uniform(-32, 32, 2)
     back = np.array([[cosine, sine], [-sine, cosine]]) / (2 * zoom)  # to the scene's pixels
@@ -57,12 +72,12 @@ def photograph(
     down = np.linspace(-1, 1, HEIGHT, dtype=np.float32)[:, None]
     slope_x, slope_y = of_view.uniform(-0.06, 0.06, 2).tolist()
     light = of_view.uniform(0.92, 1.08) + slope_x * across + slope_y * down
-    if of_lesion.random() < 0.25:
+    if of_lesion.random() < style.round:
         radius = np.hypot(across * WIDTH / 2, down * HEIGHT / 2) / of_lesion.uniform(255, 330)
         light *= ((1 - radius) * 20).clip(0.02, 1) * (1.06 - 0.3 * radius**2)
     grain = of_view.standard_normal((HEIGHT, WIDTH), dtype=np.float32) * np.float32(2.5)
     bands = []
-    tints = of_lesion.normal(1, 0.07, 3) * of_view.normal(1, 0.015, 3)  # of cameras and lamps
+    tints = of_lesion.normal(1, 0.07, 3) * of_view.normal(1, 0.015, 3) * style.tint
     for band, tint in zip(image.split(), tints.tolist(), strict=True):
         plane = np.asarray(band, np.float32) * light * tint + grain
         bands.append(Image.fromarray(plane.clip(0, 255).astype(np.uint8)))

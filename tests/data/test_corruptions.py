@@ -5,9 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from benchmarks import foreign
-from benchmarks.corruptions import CORRUPTIONS
-
-STRENGTHS = (1, 2, 3, 4, 5)
+from dermalyze.data.corruptions import CORRUPTIONS, STRENGTHS
 
 
 def lesion(seed=0):
