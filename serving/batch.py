@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from serving.atomic_write import whole_file
-from serving.base_predictor import Case
+from serving.base_predictor import AnyPredictor, Case
 from serving.errors import ConfigError, DataError, ImageError, MetadataError, listed, one_line
 from serving.image_matching import IMAGE_SUFFIXES, has_image_suffix, match_files
 from serving.metadata import COLUMNS, Metadata, MetadataFields, encode, is_missing
@@ -192,7 +192,7 @@ def find_metadata(
 
 
 def predict_files(
-    predictor: Predictor,
+    predictor: AnyPredictor,
     paths: Iterable[Path],
     *,
     workers: int = 1,
@@ -275,7 +275,7 @@ class _PictureNames:
 
 
 def _answers(
-    predictor: Predictor, paths: Sequence[Path], request: Request, pictures: Sequence[str]
+    predictor: AnyPredictor, paths: Sequence[Path], request: Request, pictures: Sequence[str]
 ) -> list[Answer]:
     """Answer for a few files with one run of the network."""
     cases: list[Case] = []

@@ -1,6 +1,7 @@
 """Commands that evaluate: one run, several runs, or a table of predictions."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,16 +18,38 @@ from serving.taxonomy import DISCLAIMER
 
 
 @click.command()
-@RUN_ID
+@click.option("--run-id", default=None, help="An MLflow run of `dermalyze train`.")
+@click.option("--model", type=FILE, default=None, help="With --external: an ONNX file, no MLflow.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")
 @RUN_DATA
+@click.option(
+    "--external",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="Labeled images of another source, in any layout (docs/data.md); repeatable.",
+)
+@click.option(
+    "--map",
+    "maps",
+    multiple=True,
+    metavar="[NAME:]LABEL=CLASS|FILE",
+    help="Class of the model that a label of a source is, or a YAML file of them; repeatable.",
+)
+@click.option(
+    "--prevalence",
+    default="none",
+    metavar="CLASS=SHARE,...",
+    help="With --external: how common classes are in use; or labels or estimate.",
+)
+@click.option("--corruptions", is_flag=True, help="Evaluate corrupted images as well; minutes.")
 @click.option("--images", type=FOLDER, default=None, help="Folder of other images to evaluate.")
 @click.option("--labels", type=FILE, default=None, help="CSV of their labels: image_id,label.")
 @click.option("--output", type=FOLDER, default=None, help="[default: evaluation-RUN_ID-SPLIT]")
 @here_options
 @plugin_option()
 def evaluate(
-    run_id: str,
+    run_id: str | None,
+    model: Path | None,
     split: str,
     data_dir: str | None,
     images: Path | None,
@@ -34,20 +57,51 @@ def evaluate(
     output: Path | None,
     device: str | None,
     prepared: Path | None,
+    corruptions: bool,
+    **options: Any,
 ) -> None:
-    """Evaluate a run's best epoch on a split, or on other images."""
+    """Evaluate a model on a split of its run, or on images of other sources."""
     if (images is None) != (labels is None):
         raise click.UsageError("--images and --labels go together")
-    from dermalyze.evaluation.report.folder import format_metrics
-    from dermalyze.workflows.evaluate import evaluate_images, evaluate_run
+    if (run_id is None) == (model is None):
+        raise click.UsageError("give either --run-id or --model")
+    other = bool(options["external"]) or images is not None
+    if images is not None and options["external"]:
+        raise click.UsageError("--images and --external exclude each other")
+    if not other and (model or options["maps"] or options["prevalence"] != "none"):
+        raise click.UsageError("--model, --map and --prevalence go with --external")
+    here = here_of(data_dir, device, prepared)
+    name = str(run_id)[:8] if model is None else model.stem
+    if not other:
+        from dermalyze.evaluation.report.folder import format_metrics
+        from dermalyze.workflows.evaluate import evaluate_run
 
-    if images is not None and labels is not None:
-        output = output or Path(f"evaluation-{run_id[:8]}-{images.name}")
-        found = evaluate_images(run_id, images, labels, output=output)
+        output = output or Path(f"evaluation-{name}-{split}")
+        found = evaluate_run(str(run_id), split, output=output, here=here, corruptions=corruptions)
+        click.echo(format_metrics(found.logged(), found.taxonomy, found.intervals))
     else:
-        output = output or Path(f"evaluation-{run_id[:8]}-{split}")
-        found = evaluate_run(run_id, split, output=output, here=here_of(data_dir, device, prepared))
-    click.echo(format_metrics(found.logged(), found.taxonomy, found.intervals))
+        from dermalyze.evaluation.report.external import format_external
+        from dermalyze.workflows import external
+
+        sources = external.sources_of(options["external"])
+        if images is not None:
+            sources = [external.source_of_images(images, labels)]
+        asked = external.Asked(
+            sources=sources,
+            maps=external.maps_of(options["maps"], [source.name for source in sources]),
+            prevalence=options["prevalence"],
+            corruptions=corruptions,
+        )
+        end = "external" if images is None else images.name
+        output = output or Path(f"evaluation-{name}-{end}")
+        opened = (
+            external.model_of_run(str(run_id), here)
+            if model is None
+            else external.model_of_file(model, here)
+        )
+        with opened as of_model:
+            for found in external.evaluate_external(of_model, asked, output=output):
+                click.echo(format_external(found))
     click.echo(f"written: {output}")
     click.echo(DISCLAIMER)
 

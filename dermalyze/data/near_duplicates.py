@@ -29,9 +29,9 @@ def near_duplicates(image_ids: Sequence[str], thumbnails: Pixels) -> Pairs:
         image_ids: of the thumbnails, in order.
         thumbnails: uint8 (N, 32, 32).
     """
-    size, side = thumbnails.shape[0], thumbnails.shape[1] // 2
+    size = len(thumbnails)
     grey = thumbnails.astype(np.float32)
-    halves = grey.reshape(size, side, 2, side, 2).mean((2, 4))
+    halves = _halved(grey)
     fine, coarse = _normalized(grey), _normalized(halves)
     best: dict[tuple[int, int], float] = {}
     for turn in range(8):
@@ -47,6 +47,35 @@ def near_duplicates(image_ids: Sequence[str], thumbnails: Pixels) -> Pairs:
                     if correlation > max(NEAR_DUPLICATE_CORRELATION, best.get((i, j), 0.0)):
                         best[i, j] = correlation
     return tuple((image_ids[i], image_ids[j], best[i, j]) for i, j in sorted(best))
+
+
+def near_copies(thumbnails: Pixels, known: Pixels) -> NDArray[np.int64]:
+    """Say which known image each image shows as well, by its position; -1: none.  (N,)
+
+    Args:
+        thumbnails: uint8 (N, 32, 32).
+        known: uint8 (M, 32, 32), as `near_duplicates` takes them.
+    """
+    grey, others = thumbnails.astype(np.float32), known.astype(np.float32)
+    fine, found = _normalized(others), np.full(len(grey), -1, np.int64)
+    coarse, best = _normalized(_halved(others)), np.full(len(grey), NEAR_DUPLICATE_CORRELATION)
+    for turn in range(8):
+        turned = _turned(grey, turn)
+        own, small = _normalized(turned), _normalized(_halved(turned))
+        for start in range(0, len(grey), _BLOCK):
+            block = small[start : start + _BLOCK] @ coarse.T
+            for i, j in np.argwhere(block > _COARSE_CORRELATION).tolist():
+                correlation = float(own[start + i] @ fine[j])
+                if correlation > best[start + i]:
+                    best[start + i], found[start + i] = correlation, j
+    return found
+
+
+def _halved(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average squares of four pixels: (N, S, S) -> (N, S / 2, S / 2)."""
+    side = images.shape[1] // 2
+    halves: NDArray[np.float32] = images.reshape(len(images), side, 2, side, 2).mean((2, 4))
+    return halves
 
 
 def _turned(images: NDArray[np.float32], turn: int) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from dermalyze.config.schema import Config, EvaluationConfig
+from dermalyze.evaluation.external import External
 from dermalyze.evaluation.metrics.calibration import CalibrationErrors, calibration_errors
 from dermalyze.evaluation.metrics.classification import (
     Counts,
@@ -29,6 +30,7 @@ from dermalyze.evaluation.metrics.clinical import (
     decision_curve,
     malignant_roc,
 )
+from dermalyze.evaluation.robustness import Robustness
 from dermalyze.evaluation.saliency_check import MapsCheck, check_maps
 from dermalyze.evaluation.scores import Scored
 from dermalyze.evaluation.statistics.bootstrap import (
@@ -49,7 +51,12 @@ from dermalyze.evaluation.uncertainty.calibrators import (
     require_disjoint,
     require_lesions,
 )
-from dermalyze.evaluation.uncertainty.limits import LimitsCheck, check_limits, fit_limits
+from dermalyze.evaluation.uncertainty.limits import (
+    Limits,
+    LimitsCheck,
+    check_limits,
+    fit_limits,
+)
 from serving.errors import ArtifactError, ConfigError
 from serving.ham10000_taxonomy import HAM10000
 from serving.taxonomy import Taxonomy
@@ -67,6 +74,16 @@ class Predictions:
     explanations: pd.DataFrame | None = None  # maps against lesion masks, as `measure_maps` has it
     context: Mapping[str, object] = field(default_factory=dict)  # where they come from
     left_out: str = ""  # the source that all of them are from, and nothing was fitted on
+    limits: Limits | None = None  # of the model file, where there is no validation table
+    external: External | None = None  # of images of another source, which are compared there
+    robustness: Robustness | None = None
+
+    @property
+    def answers(self) -> Scored:
+        """The images with the logits that are evaluated: with the temperature of a model file."""
+        if self.limits is None:
+            return self.scored
+        return self.scored.with_logits(self.limits.calibrated(self.scored.logits))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +141,8 @@ class Evaluation:
     decision_curve: DecisionCurve | None = None
     prevalence: Prevalence | None = None
     elsewhere: Elsewhere | None = None
+    external: External | None = None
+    robustness: Robustness | None = None
 
     def logged(self) -> dict[str, float]:
         """Return what a run logs: metrics, further headlines, and bounds as `test/loss_low`."""
@@ -134,6 +153,8 @@ class Evaluation:
                 found.setdefault(key, interval.estimate)
                 if interval.low is not None and interval.high is not None:
                     found |= {f"{key}_low": interval.low, f"{key}_high": interval.high}
+        if self.external is not None:
+            found |= {f"{self.split}/{key}": v for key, v in self.external.logged().items()}
         return found
 
     def calibrated(self, scored: Scored) -> Scored | None:
@@ -180,7 +201,7 @@ def evaluate(
         DataError: a lesion is in what is evaluated and in what the calibrator is fitted on.
         ConfigError: the prevalence is not one.
     """
-    scored, validation = predictions.scored, predictions.validation
+    scored, validation = predictions.answers, predictions.validation
     metrics = score(scored.logits, scored.targets, scored.class_names)
     calibrated, calibration, limits = scored, None, None
     if validation is not None:
@@ -195,6 +216,10 @@ def evaluate(
         if settings.calibrator != "temperature":  # it has moved the priors to those of validation
             trained_priors = seen_priors(validation.targets, len(scored.taxonomy))
         limits = check_limits(scored, fit_limits(validation), replicates=settings.replicates)
+    elif predictions.limits is not None:
+        limits = check_limits(
+            predictions.scored, predictions.limits, replicates=settings.replicates
+        )
     known = intervals(
         scored, replicates=settings.replicates, min_sensitivity=settings.min_sensitivity
     )
@@ -230,6 +255,8 @@ def evaluate(
         decision_curve=decision_curve(calibrated),
         prevalence=_prevalence(calibrated, settings.prevalence, trained_priors),
         elsewhere=elsewhere,
+        external=predictions.external,
+        robustness=predictions.robustness,
     )
 
 

@@ -4,50 +4,52 @@ import logging
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
 
-from dermalyze.config.schema import Config, EvaluationConfig
-from dermalyze.data.patient_metadata import metadata_of, words_left_out
+from dermalyze.data.pixel_store.store import Pixels
 from dermalyze.data.table_columns import FACTS, tidy_facts, with_groups, with_own_lesions
-from dermalyze.evaluation.evaluate import Evaluation, Predictions
-from dermalyze.evaluation.predictions import predictions_table
-from dermalyze.evaluation.scores import scored_of
+from dermalyze.evaluation.evaluate import Evaluation
+from dermalyze.evaluation.robustness import Robustness, choose_images, measure_robustness
+from dermalyze.evaluation.scores import Scored
 from dermalyze.models.ensemble import ShippedNetwork
 from dermalyze.models.torch_predictor import SkinLesionPredictor
 from dermalyze.tracking import add_to_run
 from dermalyze.workflows.finished_run import open_finished
 from dermalyze.workflows.report import write_evaluation
-from dermalyze.workflows.run_context import (
-    AS_IN_THE_RUN,
-    AUDIT,
-    BEST,
-    EVALUATION,
-    Here,
-)
+from dermalyze.workflows.run_context import AS_IN_THE_RUN, AUDIT, BEST, EVALUATION, Here
 from dermalyze.workflows.uncertainty import with_limits
 from serving.atomic_write import whole_folder
-from serving.batch import find_images, left_out, some
-from serving.errors import DataError, ImageError
+from serving.base_predictor import AnyPredictor, Case
+from serving.batch import find_images
+from serving.errors import DataError
 from serving.image_matching import match_files
+from serving.metadata import COLUMNS, Metadata, MetadataFields
 from serving.os_errors import reason_of, temporary_folder
-from serving.preprocess import read_bytes
+from serving.prediction import Prediction
 from serving.table_files import read_table, table_bytes
 from serving.taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
 
-Metrics = dict[str, float]
-
 
 def evaluate_run(
-    run_id: str, split: str, *, output: Path, here: Here = AS_IN_THE_RUN
+    run_id: str,
+    split: str,
+    *,
+    output: Path,
+    here: Here = AS_IN_THE_RUN,
+    corruptions: bool = False,
 ) -> Evaluation:
     """Evaluate a run's best epoch on one of its splits; write it to `output` and into the run.
 
-    On the test split a calibrator, fitted on the validation split, is evaluated as well.
+    On the test split a calibrator, fitted on the validation split, is evaluated as well; with
+    `corruptions`, some images of the split are corrupted and evaluated again.
 
     Raises:
         DataError: the data is not what the run was trained on.
@@ -58,6 +60,14 @@ def evaluate_run(
         context = {"run_id": run_id, "data_fingerprint": prepared.fingerprint}
         rows = getattr(run.splits, split)
         predictions = run.runner.predictions(limited, rows, split, context)
+        if corruptions:
+            chosen = choose_images(predictions.scored.targets)
+            part, fields = predictions.scored.take(chosen), run.spec.metadata
+            facts = None if fields is None else facts_of(part.table, fields)
+            predictor = SkinLesionPredictor(run.stored.file(BEST))
+            pixels = prepared.store.batch(rows[chosen])
+            found = robustness_of(predictor, pixels, part, facts)
+            predictions = replace(predictions, robustness=found)
         run.stored.replace(AUDIT, prepared.audit.to_json())
         copy = stack.enter_context(temporary_folder())  # other commands may write to `output` next
         with whole_folder(output) as folder:
@@ -70,57 +80,39 @@ def evaluate_run(
     return evaluation
 
 
-def evaluate_images(run_id: str, images: Path, labels: Path, *, output: Path) -> Evaluation:
-    """Evaluate a run's best epoch on other images; the run itself is not changed.
+def robustness_of(
+    predictor: AnyPredictor, pixels: Pixels, scored: Scored, facts: Sequence[Metadata] | None
+) -> Robustness:
+    """Let a model answer for corrupted images: uint8 (N, H, W, 3); `facts` it may know of them."""
+    height, width = predictor.spec.input_size
+    progress = tqdm(total=76 * len(pixels), desc="corruptions", leave=False, disable=None)
 
-    Args:
-        run_id: the run.
-        images: a folder of JPEG or PNG files, each named like its `image_id`.
-        labels: a CSV with the columns `image_id` and `label`, and those of a manifest if known.
-        output: the folder to write to.
+    def answer(images: Pixels) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+        answers: list[Prediction] = []
+        for start in range(0, len(images), 8):
+            part = slice(start, start + 8)
+            known = [None] * len(images[part]) if facts is None else facts[part]
+            cases = [
+                Case(image, (width, height), item)
+                for image, item in zip(images[part], known, strict=True)
+            ]
+            answers += predictor.answer(cases)
+            progress.update(len(cases))
+        alarms = [answer.decision == "out_of_scope" for answer in answers]
+        return logits_of_answers(answers), np.array(alarms)
 
-    Raises:
-        DataError: the CSV or an image cannot be used.
-    """
-    with open_finished(run_id) as run:
-        predictor = SkinLesionPredictor(run.stored.file(BEST))
-        group_by = (run.settings or Config()).data.group_by
-    taxonomy = predictor.spec.taxonomy
-    manifest = read_labels(labels, taxonomy, group_by)
-    files = files_of_rows(manifest["image_id"].tolist(), images, labels)
-    used = set(files.values())
-    if unused := [path.name for path in find_images([images]) if path not in used]:
-        logger.info(
-            f"left out: {len(unused):,} images that have no row in {labels} ({some(unused)})"
-        )
-    if others := left_out([images]):
-        logger.info(others)
-    fields = predictor.spec.metadata
-    metadata = None if fields is None else metadata_of(manifest, fields)
-    for sentence in words_left_out(manifest, fields) if fields else ():
-        logger.warning(sentence)
-    parts = []
-    for i, name in enumerate(manifest["image_id"]):
-        try:
-            pixels = predictor.pixels(read_bytes(files[name]))
-        except ImageError as error:
-            raise DataError(f"{files[name]}: {error}") from error
-        known = None if metadata is None else metadata[i : i + 1]
-        parts.append(predictor.run(pixels[None], ["logits"], known)["logits"])
-    table = predictions_table(manifest, np.concatenate(parts), taxonomy)
-    predictions = Predictions(
-        scored=scored_of(table, taxonomy),
-        split="images",
-        context={"run_id": run_id, "labels": labels.name},
-    )
-    with whole_folder(output) as folder:
-        return write_evaluation(
-            folder,
-            predictions,
-            run.without_files(),
-            EvaluationConfig(),
-            lambda name: read_bytes(files[name]),
-        )
+    return measure_robustness(pixels, scored.targets, answer)
+
+
+def logits_of_answers(answers: Sequence[Prediction]) -> NDArray[np.float32]:
+    """Return the logits of answers: (N, C)."""
+    return np.array([list((answer.logits or {}).values()) for answer in answers], np.float32)
+
+
+def facts_of(rows: pd.DataFrame, fields: MetadataFields) -> list[Metadata]:
+    """Return what a model may know of each image beside its pixels."""
+    facts = zip(*(rows[name] for name in COLUMNS), strict=True)
+    return [Metadata.of(dict(zip(COLUMNS, row, strict=True))).known_to(fields) for row in facts]
 
 
 def read_labels(path: Path, taxonomy: Taxonomy, group_by: str) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from dermalyze.evaluation.predictions import targets_of
 from dermalyze.evaluation.report.cards import CardInputs, data_card, model_card
 from dermalyze.evaluation.report.folder import write_folder
 from dermalyze.evaluation.report.html import (
+    NUM_MISTAKES,
     Mistake,
     ReportInputs,
     most_confident_mistakes,
@@ -67,7 +68,7 @@ def write_evaluation(
     config = None if run is None else run.settings
     if config is not None and config.data.leave_out != "none" and predictions.split == "test":
         predictions = replace(predictions, left_out=config.data.leave_out)
-    splits, scored = {} if run is None else run.split_tables, predictions.scored
+    splits, scored = {} if run is None else run.split_tables, predictions.answers
     apart = config is None or config.data.group_by != "none"  # else lesions may be in both
     evaluation = evaluate(
         predictions if apart else replace(predictions, validation=None),
@@ -80,7 +81,7 @@ def write_evaluation(
         ReportInputs(
             evaluation=evaluation,
             scored=scored,
-            mistakes=_mistakes(scored, read_image),
+            mistakes=mistakes_of(scored, read_image),
             **({} if run is None else _of_run(run)),
         ),
     )
@@ -121,7 +122,10 @@ def _priors(config: Config, splits: Mapping[str, pd.DataFrame], scored: Scored) 
     return seen_priors(targets_of(rows, scored.taxonomy), len(scored.taxonomy), config)
 
 
-def _mistakes(scored: Scored, read_image: ReadImage | None) -> list[Mistake]:
+def mistakes_of(
+    scored: Scored, read_image: ReadImage | None, number: int = NUM_MISTAKES
+) -> list[Mistake]:
+    """Return the most confident mistakes with their pictures; none where no image is at hand."""
     if read_image is None:
         return []
     return [
@@ -130,13 +134,13 @@ def _mistakes(scored: Scored, read_image: ReadImage | None) -> list[Mistake]:
             true_label=scored.class_names[scored.targets[row]],
             predicted=scored.class_names[scored.predicted[row]],
             confidence=float(scored.probs[row].max()),
-            picture=_picture(str(scored.table["image_id"].iloc[row]), read_image),
+            picture=picture_of(str(scored.table["image_id"].iloc[row]), read_image),
         )
-        for row in most_confident_mistakes(scored)
+        for row in most_confident_mistakes(scored, number)
     ]
 
 
-def _picture(image_id: str, read_image: ReadImage) -> bytes:
+def picture_of(image_id: str, read_image: ReadImage) -> bytes:
     """Return a small JPEG; nothing if the image is gone or damaged by now."""
     try:
         image = upright_rgb(decode_image(read_image(image_id)))

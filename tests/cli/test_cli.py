@@ -88,6 +88,10 @@ LONG = "n" * 300  # more than a file system takes
         (["trian"], 2, "No such command 'trian'. Did you mean 'train'? (see `dermalyze --help`)"),
         (["evaluate", "--run-id", "r", "--images", "d"], 2, "--images and --labels go together "
          "(see `dermalyze evaluate --help`)"),
+        (["evaluate", "--external", "o=d"], 2, "give either --run-id or --model (see `dermalyze "
+         "evaluate --help`)"),
+        (["evaluate", "--model", "m"], 2, "--model, --map and --prevalence go with --external (see "
+         "`dermalyze evaluate --help`)"),
         (["export-onnx", "--run-id", "r", "--precision", "int4"], 2, "Invalid value for "
          "'--precision': 'int4' is not one of 'float32', 'float16', 'int8'. (see `dermalyze "
          "export-onnx --help`)"),

@@ -292,6 +292,33 @@ def test_evaluating_other_images_gives_what_predict_answers(place, trained, know
     assert [line.split(",")[column] for line in table[1:]] == predicted
 
 
+def test_an_external_source_is_evaluated_into_its_run(place, trained, known):
+    """By run and by the exported file alike; nothing of the run's own is changed."""
+    run_id = run_id_of(trained.stdout)
+    other = make_demo_data(place / "clinic", num_images=42, style="other-clinic")
+    for model, output in (("--run-id", "by-run"), ("--model", "by-file")):
+        value = run_id if model == "--run-id" else known
+        more = ("--prevalence", "nv=0.9") if model == "--run-id" else ()
+        dermalyze(place, "evaluate", model, value, "--external", f"clinic={other}",
+                  "--output", output, *more)  # fmt: skip
+    tables = [
+        (place / output / "clinic" / "predictions.csv").read_text().splitlines()
+        for output in ("by-run", "by-file")
+    ]
+    column = tables[0][0].split(",").index("predicted")
+    ours, theirs = ([line.split(",")[column] for line in table[1:]] for table in tables)
+    assert ours == theirs
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    metrics = client.get_run(run_id).data.metrics
+    summary = json.loads((place / "by-run/clinic/evaluation_metrics.json").read_text())["metrics"]
+    name = "external/clinic/balanced_accuracy"
+    assert metrics[name] == pytest.approx(summary[name])
+    assert {f"external/clinic/{end}" for end in ("accuracy_drop", "accuracy_drop_low",
+            "set_coverage", "out_of_scope_known")} <= metrics.keys()  # fmt: skip
+    logged = {file.path for file in client.list_artifacts(run_id, "external/clinic")}
+    assert {"external/clinic/report.html", "external/clinic/mistakes.html"} <= logged
+
+
 @pytest.fixture(scope="module")
 def pictures(place):
     """Three photographs: skin-like ones and a checkerboard."""

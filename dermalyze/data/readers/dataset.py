@@ -380,10 +380,10 @@ def files_in(source: Path) -> Iterator[tuple[str, ImageFile]]:
         for path in sorted(source.rglob("*")):
             name = path.relative_to(source.parent).as_posix()
             if not _is_hidden(path.relative_to(source).as_posix()) and path.is_file():
-                yield name, _file_at(path)
+                yield name, file_at(path)
         return
     if source.suffix.lower() != ".zip":
-        yield source.name, _file_at(source)
+        yield source.name, file_at(source)
         return
     with open_zip(source) as archive:
         for member in sorted(archive.infolist(), key=lambda member: member.filename):
@@ -393,7 +393,8 @@ def files_in(source: Path) -> Iterator[tuple[str, ImageFile]]:
                 yield f"{source.stem}/{name}", file
 
 
-def _file_at(path: Path) -> ImageFile:
+def file_at(path: Path) -> ImageFile:
+    """Return an image that is a file of its own."""
     status = path.stat()
     return ImageFile(path, "", status.st_size, status.st_mtime_ns)
 

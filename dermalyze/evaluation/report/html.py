@@ -126,10 +126,12 @@ def _page(inputs: ReportInputs) -> dict[str, Any]:
         "decision": captions.decision(evaluation),
         "limits": _limits(evaluation),
         "maps": _maps(evaluation),
+        "external": evaluation.external,
+        "robustness": evaluation.robustness,
         "groups": _groups(evaluation),
         "group_columns": [title_of(name) for name in group_columns(evaluation)],
         "gaps": gap_sentences(evaluation),
-        "mistakes": [_shown(mistake, taxonomy) for mistake in inputs.mistakes],
+        "mistakes": [shown(mistake, taxonomy) for mistake in inputs.mistakes],
         "num_wrong": int((scored.predicted != scored.targets).sum()),
         "training": captions.training(inputs.history, inputs.best_epoch),
         "histopathology": int((scored.table["dx_type"] == "histo").sum()),
@@ -264,7 +266,8 @@ def _groups(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
     return sorted_groups
 
 
-def _shown(mistake: Mistake, taxonomy: Taxonomy) -> dict[str, Any]:
+def shown(mistake: Mistake, taxonomy: Taxonomy) -> dict[str, Any]:
+    """Return what a page prints of a mistake."""
     true, predicted = (n in taxonomy.malignant for n in (mistake.true_label, mistake.predicted))
     return {
         "mistake": mistake,

@@ -205,6 +205,7 @@ def _environment(**options: Any) -> jinja2.Environment:
         "count": count,
         "things": things,
         "in_words": in_words,
+        "cell": cell,
         "percent": percent,
         "title_of": title_of,
     }

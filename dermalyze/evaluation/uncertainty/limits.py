@@ -7,6 +7,7 @@ N images, C classes, R replicates.  Never imports torch.
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dermalyze.evaluation.metrics.classification import Floats
 from dermalyze.evaluation.scores import Scored
@@ -24,6 +25,7 @@ from dermalyze.evaluation.uncertainty.selective import (
     risk_coverage,
 )
 from serving.prediction import softmax
+from serving.spec import ModelSpec
 from serving.uncertainty import (
     DEFAULT_LEVEL,
     DEFAULT_SENSITIVITY,
@@ -48,6 +50,10 @@ class Limits:
     abstention: Abstention
     scope: Scope | None  # None: the table has no scores
     referral: Referral | None = None  # None: not both malignant and benign classes are known
+
+    def calibrated(self, logits: NDArray[np.floating]) -> Floats:
+        """Return the logits (N, C) of the probabilities that the model gives."""
+        return logits.astype(np.float64) / self.temperature
 
     def probs(self, scored: Scored) -> Floats:
         """Return calibrated probabilities: (N, C)."""
@@ -235,6 +241,53 @@ def check_limits(scored: Scored, limits: Limits, *, replicates: int) -> LimitsCh
     )
 
 
+def limits_of(spec: ModelSpec) -> Limits | None:
+    """Return what a model file knows of its limits; None: it knows none."""
+    if spec.prediction_sets is None or spec.abstention is None:
+        return None
+    return Limits(
+        temperature=spec.temperature,
+        prediction_sets=spec.prediction_sets,
+        abstention=spec.abstention,
+        scope=spec.scope,
+        referral=spec.referral,
+    )
+
+
+def limit_shares(answers: Scored, limits: Limits) -> dict[str, tuple[Floats, NDArray[np.bool_]]]:
+    """Return what is averaged (N,), and over which images (N,), by name of the rate.
+
+    An image is answered if it is in scope and the confidence is high enough, as in use.
+
+    Args:
+        answers: images with the logits of the probabilities that are given.
+        limits: of the model.
+    """
+    rows, probs = np.arange(len(answers)), answers.probs
+    members = limits.prediction_sets.members(probs, DEFAULT_LEVEL)
+    alarms = out_of_scope(answers, limits)
+    answered = (probs.max(axis=1) >= limits.abstention.min_confidence) & ~alarms
+    every = np.ones(len(answers), bool)
+    found = {
+        "set_coverage": (members[rows, answers.targets].astype(np.float64), every),
+        "set_size": (members.sum(axis=1).astype(np.float64), every),
+        "answered": (answered.astype(np.float64), every),
+        "answered_error": ((answers.predicted != answers.targets).astype(np.float64), answered),
+    }
+    if limits.scope is not None and "scope_score" in answers.table:
+        found["out_of_scope"] = alarms.astype(np.float64), every
+    return found
+
+
+def out_of_scope(scored: Scored, limits: Limits) -> NDArray[np.bool_]:
+    """Say which images are called out of scope (N,); none where there are no scores."""
+    scope, table = limits.scope, scored.table
+    if scope is None or "scope_score" not in table:
+        return np.zeros(len(scored), bool)
+    problems = table["photo_problem"].to_numpy(np.float64) > 0
+    return np.asarray((table["scope_score"].to_numpy(np.float64) > scope.max_score) | problems)
+
+
 def _check_sets(checked: _Checked) -> SetsCheck:
     scored, sets = checked.scored, checked.limits.prediction_sets
     members = sets.members(checked.probs, DEFAULT_LEVEL)  # (N, C)
@@ -293,7 +346,7 @@ def _check_scope(checked: _Checked) -> ScopeCheck | None:
     if scope is None or "scope_score" not in table:
         return None
     problems = table["photo_problem"].to_numpy(np.float64) > 0
-    alarms = (table["scope_score"].to_numpy(np.float64) > scope.max_score) | problems
+    alarms = out_of_scope(checked.scored, checked.limits)
     return ScopeCheck(
         kind=scope.kind,
         max_score=scope.max_score,

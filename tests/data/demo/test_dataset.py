@@ -278,3 +278,22 @@ def test_images_of_one_lesion_look_alike_and_are_not_equal(demo):
     assert again.sum() >= 10
     assert distances[again].min() > 10
     assert np.median(distances[again]) < 0.5 * np.median(distances[others])
+
+
+def test_another_clinic_has_other_patients_colors_and_compression(demo, tmp_path):
+    other = make_demo_data(tmp_path / "other", num_images=42, style="other-clinic")
+    ids = [{row[name] for row in rows_of(f)} for f in (demo, other) for name in
+           ("image_id", "lesion_id")]  # fmt: skip
+    assert len(set.union(*ids)) == sum(map(len, ids))
+    ours, theirs = jpegs_of(demo), jpegs_of(other)
+
+    def warmth(jpegs):
+        middles = [np.asarray(Image.open(io.BytesIO(j)))[150:300, 200:400] for j in jpegs.values()]
+        return np.mean([m[..., 0].mean() / m[..., 2].mean() for m in middles])
+
+    assert warmth(theirs) > 1.15 * warmth(ours)
+    assert np.mean([*map(len, theirs.values())]) < 0.5 * np.mean([*map(len, ours.values())])
+    corners = [np.asarray(Image.open(io.BytesIO(j)))[:10, :10].mean() for j in theirs.values()]
+    assert max(corners) < 60  # a round field of view in each
+    with pytest.raises(DataError):
+        make_demo_data(tmp_path / "other", num_images=42)  # another demo is there
