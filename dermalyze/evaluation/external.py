@@ -42,6 +42,8 @@ RATES = {  # of the limits -> title
     "answered": "share answered",
     "answered_error": "error rate among answered",
     "out_of_scope": "share called out of scope",
+    "referral_sensitivity": "referral: sensitivity (95% stated)",
+    "referral_specificity": "referral: specificity",
 }
 _LOWER_IS_BETTER = (*LOWER_IS_BETTER, "set_size", "answered_error", "out_of_scope")
 COMMON = "balanced_accuracy_common"  # of the classes with enough lesions on both sides

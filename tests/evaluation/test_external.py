@@ -119,6 +119,15 @@ def test_shares_of_the_limits_are_what_a_user_would_count(outside, limits):
     assert found["answered_error"].outside.estimate == pytest.approx(
         np.average(wrong[answered], weights=shares[answered])
     )
+    malignant = np.isin(outside.targets, [0, 1, 4])
+    referral = limits.referral
+    referred = probs[:, [0, 1, 4]].sum(axis=1) >= referral.min_probs[referral.levels.index(0.95)]
+    assert found["referral_sensitivity"].outside.estimate == pytest.approx(
+        np.average(referred[malignant], weights=shares[malignant])
+    )
+    assert found["referral_specificity"].outside.estimate == pytest.approx(
+        np.average(~referred[~malignant], weights=shares[~malignant])
+    )
 
 
 def test_at_another_prevalence_images_and_probabilities_are_reweighted(inside, outside):

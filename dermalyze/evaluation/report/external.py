@@ -16,15 +16,8 @@ from serving.taxonomy import DISCLAIMER
 
 HEADLINES = (
     *("balanced_accuracy", COMMON, "accuracy", "macro_auc", "malignant_auc"),
-    *(
-        "malignant_sensitivity",
-        "malignant_specificity",
-        "ece",
-        "set_coverage",
-        "answered",
-        "answered_error",
-    ),
-    "out_of_scope",
+    *("malignant_sensitivity", "malignant_specificity", "ece", "set_coverage"),
+    *("answered", "answered_error", "out_of_scope", "referral_sensitivity", "referral_specificity"),
 )
 
 

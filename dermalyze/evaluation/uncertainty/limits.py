@@ -276,6 +276,11 @@ def limit_shares(answers: Scored, limits: Limits) -> dict[str, tuple[Floats, NDA
     }
     if limits.scope is not None and "scope_score" in answers.table:
         found["out_of_scope"] = alarms.astype(np.float64), every
+    column = None if limits.referral is None else limits.referral.column(DEFAULT_SENSITIVITY)
+    if limits.referral is not None and column is not None:
+        referred = answers.malignancy >= limits.referral.min_probs[column]
+        found["referral_sensitivity"] = referred.astype(np.float64), answers.is_malignant
+        found["referral_specificity"] = (~referred).astype(np.float64), ~answers.is_malignant
     return found
 
 
