@@ -18,6 +18,7 @@ from serving.errors import ArtifactError, OutOfMemoryError
 from serving.image_size import MAX_PIXELS
 from serving.onnx_header import MAX_BYTES, require_known
 from serving.preprocess import Pixels
+from serving.reference import REFERENCE
 from serving.session import (
     FAILURES,
     is_out_of_memory,
@@ -35,7 +36,7 @@ class Predictor(AnyPredictor):
 
     def __init__(
         self,
-        path: Path | str,
+        path: Path | str = REFERENCE,
         *,
         num_threads: int = 0,
         provider: str = "cpu",
@@ -44,7 +45,7 @@ class Predictor(AnyPredictor):
         """Load and check a model file.
 
         Args:
-            path: an ONNX file of `dermalyze export-onnx`.
+            path: an ONNX file of `dermalyze export-onnx`; without it, the reference model.
             num_threads: the threads of one network run; 0 is one a core, the fastest for one
                 image at a time.
             provider: what runs the network: cpu, cuda or openvino, where onnxruntime has it.
@@ -62,7 +63,12 @@ class Predictor(AnyPredictor):
         path = Path(path)
         try:
             if not path.is_file():
-                raise ArtifactError(f"no model at {path}; create one with `dermalyze export-onnx`")
+                raise ArtifactError(
+                    "this installation has no reference model; name an ONNX file, which "
+                    "`dermalyze export-onnx` writes"
+                    if path == REFERENCE
+                    else f"no model at {path}; create one with `dermalyze export-onnx`"
+                )
             if (size := path.stat().st_size) > MAX_BYTES:
                 raise ArtifactError(
                     f"{path} has {size:,} bytes, expected at most {MAX_BYTES:,}; export the model "

@@ -198,6 +198,20 @@ def promote(version: int, name: str, config: Path | None, anyway: bool) -> None:
         raise SystemExit(1)
 
 
+@click.command("register-reference")
+@click.option("--model", "name", default="dermalyze", show_default=True, help="Registered model.")
+def register_reference(name: str) -> None:
+    """Register the reference model, so that it can be served before any training.
+
+    It becomes champion unless a model trained here is one, and gives way to the first one trained
+    on real data.
+    """
+    from dermalyze.config.schema import TrackingConfig
+    from dermalyze.workflows.register_reference import register_reference as register
+
+    click.echo(register(TrackingConfig(registered_model=name)))
+
+
 @click.command("check-fit")
 @RUN_ID
 def check_fit(run_id: str) -> None:

@@ -15,6 +15,7 @@ from dermalyze.cli.options import (
     plugin_option,
 )
 from serving.os_errors import temporary_folder
+from serving.reference import REFERENCE
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,12 @@ def export_onnx(
 
 @click.command("export-web")
 @click.option("--run-id", "run_ids", multiple=True, help="As for export-onnx.")
-@click.option("--model", type=FILE, default=None, help="An ONNX file, instead of a run.")
+@click.option(
+    "--model",
+    type=FILE,
+    default=None,
+    help="An ONNX file, instead of a run.  [default: the reference model]",
+)
 @click.option("--output", type=FOLDER, required=True, help="The folder to write.")
 @click.option(
     "--precision",
@@ -113,13 +119,13 @@ def export_web(
     """
     from dermalyze.export.web import export_web as write
 
-    if bool(run_ids) == (model is not None):
+    if run_ids and model is not None:
         raise click.UsageError("give either --run-id or --model")
     with temporary_folder() as folder:
-        if model is None:
+        if run_ids:
             from dermalyze.workflows.export import export_runs
 
             model = folder / "model.onnx"
             here = here_of(data_dir, device, prepared)
             logger.info(export_runs(run_ids, model, tta=False, precision=precision, here=here))
-        click.echo(f"{output}: {write(model, output, runtime=runtime)}")
+        click.echo(f"{output}: {write(model or REFERENCE, output, runtime=runtime)}")

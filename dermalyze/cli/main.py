@@ -20,6 +20,7 @@ from dermalyze.cli.evaluate import (
     leakage,
     plot_training,
     promote,
+    register_reference,
     report,
 )
 from dermalyze.cli.export import export_onnx, export_web
@@ -103,6 +104,7 @@ for _command in (
     compare,
     leakage,
     promote,
+    register_reference,
     check_fit,
     plot_training,
     export_onnx,

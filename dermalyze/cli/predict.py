@@ -17,6 +17,7 @@ from dermalyze.cli.options import (
 )
 from serving.errors import DermalyzeError, ImageError, TooManyPixelsError
 from serving.image_size import MAX_PIXELS, PILLOWS_LIMIT
+from serving.reference import REFERENCE, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,13 @@ Item = TypeVar("Item")
 
 @click.command()
 @click.argument("images", type=FILE_OR_FOLDER, nargs=-1, required=True)
-@click.option("--model", type=FILE, required=True, help="ONNX file of `dermalyze export-onnx`.")
+@click.option(
+    "--model",
+    type=FILE,
+    default=REFERENCE,
+    show_default="the reference model",
+    help="ONNX file of `dermalyze export-onnx`.",
+)
 @click.option(
     "--format",
     "kind",
@@ -97,6 +104,8 @@ def predict(
     workers, num_threads = share_cores(len(paths), threads)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
     predictor = Predictor(model, num_threads=num_threads, provider=provider, max_pixels=max_pixels)
+    if model == REFERENCE:
+        logger.info(f"model: {in_words(model, predictor.spec)}")
     request = Request(level=level, sensitivity=sensitivity, pictures=explain)
     if metadata:
         found = find_metadata(rows, paths, predictor.spec.metadata, metadata)

@@ -16,6 +16,7 @@ from dermalyze.cli.options import (
 )
 from serving.http.settings import PREFIX, ServiceSettings
 from serving.os_errors import reading
+from serving.reference import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,11 @@ def _bound(name: str, help_text: str) -> Callable[[Command], Command]:
 
 
 @click.command()
-@click.option("--model", required=True, help="ONNX file, or models:/NAME@ALIAS of the registry.")
+@click.option(
+    "--model",
+    default=None,
+    help="ONNX file, or models:/NAME@ALIAS of the registry.  [default: the reference model]",
+)
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all."
 )
@@ -66,7 +71,7 @@ def _bound(name: str, help_text: str) -> Callable[[Command], Command]:
 @_bound("load_seconds", "Timeout for loading a model, in seconds.")
 @_bound("threads", "Images processed at once per worker; 0: one per CPU core.")
 def serve(
-    model: str,
+    model: str | None,
     host: str,
     port: int,
     workers: int,
@@ -98,6 +103,7 @@ def serve(
     if cors_origins:
         given["cors_origins"] = cors_origins
     settings = dataclasses.replace(settings, watch_seconds=_FILE_SECONDS if watch else 0.0, **given)
+    model = model or settings.model
     with ExitStack() as stack:
         stack.enter_context(_ended_in_order())
         file = Path(model)
@@ -109,7 +115,7 @@ def serve(
             file = stack.enter_context(copy_of(model, watch_seconds if watch else 0.0))
         settings = dataclasses.replace(settings, model=str(file))
         spec = examine(file, settings.load_seconds)  # before anything listens
-        logger.info(f"model: run {spec.run_id or 'unknown'}, {spec.precision}. {spec.disclaimer}")
+        logger.info(f"model: {in_words(model, spec)}. {spec.disclaimer}")
         if host not in _LOCAL and not settings.api_key:
             logger.warning(f"anyone who can reach {host} can use the service; set {PREFIX}API_KEY")
         serve_model(settings, host=host, port=port, workers=workers)

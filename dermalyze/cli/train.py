@@ -61,7 +61,7 @@ _OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may
 @auto_option(
     "--pretrained",
     click.STRING,
-    "true, false, a .safetensors file, or a trained network: run:ID, FILE.pt; auto: use "
+    "true, false, a .safetensors file, or a trained network: reference, run:ID, FILE.pt; auto: use "
     "pretrained weights if available.",
 )
 @auto_option("--seed", click.INT, "Seed of splits, sampling, augmentation and weights.")

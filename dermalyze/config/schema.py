@@ -155,12 +155,14 @@ class ModelConfig(Section):
     name: str = Field(default="auto", min_length=1, description="auto or a timm model name")
     # Modules or .py files imported first; never taken from a stored file.
     plugins: Texts = Field(default=(), description="a list of strings")
-    # run:ID and a .pt file: a trained network's backbone, and its head for the same classes.
-    pretrained: bool | Annotated[str, Field(pattern=r"^auto$|^run:\S+$|\.(pt|safetensors)$")] = (
-        Field(
-            default="auto",
-            description="auto, true, false, run:ID or a path that ends in .pt or .safetensors",
-        )
+    # reference, run:ID, a .pt file: a trained network's backbone, and its head if the classes are
+    # the same.
+    pretrained: (
+        bool | Annotated[str, Field(pattern=r"^(auto|reference)$|^run:\S+$|\.(pt|safetensors)$")]
+    ) = Field(
+        default="auto",
+        description="auto, true, false, reference, run:ID or a path that ends in .pt or "
+        ".safetensors",
     )
     # A first layer that takes away the color of the light.
     color_constancy: str = one_of(["none", "shades_of_gray", "max_rgb"])
@@ -195,6 +197,8 @@ class TrainingConfig(Section):
     accumulate: int = Field(default=1, ge=1)  # batches per optimizer step
     lr: float = Field(default=3.0e-4, gt=0)  # the peak, reached at the end of the warm-up
     layer_decay: float = Field(default=1.0, gt=0, le=1)  # factor on `lr` per layer below the head
+    # Side of the images in the first epoch, fraction of data.image_size; see `image_side`.
+    first_scale: float = Field(default=1.0, ge=0.25, le=1)
     head_warmup_epochs: int = Field(default=0, ge=0)  # epochs at the start that train only the head
     weight_decay: float = Field(default=0.01, ge=0)  # of AdamW; not applied to biases and norms
     max_grad_norm: float = Field(default=1.0, ge=0)  # gradient clipping; 0: none

@@ -9,6 +9,7 @@ import hashlib
 import html
 import io
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -23,6 +24,9 @@ from serving.errors import ArtifactError, ConfigError
 from serving.http.model_info import describe
 from serving.os_errors import make_folder, read_bounded, writing
 from serving.predictor import Predictor
+from serving.reference import in_words
+
+logger = logging.getLogger(__name__)
 
 RUNTIME = "onnxruntime-web"
 RUNTIME_VERSION = "1.30.0"
@@ -57,6 +61,7 @@ def export_web(model: Path, output: Path, *, runtime: Path | None = None) -> str
     """
     _check_place(output)
     predictor = Predictor(model)
+    logger.info(f"model: {in_words(model, predictor.spec)}")
     with whole_folder(output, keep=False) as made:
         _check_place(output)  # again, where no other command of ours can write to it
         _copy(resources.files("serving.http") / "static", made)

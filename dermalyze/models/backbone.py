@@ -128,6 +128,12 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[Backbone, Weig
         ) from error
 
 
+def takes_any_size(config: ModelConfig) -> bool:
+    """Say whether the backbone takes images of other sizes than the one it was created for."""
+    settings = timm.get_pretrained_cfg(config.timm_name, allow_unregistered=True)
+    return settings is None or not settings.fixed_input_size
+
+
 def resize_filter_of(config: ModelConfig) -> str:
     """Return the resize filter that the backbone was pretrained with."""
     load_plugins(config.plugins)

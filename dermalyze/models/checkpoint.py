@@ -102,7 +102,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def is_trained(pretrained: bool | str) -> bool:
     """Say whether `model.pretrained` names a trained network, as opposed to a backbone."""
-    return str(pretrained).startswith("run:") or str(pretrained).endswith(".pt")
+    name = str(pretrained)
+    return name == "reference" or name.startswith("run:") or name.endswith(".pt")
 
 
 def backbone_name(content: dict[str, Any]) -> str:

@@ -39,6 +39,7 @@ CHALLENGER = "challenger"
 CHAMPION = "champion"
 _SPLIT_TAG = "dermalyze.test_split"  # digest of the images and labels that judged the version
 _DEMO_TAG = "dermalyze.demo_data"
+_REFERENCE_TAG = "dermalyze.reference"  # checksum of the file that came with the installation
 _PARITY_TAG = "dermalyze.parity"
 _REASON_TAG = "dermalyze.champion_reason"
 _NUMBER_TAGS = "dermalyze.promotion."
@@ -57,7 +58,8 @@ class Candidate:
     demo_data: bool
     parity: str  # how far the file and PyTorch are apart, in words; empty: not proven
     description: str
-    predictions: Scored  # of the test split
+    predictions: Scored | None  # of the test split; None: the reference model
+    reference: str = ""  # its checksum, if it is the reference model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,7 @@ def register(name: str, candidate: Candidate, rule: Rule) -> Registered:
         _SPLIT_TAG: candidate.test_split,
         _DEMO_TAG: str(candidate.demo_data).lower(),
         _PARITY_TAG: candidate.parity,
+        **({_REFERENCE_TAG: candidate.reference} if candidate.reference else {}),
     }.items():
         client.set_model_version_tag(name, version, key, value)
     champion = _champion(client, name)
@@ -108,6 +111,20 @@ def register(name: str, candidate: Candidate, rule: Rule) -> Registered:
     return Registered(
         name=name, version=version, is_champion=decision.promoted, reason=decision.reason
     )
+
+
+def reference_version(name: str, reference: str) -> str:
+    """Return the version of a model that is the reference model with this checksum, or nothing.
+
+    Raises:
+        TrackingError: the registry does not answer.
+    """
+    wanted = f"name='{name}' and tags.`{_REFERENCE_TAG}`='{reference}'"
+    found = call(
+        f"the registry refuses the model {name}",
+        lambda: MlflowClient().search_model_versions(wanted),
+    )
+    return str(found[0].version) if found else ""
 
 
 def promote(name: str, version: str, rule: Rule, *, anyway: bool) -> Registered:
@@ -124,6 +141,7 @@ def promote(name: str, version: str, rule: Rule, *, anyway: bool) -> Registered:
     champion = _champion(client, name)
     if champion is not None and champion.version == found.version:
         raise TrackingError(f"version {version} of {name} is already the champion")
+    reference = found.tags.get(_REFERENCE_TAG, "")
     candidate = Candidate(
         model_uri=found.source or "",
         run_id=found.run_id or "",
@@ -131,7 +149,8 @@ def promote(name: str, version: str, rule: Rule, *, anyway: bool) -> Registered:
         demo_data=found.tags.get(_DEMO_TAG) == "true",
         parity=found.tags.get(_PARITY_TAG, ""),
         description=(found.description or "").partition(_PROMOTION)[0],
-        predictions=_predictions(found.run_id or ""),
+        predictions=None if reference else _predictions(found.run_id or ""),
+        reference=reference,
     )
     decision = judge(candidate, champion, rule)
     if anyway and not decision.promoted:
@@ -229,6 +248,11 @@ def judge(candidate: Candidate, champion: Any | None, rule: Rule) -> Decision:
     if champion.tags.get(_DEMO_TAG) == "true" and not candidate.demo_data:
         reason = f"trained on real data; {incumbent} was trained on demo data"
         return Decision(promoted=True, reason=reason, numbers={})
+    if champion.tags.get(_REFERENCE_TAG) and not candidate.demo_data:
+        reason = f"{incumbent} is the reference model, which gives way to any other"
+        return Decision(promoted=True, reason=reason, numbers={})
+    if candidate.predictions is None:
+        return _refusal(f"{incumbent} was trained here, and this is the reference model")
     if champion.tags.get(_SPLIT_TAG) != candidate.test_split:
         return _refusal(f"not compared: {incumbent} was evaluated on another test split")
     try:

@@ -39,7 +39,7 @@ from dermalyze.training.losses import (
     mask_loss,
 )
 from dermalyze.training.mixstyle import mixed_styles
-from dermalyze.training.schedule import learning_rate
+from dermalyze.training.schedule import image_side, learning_rate
 from dermalyze.training.state import Metrics, TrainingState
 from dermalyze.training.teachers import Teacher, open_teachers
 from serving.errors import ConfigError, TrainingError
@@ -85,6 +85,7 @@ class Part:
     """What a batch is in the update of the weights that it belongs to."""
 
     seed: int  # of augmentation and dropout
+    side: int  # of its images in training, pixels
     mixes: bool = False  # whether its images are mixed
     share: float = 1.0  # of the update's mean loss
     image_share: float = 1.0  # of the update's images
@@ -271,6 +272,7 @@ def parts_of(batches: Sequence[Rows], context: TrainingContext, epoch: int) -> l
     """
     training, augmentation = context.config.training, context.config.augmentation
     mixes = augmentation.mixes and epoch <= training.epochs - augmentation.off_last_epochs
+    side = image_side(epoch, context.config.data.image_size, training)
     sizes = [len(rows) for rows in batches]
     sums = sizes if mixes else [context.image_weights[rows].sum() for rows in batches]
     parts = []
@@ -280,6 +282,7 @@ def parts_of(batches: Sequence[Rows], context: TrainingContext, epoch: int) -> l
         parts.append(
             Part(
                 seed=seed_of(training.seed, epoch, number + 1),
+                side=side,
                 mixes=mixes,
                 share=float(sums[number] / sum(sums[update])),
                 image_share=sizes[number] / sum(sizes[update]),
@@ -313,7 +316,10 @@ def train_step(
     generator = torch.Generator().manual_seed(part.seed)
     torch.manual_seed(part.seed)  # dropout's
     targets = context.targets.index_select(0, rows)  # (N,)
-    images = augment(_network_images(pixels, context.device), config.augmentation, generator)
+    images = _network_images(pixels, context.device)
+    if part.side < images.shape[2]:  # first: augmentation costs less, too
+        images = F.interpolate(images, part.side, mode="bilinear", antialias=True)
+    images = augment(images, config.augmentation, generator)
     metadata = None  # (N, K)
     if context.metadata is not None:
         metadata = context.metadata.index_select(0, rows)

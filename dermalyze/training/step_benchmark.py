@@ -79,7 +79,7 @@ def time_steps(config: Config, num_timed: int, num_images: int) -> StepTimes:
         batches = context.feed.batches(rng.permutation(rows) for _ in numbers)
         for number, batch in enumerate(batches):
             seed = seed_of(config.training.seed, 1, number)
-            part = Part(seed=seed, mixes=config.augmentation.mixes)
+            part = Part(seed=seed, side=config.data.image_size, mixes=config.augmentation.mixes)
             train_step(state, context, batch, part, lambda: marks.append(_now(device.torch_device)))
             laps.append([1000 * (b - a) for a, b in itertools.pairwise(marks)])
             marks[:] = [_now(device.torch_device)]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dermalyze import tracking
 from dermalyze.config.loading import to_yaml
-from dermalyze.config.schema import Config, flatten
+from dermalyze.config.schema import Config, flatten, require
 from dermalyze.data.audit import examine_table
 from dermalyze.data.augmentation import augmentation_page
 from dermalyze.data.lesion_masks import read_masks
@@ -40,7 +40,7 @@ from dermalyze.evaluation.evaluate import check_settings
 from dermalyze.evaluation.predictions import targets_of
 from dermalyze.evaluation.statistics.noninferiority import require_metric
 from dermalyze.evaluation.text import things
-from dermalyze.models.backbone import resize_filter_of
+from dermalyze.models.backbone import resize_filter_of, takes_any_size
 from dermalyze.models.checkpoint import (
     backbone_name,
     is_trained,
@@ -83,6 +83,7 @@ from dermalyze.workflows.run_lock import hold, lock, open_held
 from serving.atomic_write import whole_file, write_text
 from serving.errors import TrackingError, TrainingError
 from serving.os_errors import make_folder, temporary_folder
+from serving.reference import REFERENCE
 from serving.spec import ModelSpec
 
 _MASK_SIDE = 64  # pixels: twice what a decoder gives at 256
@@ -287,12 +288,16 @@ def resolve(config: Config) -> Config:
     """Replace what is left to find out by what was found; files become absolute."""
     data, model = config.data, config.model
     pretrained = model.pretrained
-    if isinstance(pretrained, str) and pretrained != "auto" and not pretrained.startswith("run:"):
+    if Path(str(pretrained)).suffix in (".pt", ".safetensors"):
         pretrained = str(Path(pretrained).resolve())
-    if is_trained(pretrained) and model.name == "auto":
-        model = dataclasses.replace(model, name=backbone_name(_trained(str(pretrained))))
+    if is_trained(pretrained):  # read now, not after the images are decoded
+        name = backbone_name(_trained(str(pretrained)))
+        model = dataclasses.replace(model, name=name if model.name == "auto" else model.name)
     if data.resize_filter == "auto":
         data = dataclasses.replace(data, resize_filter=resize_filter_of(model))
+    first_scale = config.training.first_scale
+    if not takes_any_size(model):
+        require(first_scale == 1, "training.first_scale", f"1 with {model.timm_name}", first_scale)
     plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in model.plugins)
     if data.prepared != "auto":
         data = dataclasses.replace(data, prepared=str(Path(data.prepared).resolve()))
@@ -306,6 +311,8 @@ def resolve(config: Config) -> Config:
 
 def _trained(pretrained: str) -> dict[str, Any]:
     """Read the trained network that `model.pretrained` names."""
+    if pretrained == "reference":
+        return load_checkpoint(REFERENCE.with_suffix(".pt"))
     if not pretrained.startswith("run:"):
         return load_checkpoint(Path(pretrained))
     with temporary_folder() as folder:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from serving.errors import ConfigError
 from serving.image_size import MAX_PIXELS
+from serving.reference import REFERENCE
 
 PREFIX = "DERMALYZE_"  # of each variable: DERMALYZE_MODEL, DERMALYZE_MAX_BODY_BYTES, ...
 _TOP: dict[str, float] = {"max_pixels": MAX_PIXELS, "max_images": 1000, "threads": 1024}
@@ -31,7 +32,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}  # which browsers leave out
 class ServiceSettings:
     """The model and the bounds of the service; times are in seconds."""
 
-    model: str = "model.onnx"  # an ONNX file of `dermalyze export-onnx`
+    model: str = str(REFERENCE)  # an ONNX file of `dermalyze export-onnx`
     max_body_bytes: int = 8 * 2**20  # as received, and again after decompression
     max_images: int = 32  # per request
     max_pixels: int = MAX_PIXELS  # per image: width x height in its header

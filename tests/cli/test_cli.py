@@ -60,7 +60,7 @@ LONG = "n" * 300  # more than a file system takes
         (["train", "--head-type", "x"], 1, "model.head_type must be one of simple, acrnn, got 'x'"),
         (["train", "--loss", "mse"], 1, "loss.type must be one of cross_entropy, focal, got 'mse'"),
         (["train", "--pretrained", "maybe"], 1, "model.pretrained must be auto, true, false, "
-         "run:ID or a path that ends in .pt or .safetensors, got 'maybe'"),
+         "reference, run:ID or a path that ends in .pt or .safetensors, got 'maybe'"),
         (["train", "--seed", "-1"], 1, "training.seed must be from 0 to 2147483647, got -1"),
         (["train", "--image-size", "3"], 1, "data.image_size must be from 16 to 1024, got 3"),
         (["train", "--batch-size", "1"], 1, "training.batch_size must be at least 2, got 1"),
@@ -114,8 +114,8 @@ LONG = "n" * 300  # more than a file system takes
          "from 1 to 1,000, got 0"),
         (["serve", "--model", "models:/x/1", "--watch"], 1, "--watch needs a file or "
          "models:/NAME@ALIAS, got 'models:/x/1'"),
-        (["export-web", "--output", "page"], 2, "give either --run-id or --model (see `dermalyze "
-         "export-web --help`)"),
+        (["export-web", "--run-id", "r", "--model", "m", "--output", "page"], 2, "give either "
+         "--run-id or --model (see `dermalyze export-web --help`)"),
         (["export-web", "--model", "no.onnx", "--output", "page"], 1, "no model at no.onnx; create "
          "one with `dermalyze export-onnx`"),
         (["benchmark", "--num-batches", "0"], 2, "Invalid value for '--num-batches': 0 is not in "

@@ -55,8 +55,8 @@ def test_every_name_of_the_original_project_is_a_setting():
         ("model.plugins=3", "model.plugins must be a list of strings, got 3"),
         (
             "model.pretrained=yess",
-            "model.pretrained must be auto, true, false, run:ID or a path that ends in .pt or "
-            ".safetensors, got 'yess'",
+            "model.pretrained must be auto, true, false, reference, run:ID or a path that ends "
+            "in .pt or .safetensors, got 'yess'",
         ),
         (
             "training.persistent_workers=true",

@@ -1,5 +1,7 @@
 """Who becomes champion, on a real sqlite registry with real predictions."""
 
+from dataclasses import replace
+
 import mlflow
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from dermalyze.evaluation.statistics.noninferiority import (
     compare_with_champion,
     require_metric,
 )
-from dermalyze.tracking.registry import Candidate, promote, register
+from dermalyze.tracking.registry import Candidate, promote, reference_version, register
 from serving.errors import ConfigError, TrackingError
 from serving.ham10000_taxonomy import HAM10000
 from serving.taxonomy import Taxonomy
@@ -158,6 +160,20 @@ def test_real_data_replaces_a_demo_champion_and_never_the_reverse(store):
     register("drawn", logged(store, BETTER, **demo), RULE)
     assert register("drawn", logged(store, WORSE), RULE).is_champion
     assert not register("drawn", logged(store, BETTER, **demo), RULE).is_champion
+
+
+def test_the_reference_model_gives_way_to_a_model_trained_here(store):
+    packed = {"predictions": None, "test_split": "", "reference": "0f"}
+    first = register("packed", replace(logged(store, SAME), **packed), RULE)
+    demo = register("packed", logged(store, BETTER, demo_data=True), RULE)
+    own = register("packed", logged(store, WORSE), RULE)
+    late = register("packed", replace(logged(store, SAME), **packed), RULE)
+    assert [r.is_champion for r in (first, demo, own, late)] == [True, False, True, False]
+    assert own.reason == "version 1 is the reference model, which gives way to any other"
+    assert late.reason == "version 3 was trained here, and this is the reference model"
+    assert reference_version("packed", "0f") in (first.version, late.version)
+    assert reference_version("packed", "other") == reference_version("absent", "0f") == ""
+    assert promote("packed", first.version, BY_HAND, anyway=True).is_champion
 
 
 def test_by_hand_the_rule_holds_unless_it_is_overruled_in_writing(store):

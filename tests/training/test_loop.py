@@ -19,6 +19,7 @@ from dermalyze.training.loop import (
     Part,
     fit,
     open_context,
+    parts_of,
     train_step,
     training_network,
     val_logits,
@@ -243,7 +244,7 @@ def test_metadata_is_mixed_in_the_shares_of_the_images(data):
 
     rows = np.array([1, 25, 7, 40])
     (batch,) = context.feed.batches([rows])
-    part = Part(seed=3, mixes=True)
+    part = Part(seed=3, side=32, mixes=True)
     train_step(state, dataclasses.replace(context, network=network), batch, part)
     mix = draw_mix(torch.empty(4, 3, 32, 32), config.augmentation, 3)
     expected = np.zeros((4, 48))
@@ -413,7 +414,7 @@ def test_the_loss_is_that_of_the_labels_and_the_distance_to_the_teacher_by_weigh
 
     (batch,) = context.feed.batches([np.array([1, 25, 7, 40])])
     context = dataclasses.replace(context, network=network)
-    loss, _ = train_step(state, context, batch, Part(seed=3))
+    loss, _ = train_step(state, context, batch, Part(seed=3, side=32))
     ((images, logits),) = seen
     of_labels = context.loss(logits, torch.tensor([4, 5, 4, 5]), None)
     of_teacher = distillation_loss(logits, context.teacher(images), 2.0)
@@ -608,3 +609,27 @@ def test_a_checkpoint_without_its_training_part_or_of_other_shapes_is_one_senten
     assert str(caught.value) == (
         "the checkpoint does not fit this training; resume with the settings it began with"
     )
+
+
+def test_the_first_epochs_see_smaller_images_of_the_same_lesions(data):
+    config = settings("training.first_scale=0.5", "training.epochs=4", "augmentation.level=none")
+    state, device = start(config)
+    context = open_context(state.classifier, data, config, device)
+    batch = np.array([1, 25, 7, 40])
+    seen = []
+
+    def network(images, metadata):
+        seen.append(images)
+        return state.classifier(images)
+
+    for epoch in (1, 4):
+        (part,) = parts_of([batch], context, epoch)
+        (stored,) = context.feed.batches([batch])
+        train_step(state, dataclasses.replace(context, network=network), stored, part)
+    small, whole = seen
+    assert small.shape == (4, 3, 16, 16)
+    torch.testing.assert_close(whole, to_images(stored[0]))
+    triangle = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8  # bilinear, over two pixels of the small one
+    kernel = (triangle[:, None] * triangle).expand(3, 1, 4, 4)
+    expected = F.conv2d(F.pad(whole, (1, 1, 1, 1)), kernel, stride=2, groups=3)
+    torch.testing.assert_close(small[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])

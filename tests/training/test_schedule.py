@@ -1,7 +1,7 @@
 import pytest
 
-from dermalyze.config.schema import SchedulerConfig
-from dermalyze.training.schedule import learning_rate
+from dermalyze.config.schema import SchedulerConfig, TrainingConfig
+from dermalyze.training.schedule import image_side, learning_rate
 
 # 10 epochs of 20 steps; a tenth of them, 20 steps, warm up.
 CONFIG = SchedulerConfig(eta_min=0.1, warmup_pct=0.1)
@@ -64,3 +64,21 @@ def test_a_constant_schedule_warms_up_and_stays():
 
 def test_without_warm_up_the_first_step_has_the_full_rate():
     assert rate(0, SchedulerConfig(warmup_pct=0.0)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        (1.0, [128] * 8),
+        # 64, 74.7, 85.3, 96, 106.7, 117.3, 128: each up to a multiple of 16
+        (0.5, [64, 80, 96, 96, 112, 128, 128, 128]),
+    ],
+)
+def test_images_grow_over_three_quarters_of_the_epochs(scale, expected):
+    training = TrainingConfig(epochs=8, first_scale=scale)
+    assert [image_side(epoch, 128, training) for epoch in range(1, 9)] == expected
+
+
+def test_no_image_is_larger_than_the_models():
+    training = TrainingConfig(epochs=1, first_scale=0.9)
+    assert image_side(1, 20, training) == 20
