@@ -15,6 +15,7 @@ from dermalyze.evaluation.predictions import targets_of
 from dermalyze.training.loop import LearningData
 
 IMAGES = Path("build/benchmarks/images")
+PREPARED = Path("build/benchmarks/prepared")
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,7 @@ def take(data_dir: str, config: Config, num_train: int, num_val: int) -> Sample:
     The JPEG files are written to `build/benchmarks/images`, once.
     """
     folder, _ = find_data(data_dir, make=True)
-    settings = dataclasses.replace(
-        config.data, prepared="build/benchmarks/prepared", allow_problems=True
-    )
+    settings = dataclasses.replace(config.data, prepared=str(PREPARED), allow_problems=True)
     prepared = prepare(folder, settings)
     splits = split_groups(
         prepared.manifest, val_size=config.data.val_size, test_size=config.data.test_size, seed=42
