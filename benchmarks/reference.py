@@ -2,9 +2,9 @@
 
     python -m benchmarks.reference FOLDER
 
-FOLDER is that of `dermalyze train --no-tracking`.  Writes into dermalyze/reference the ONNX file with
-float16 weights, the checkpoint to fine-tune from, cards and checksums, and beside the tests what
-the file answers on drawn images.
+FOLDER is that of `dermalyze train --no-tracking`.  Writes into dermalyze/reference the ONNX file
+with float16 weights, the checkpoint to fine-tune from, cards and checksums, and beside the tests
+what the file answers on drawn images.
 """
 
 import argparse

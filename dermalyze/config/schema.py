@@ -210,6 +210,9 @@ class TrainingConfig(Section):
     fast_mode: bool = True  # false: deterministic, two runs give equal weights
     mixstyle: Fraction = 0.0  # of the batches: feature statistics of the images are mixed
     use_weighted_sampling: bool = False  # sample classes equally often; see loss.class_weights
+    # A column such as dataset: sample each class equally often from its values, so that where an
+    # image comes from says less of what it shows.
+    even_sources: str = Field(default="none", min_length=1, description="none or a column")
     # Epochs without a better `monitor`; 0: never stop early.
     early_stopping_patience: int = Field(default=10, ge=0)
     # Any logged validation metric; chooses the best epoch.

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
+MAX_REPEATS = 5.0  # of an image of a rare source
 
 
 def seed_of(seed: int, epoch: int, step: int = 0) -> int:
@@ -16,23 +17,45 @@ def seed_of(seed: int, epoch: int, step: int = 0) -> int:
     return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def epoch_order(
-    rows: Rows, targets: Rows, *, seed: int, epoch: int, weighted_sampling: bool
-) -> Rows:
+def draw_weights(
+    targets: Rows, sources: Rows | None, *, classes_equally: bool
+) -> NDArray[np.float64] | None:
+    """Return how often each image is drawn, in relation to the others: (n,); None: equally often.
+
+    Args:
+        targets: class indices, (n,).
+        sources: of each image, (n,).  Each class is drawn from each of its sources equally often,
+            but no image `MAX_REPEATS` times as often as without them; a class keeps its share as
+            far as that allows.  None: sources do not matter.
+        classes_equally: draw each class equally often.
+    """
+    if sources is None and not classes_equally:
+        return None
+    counts = np.bincount(targets)
+    weights = np.ones(len(targets))
+    if sources is not None:
+        _, pairs, of_pair = np.unique(
+            np.stack([targets, sources]), axis=1, return_inverse=True, return_counts=True
+        )
+        first = np.unique(pairs, return_index=True)[1]
+        num_sources = np.bincount(targets[first], minlength=len(counts))  # of each class
+        even = counts[targets] / (num_sources[targets] * of_pair[pairs])
+        weights = np.minimum(even, MAX_REPEATS)
+    return weights / counts[targets] if classes_equally else weights
+
+
+def epoch_order(rows: Rows, weights: NDArray[np.float64] | None, *, seed: int, epoch: int) -> Rows:
     """Return the rows of one epoch in order: int64 (n,) -> int64 (n,).
 
     Args:
         rows: row numbers of the training images in the pixel store, (n,).
-        targets: their class indices, (n,).
+        weights: of `draw_weights`, (n,), to draw with replacement; None: shuffle.
         seed: the run's seed.
         epoch: from 1.
-        weighted_sampling: draw with replacement, each class equally often, instead of shuffling.
     """
     generator = np.random.default_rng(seed_of(seed, epoch))
-    if not weighted_sampling:
+    if weights is None:
         return generator.permutation(rows)
-    counts = np.bincount(targets)
-    weights = 1.0 / counts[targets]
     return generator.choice(rows, size=len(rows), replace=True, p=weights / weights.sum())
 
 

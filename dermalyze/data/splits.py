@@ -144,6 +144,21 @@ def fold_splits(manifest: pd.DataFrame, k: int, *, val_size: float, seed: int) -
     return splits
 
 
+def source_column(manifest: pd.DataFrame, column: str, setting: str) -> "pd.Series[str]":
+    """Return a column that tells sources apart, as text.
+
+    Raises:
+        DataError: there is no such column; `setting` names it.
+    """
+    known = [str(name) for name in manifest if name not in ("group", "sha256")]
+    if column not in known:
+        raise DataError(
+            f"{setting}: the data has no column {column}; expected one of "
+            f"{', '.join(known)}{did_you_mean(column, known)}"
+        )
+    return manifest[column].astype(str)
+
+
 def source_splits(manifest: pd.DataFrame, source: str, *, val_size: float, seed: int) -> Splits:
     """Test on all images of a source; deal the groups without any image of it into train and val.
 
@@ -159,13 +174,7 @@ def source_splits(manifest: pd.DataFrame, source: str, *, val_size: float, seed:
         DataError: there is no such column or value, or a class has too few groups elsewhere.
     """
     column, _, value = source.partition("=")
-    known = [str(name) for name in manifest if name not in ("group", "sha256")]
-    if column not in known:
-        raise DataError(
-            f"data.leave_out {source}: the data has no column {column}; expected one of "
-            f"{', '.join(known)}{did_you_mean(column, known)}"
-        )
-    values = manifest[column].astype(str)
+    values = source_column(manifest, column, f"data.leave_out {source}")
     is_test = (values == value).to_numpy()
     if not is_test.any():
         found = sorted(set(values))

@@ -22,7 +22,14 @@ from dermalyze.data.augmentation import augment, augment_masks
 from dermalyze.data.lesion_masks import UNKNOWN
 from dermalyze.data.mixing import Mix, draw_mix
 from dermalyze.data.pixel_store.store import PixelStore
-from dermalyze.data.sampling import Rows, batches_of, epoch_order, num_batches, seed_of
+from dermalyze.data.sampling import (
+    Rows,
+    batches_of,
+    draw_weights,
+    epoch_order,
+    num_batches,
+    seed_of,
+)
 from dermalyze.evaluation.metrics.classification import score
 from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.models.mask_decoder import MaskDecoder, TwoTasks
@@ -60,6 +67,7 @@ class LearningData:
     metadata: NDArray[np.float32] | None = None  # (num_images, K), for a network that takes it
     metadata_parts: tuple[slice, ...] = ()  # its columns of age, of sex, of site
     masks: NDArray[np.uint8] | None = None  # of `read_masks`, for a second task
+    sources: Rows | None = None  # number of every image's source, (num_images,), to draw evenly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +84,7 @@ class TrainingContext:
     metadata: Tensor | None  # (num_images, K); on the device
     loss: Loss
     teacher: Teacher | None
+    draw_weights: NDArray[np.float64] | None  # of the training images
     image_weights: NDArray[np.float64]  # of every image in the store, in the mean loss of a batch
     masks: Tensor | None  # of every image in the store, as `read_masks` has them; on the device
 
@@ -136,6 +145,11 @@ def open_context(
         metadata=on_device(data.metadata, device),
         loss=build_loss(config.loss, weights, shift),
         teacher=open_teachers(config.loss, data.class_names, device),
+        draw_weights=draw_weights(
+            data.targets[data.train],
+            None if data.sources is None else data.sources[data.train],
+            classes_equally=config.training.use_weighted_sampling,
+        ),
         image_weights=image_weights,
         masks=None if data.masks is None else torch.from_numpy(data.masks).to(device.torch_device),
     )
@@ -202,13 +216,7 @@ def _train_epoch(
     """Train the rest of the epoch under way; False if stopped before its end."""
     training, data, device = context.config.training, context.data, context.device.torch_device
     epoch = state.epoch + 1
-    order = epoch_order(
-        data.train,
-        data.targets[data.train],
-        seed=training.seed,
-        epoch=epoch,
-        weighted_sampling=training.use_weighted_sampling,
-    )
+    order = epoch_order(data.train, context.draw_weights, seed=training.seed, epoch=epoch)
     steps_per_epoch = num_batches(len(order), training.batch_size)
     if steps_per_epoch == 0:
         raise TrainingError("there are fewer than two training images; see data.val_size")

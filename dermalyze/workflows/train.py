@@ -24,6 +24,7 @@ from dermalyze.data.lesion_masks import read_masks
 from dermalyze.data.patient_metadata import fields_of, metadata_of, words_left_out
 from dermalyze.data.preparation import Prepared
 from dermalyze.data.readers.dataset import open_dataset
+from dermalyze.data.sampling import Rows
 from dermalyze.data.splits import (
     SPLITS,
     Splits,
@@ -31,6 +32,7 @@ from dermalyze.data.splits import (
     near_duplicate_scan,
     read_splits,
     save_splits,
+    source_column,
     source_splits,
     split_digest,
     split_groups,
@@ -147,11 +149,15 @@ def train_untracked(config: Config, data_dir: Path, folder: Path) -> RunResult:
 
 
 def _begin(config: Config, data_dir: Path) -> Began:
-    """Resolve the settings; refuse a source that cannot be left out before images are decoded."""
+    """Resolve the settings; refuse sources that are not there before images are decoded."""
     config = resolve(config)
-    if config.data.leave_out != "none":
+    leaves_out, evens = config.data.leave_out != "none", config.training.even_sources != "none"
+    if leaves_out or evens:
         rows = examine_table(open_dataset(data_dir, config.data)).rows
-        _split_by_source(config, with_groups(rows, config.data.group_by))
+        if leaves_out:
+            _split_by_source(config, with_groups(rows, config.data.group_by))
+        if evens:
+            _sources_of(config, rows)
     return Began.here(config, data_dir)
 
 
@@ -235,7 +241,17 @@ def learning_data(job: Job) -> LearningData:
         metadata=None if job.metadata is None else metadata_of(prepared.manifest, job.metadata),
         metadata_parts=() if job.metadata is None else job.metadata.parts,
         masks=_masks_of(job) if job.config.loss.mask_weight else None,
+        sources=_sources_of(job.config, prepared.manifest),
     )
+
+
+def _sources_of(config: Config, manifest: pd.DataFrame) -> Rows | None:
+    """Number the source of every image, if the settings name a column for it."""
+    column = config.training.even_sources
+    if column == "none":
+        return None
+    values = source_column(manifest, column, f"training.even_sources {column}")
+    return pd.factorize(values)[0].astype(np.int64)
 
 
 def resume(run_id: str, here: Here = AS_IN_THE_RUN) -> RunResult:

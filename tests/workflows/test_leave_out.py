@@ -11,6 +11,7 @@ from sklearn.metrics import recall_score
 
 from dermalyze.config.schema import Config, DataConfig, ModelConfig, TrackingConfig, TrainingConfig
 from dermalyze.data.demo.dataset import METADATA, make_demo_data
+from dermalyze.data.sampling import batches_of
 from dermalyze.tracking import tags_of
 from dermalyze.workflows.cross_validate import train_folds
 from dermalyze.workflows.run_fingerprint import BEGAN_TAG, Began, began_with
@@ -58,6 +59,44 @@ def test_what_cannot_be_left_out_is_refused_before_an_image_is_decoded(table, so
         train(leaving_out(source), folder)
     assert str(caught.value).startswith(message)
     assert not (folder / "prepared").exists()
+
+
+def evening(column):
+    return dataclasses.replace(
+        CONFIG, training=dataclasses.replace(CONFIG.training, even_sources=column)
+    )
+
+
+def test_a_column_of_sources_that_is_not_there_is_refused_before_an_image_is_decoded(table):
+    folder, _, _ = table
+    with pytest.raises(DataError, match=r"^training.even_sources datset: the data has no column "):
+        train(evening("datset"), folder)
+    assert not (folder / "prepared").exists()
+
+
+@pytest.mark.slow
+def test_each_class_is_learned_from_its_sources_evenly(store, table, tmp_path, monkeypatch):
+    folder, rows, _ = table
+    config = dataclasses.replace(
+        evening("dataset"),
+        data=DataConfig(image_size=32, val_size=0.3),
+        tracking=TrackingConfig(experiment="evened", register=False),
+    )
+    drawn = []
+
+    def spied(order, *arguments):
+        drawn.append(order)
+        return batches_of(order, *arguments)
+
+    monkeypatch.setattr("dermalyze.training.loop.batches_of", spied)
+    result = train(config, folder)
+    artifacts = MlflowClient().get_run(result.run_id).info.artifact_uri.removeprefix("file://")
+    card = Path(artifacts, "evaluation", "model_card.md").read_text()
+    assert "were drawn from each `dataset` about equally often" in card
+    learned = pd.read_csv(Path(artifacts, "train_split.csv")).merge(rows, on="image_id")
+    (order,) = drawn
+    assert len(order) == len(learned)
+    assert len(set(order)) < len(learned)  # with replacement
 
 
 def test_a_source_is_left_out_without_splits_and_without_folds():
