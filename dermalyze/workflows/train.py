@@ -305,7 +305,7 @@ def resolve(config: Config) -> Config:
     data, model = config.data, config.model
     pretrained = model.pretrained
     if Path(str(pretrained)).suffix in (".pt", ".safetensors"):
-        pretrained = str(Path(pretrained).resolve())
+        pretrained = str(Path(str(pretrained)).resolve())
     if is_trained(pretrained):  # read now, not after the images are decoded
         name = backbone_name(_trained(str(pretrained)))
         model = dataclasses.replace(model, name=name if model.name == "auto" else model.name)
