@@ -1,4 +1,4 @@
-"""Commands that write a model for others: `export-onnx`, `export-web`."""
+"""Commands that write a model for others: `export-onnx`, `export-web`, `recalibrate`."""
 
 import logging
 from pathlib import Path
@@ -16,6 +16,7 @@ from dermalyze.cli.options import (
 )
 from serving.os_errors import temporary_folder
 from serving.reference import REFERENCE
+from serving.taxonomy import DISCLAIMER
 
 logger = logging.getLogger(__name__)
 
@@ -129,3 +130,70 @@ def export_web(
             here = here_of(data_dir, device, prepared)
             logger.info(export_runs(run_ids, model, tta=False, precision=precision, here=here))
         click.echo(f"{output}: {write(model or REFERENCE, output, runtime=runtime)}")
+
+
+@click.command()
+@click.option(
+    "--model",
+    type=FILE,
+    default=REFERENCE,
+    show_default="the reference model",
+    help="ONNX file of `dermalyze export-onnx`.",
+)
+@click.option(
+    "--external",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="Labeled images of another source, in any layout (docs/data.md), or one CSV; repeatable.",
+)
+@click.option(
+    "--map",
+    "maps",
+    multiple=True,
+    metavar="[NAME:]LABEL=CLASS|FILE",
+    help="Class of the model that a label of a source is, or a YAML file of them; repeatable.",
+)
+@click.option(
+    "--predictions",
+    type=FILE,
+    multiple=True,
+    help="predictions.csv of an evaluation, instead of images; repeatable.",
+)
+@click.option(
+    "--only",
+    type=click.Choice(["temperature", "prediction_sets", "abstention", "referral"]),
+    multiple=True,
+    help="Fit this part only; repeatable.  [default: all]",
+)
+@RUN_DATA
+@click.option("--output", type=FILE, required=True, help="The new ONNX file.")
+def recalibrate(
+    model: Path,
+    external: tuple[str, ...],
+    maps: tuple[str, ...],
+    predictions: tuple[Path, ...],
+    only: tuple[str, ...],
+    data_dir: str | None,
+    output: Path,
+) -> None:
+    """Fit the limits of a model file to labeled images of another source; the network stays.
+
+    Temperature, prediction sets, the threshold of decisions and the referral are fitted on half of
+    the lesions and measured on the other half; the file gets those fitted on both.
+    """
+    if bool(external) == bool(predictions):
+        raise click.UsageError("give either --external or --predictions")
+    if maps and not external:
+        raise click.UsageError("--map goes with --external")
+    from dermalyze.workflows import recalibrate as workflow
+    from dermalyze.workflows.external import maps_of, sources_of
+
+    if external:
+        sources = sources_of(external)
+        given = maps_of(maps, [source.name for source in sources])
+        labelled = workflow.answers_of_images(model, sources, given, here_of(data_dir))
+    else:
+        labelled = workflow.stored_answers(model, predictions)
+    click.echo(workflow.recalibrate(model, labelled, output, only=only))
+    click.echo(f"written: {output}")
+    click.echo(DISCLAIMER)

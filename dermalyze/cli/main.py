@@ -23,7 +23,7 @@ from dermalyze.cli.evaluate import (
     register_reference,
     report,
 )
-from dermalyze.cli.export import export_onnx, export_web
+from dermalyze.cli.export import export_onnx, export_web, recalibrate
 from dermalyze.cli.predict import predict
 from dermalyze.cli.serve import serve
 from dermalyze.cli.signals import Stop, ended_by_signals
@@ -109,6 +109,7 @@ for _command in (
     plot_training,
     export_onnx,
     export_web,
+    recalibrate,
     predict,
     serve,
 ):

@@ -22,7 +22,16 @@ from dermalyze.data.patient_metadata import words_left_out
 from dermalyze.data.pixel_store.decoder import THUMBNAIL_SIDE, thumbnail
 from dermalyze.data.pixel_store.store import Pixels
 from dermalyze.data.preparation import prepare
-from dermalyze.data.readers.dataset import ImageFile, ImageReader, file_at, open_dataset
+from dermalyze.data.readers import table
+from dermalyze.data.readers.dataset import (
+    TABLE_SUFFIXES,
+    DataFolder,
+    Dataset,
+    ImageFile,
+    ImageReader,
+    file_at,
+    open_dataset,
+)
 from dermalyze.data.table_columns import with_groups
 from dermalyze.evaluation.evaluate import Evaluation, Predictions, seen_priors
 from dermalyze.evaluation.external import External, Side, at_prevalence, decisions_of, drops
@@ -57,7 +66,7 @@ from serving.batch import Request, predict_files, some
 from serving.errors import ConfigError, DataError, ImageError
 from serving.image_matching import plain_id
 from serving.metadata import Metadata
-from serving.os_errors import temporary_folder
+from serving.os_errors import reading, temporary_folder
 from serving.prediction import ImageInput, Prediction, open_image
 from serving.predictor import Predictor
 from serving.preprocess import to_pixels
@@ -246,17 +255,13 @@ def evaluate_external(model: Model, asked: Asked, *, output: Path) -> list[Evalu
         DataError: a source cannot be read, or none of its images can be used.
         ConfigError: a class map or the prevalence cannot be used.
     """
-    read = [_images_of(source, model, asked.maps) for source in asked.sources]
-    for label in asked.maps.get("", {}):
-        if all(label.casefold() not in map(str.casefold, images.class_map) for images in read):
-            labels = sorted({label for images in read for label in images.class_map})
-            raise ConfigError(f"--map names the label {label!r}; the sources have {some(labels)}")
+    read = _read(model, asked.sources, asked.maps)
     known = _known_images(model)
     found = []
     for source, images in zip(asked.sources, read, strict=True):
         place = output if source.labels else output / source.name
         with whole_folder(place) as folder, ExitStack() as stack:
-            found.append(_evaluate(model, asked, images, known, folder))
+            found.append(_evaluate(model, asked, _answered(model, images, known), folder))
             run = model.run
             if run is not None and run.stored.artifact_uri:
                 copy = stack.enter_context(temporary_folder())
@@ -266,6 +271,32 @@ def evaluate_external(model: Model, asked: Asked, *, output: Path) -> list[Evalu
     if not any(source.labels for source in asked.sources):
         write_overview(output / "index.html", found)
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What a model says of the images of a source that can be used."""
+
+    images: "_Images"
+    rows: pd.DataFrame  # of a manifest, with their_label and decision
+    answers: list[Prediction]  # one per row
+    scored: Scored  # those of classes that the model has
+    excluded: pd.DataFrame  # image_id, reason, training_image of the others
+    reasons: dict[str, int]  # why images are left out -> how many
+    unchecked: tuple[str, ...]  # what could not be checked, a sentence each
+
+
+def answers_elsewhere(
+    model: Model, sources: Sequence[Source], maps: Mapping[str, Mapping[str, str]]
+) -> list[Answered]:
+    """Let a model answer for the images of sources, all but those that it was trained on.
+
+    Raises:
+        DataError: a source cannot be read, or none of its images can be used.
+        ConfigError: a class map cannot be used.
+    """
+    read, known = _read(model, sources, maps), _known_images(model)
+    return [_answered(model, images, known) for images in read]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +344,28 @@ class _Reading(AnyPredictor):
         return self._model.run(pixels, names, metadata)
 
 
+def _read(
+    model: Model, sources: Sequence[Source], maps: Mapping[str, Mapping[str, str]]
+) -> list[_Images]:
+    """Read the rows of all sources."""
+    read = [_images_of(source, model, maps) for source in sources]
+    for label in maps.get("", {}):
+        if all(label.casefold() not in map(str.casefold, images.class_map) for images in read):
+            labels = sorted({label for images in read for label in images.class_map})
+            raise ConfigError(f"--map names the label {label!r}; the sources have {some(labels)}")
+    return read
+
+
+def _opened(place: Path) -> Dataset:
+    """Read a folder in any layout, or one table and the images in its folder."""
+    if place.suffix.lower() not in TABLE_SUFFIXES or not place.is_file():
+        return open_dataset(place)
+    with reading(place.parent):
+        beside = sorted(path for path in place.parent.iterdir() if not path.name.startswith("."))
+    entries = [p for p in beside if p == place or p.suffix.lower() not in TABLE_SUFFIXES]
+    return table.read(DataFolder(place.parent, tuple(entries), DataConfig()))
+
+
 def _images_of(source: Source, model: Model, maps: Mapping[str, Mapping[str, str]]) -> _Images:
     """Read the rows of a source, and find their files."""
     taxonomy, excluded = model.taxonomy, {}
@@ -323,12 +376,12 @@ def _images_of(source: Source, model: Model, maps: Mapping[str, Mapping[str, str
         paths = files_of_rows(rows["image_id"].tolist(), source.folder, source.labels)
         files: Mapping[str, ImageFile] = {name: file_at(path) for name, path in paths.items()}
     else:
-        dataset = open_dataset(source.folder)
-        table, files = examine_table(dataset), dataset.files
-        kinds = {problem.kind: len(problem.findings) for problem in table.problems}
+        dataset = _opened(source.folder)
+        examined, files = examine_table(dataset), dataset.files
+        kinds = {problem.kind: len(problem.findings) for problem in examined.problems}
         excluded = {why: kinds[kind] for kind, why in _UNUSABLE.items() if kind in kinds}
-        by_patient = any(table.rows.get("patient_id", ()))
-        rows = with_groups(table.rows, "patient" if by_patient else "lesion")
+        by_patient = any(examined.rows.get("patient_id", ()))
+        rows = with_groups(examined.rows, "patient" if by_patient else "lesion")
     given = {**maps.get("", {}), **maps.get(source.name, {})}
     labels = sorted(set(rows["label"]))
     class_map = class_map_of(labels, taxonomy, given)
@@ -450,11 +503,8 @@ def _excluded(
     return pd.DataFrame({"image_id": ids, "reason": reasons, "training_image": originals})
 
 
-def _evaluate(
-    model: Model, asked: Asked, images: _Images, known: _Known, folder: Path
-) -> Evaluation:
-    """Evaluate a model on one source, and write it to a folder."""
-    spec, taxonomy, name = model.predictor.spec, model.taxonomy, images.source.name
+def _answered(model: Model, images: _Images, known: _Known) -> Answered:
+    """Let a model answer for the images of a source, all but those that it knows."""
     answers, thumbnails = _answers(model, images)
     excluded = _excluded(
         images, known, thumbnails, [isinstance(answer, ImageError) for answer in answers]
@@ -468,12 +518,12 @@ def _evaluate(
     if not of_model.any():
         listed = ", ".join(f"{number:,} {why}" for why, number in reasons.items())
         raise DataError(
-            f"no image of {name} with a class of the model is left to evaluate ({listed}); name "
-            "images that the model was not trained on"
+            f"no image of {images.source.name} with a class of the model is left to evaluate "
+            f"({listed}); name images that the model was not trained on"
         )
     said = [answer for answer in good if isinstance(answer, Prediction)]  # as all are
     rows["decision"] = [answer.decision or "" for answer in said]
-    scored = _scored(rows[of_model], [said[i] for i in np.flatnonzero(of_model)], taxonomy)
+    scored = _scored(rows[of_model], [said[i] for i in np.flatnonzero(of_model)], model.taxonomy)
     unchecked = known.unchecked
     if not images.has_lesions:
         scored = replace(scored, group_by="image")
@@ -481,6 +531,22 @@ def _evaluate(
             "No lesion ids: images are taken for independent, so intervals are too narrow if "
             "lesions have several images.",
         )
+    return Answered(
+        images=images,
+        rows=rows,
+        answers=said,
+        scored=scored,
+        excluded=excluded[~kept],
+        reasons=reasons,
+        unchecked=unchecked,
+    )
+
+
+def _evaluate(model: Model, asked: Asked, answered: Answered, folder: Path) -> Evaluation:
+    """Evaluate a model on one source, and write it to a folder."""
+    spec, taxonomy, images = model.predictor.spec, model.taxonomy, answered.images
+    rows, said, scored = answered.rows, answered.answers, answered.scored
+    name, unchecked = images.source.name, answered.unchecked
     limits, own = limits_of(spec), model.inside()
     outside = Side(scored=scored, limits=limits, trained=model.trained())
     inside = None if own is None else replace(outside, scored=own[1])
@@ -498,7 +564,7 @@ def _evaluate(
         f"{spec.calibrated_on or 'nothing'}",
         class_map=images.class_map,
         absent=tuple(n for i, n in enumerate(taxonomy.names) if i not in scored.targets),
-        excluded=reasons,
+        excluded=answered.reasons,
         unchecked=unchecked,
         drops=drops(inside, outside, replicates=replicates),
         at_prevalence=None
@@ -530,9 +596,9 @@ def _evaluate(
         )
         run = None if model.run is None else model.run.without_files()
         evaluation = write_evaluation(folder, predictions, run, asked.settings, read_image)
-        of_others = np.flatnonzero(~of_model)
+        of_others = np.flatnonzero(rows["label"] == "")
         unknown = _unknown_rows(rows.iloc[of_others], [said[i] for i in of_others])
-        answered = [
+        surest = [
             Mistake(
                 image_id=rows["image_id"][i],
                 true_label=rows["their_label"][i],
@@ -546,9 +612,9 @@ def _evaluate(
             folder / "mistakes.html",
             evaluation,
             mistakes_of(predictions.answers, read_image, NUM_MISTAKES),
-            [replace(one, picture=picture_of(one.image_id, read_image)) for one in answered],
+            [replace(one, picture=picture_of(one.image_id, read_image)) for one in surest],
         )
-    write_predictions(folder / "excluded.csv", excluded[~kept])
+    write_predictions(folder / "excluded.csv", answered.excluded)
     write_predictions(folder / "unknown_classes.csv", unknown)
     return evaluation
 

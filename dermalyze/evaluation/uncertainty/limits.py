@@ -190,10 +190,17 @@ class _Checked:
         )
 
 
-def fit_limits(validation: Scored) -> Limits:
-    """Fit temperature, sets, abstention and, where the table allows it, scope and referral."""
-    temperature = fit_calibrator("temperature", validation).parameters["temperature"]
-    assert isinstance(temperature, float)
+def fit_limits(validation: Scored, *, temperature: float | None = None) -> Limits:
+    """Fit temperature, sets, abstention and, where the table allows it, scope and referral.
+
+    Args:
+        validation: images that nothing was trained on.
+        temperature: a given one; None: it is fitted, too.
+    """
+    if temperature is None:
+        fitted = fit_calibrator("temperature", validation).parameters["temperature"]
+        assert isinstance(fitted, float)
+        temperature = fitted
     probs = softmax(validation.logits, temperature)
     scope = None
     if "scope_score" in validation.table:
