@@ -24,7 +24,7 @@ from dermalyze.evaluation.report.cards import (
     shortened,
 )
 from dermalyze.evaluation.report.html import ReportInputs, write_report
-from dermalyze.evaluation.report.text import in_words, markdown
+from dermalyze.evaluation.report.text import in_words, markdown, referral_sentences
 from dermalyze.evaluation.text import AT_POINTS, PER_CLASS, TITLES
 from serving.ham10000_taxonomy import HAM10000
 from serving.taxonomy import DISCLAIMER
@@ -90,7 +90,7 @@ def printed(value: object) -> set[str]:
         return set()
     if isinstance(value, str):
         return {value}
-    forms = {str(value), f"{value:.0%}", f"{abs(round(value, 3)):.3f}"}
+    forms = {str(value), f"{value:.0%}", f"{value:.2%}", f"{abs(round(value, 3)):.3f}"}
     if value == int(value):
         forms.add(f"{int(value):,}")
     return forms
@@ -147,6 +147,16 @@ def test_a_number_that_is_made_up_is_found_out(inputs):
         "0.98765",
         "31,337",
     }
+
+
+def test_the_referral_is_shown_level_by_level_with_what_was_measured(inputs):
+    check = inputs.evaluation.limits.referral
+    part = model_card(inputs).partition("### Referral")[2].partition("\n### ")[0]
+    assert len(check.levels) >= 3
+    for row in check.levels:
+        cells = f"{row.level:.0%}", f"{row.min_prob:.2%}", in_words(row.sensitivity)
+        assert f"| {' | '.join(cells)} | {in_words(row.specificity)} |" in part
+    assert f"- {referral_sentences(check, 'lesion')[-1]}" in part
 
 
 def test_the_sections_are_those_of_mitchell(inputs):
