@@ -367,16 +367,20 @@ def test_predictor_mlflow_and_pytorch_give_the_same_answers(place, trained, know
     served = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
     paths = sorted(pictures.iterdir())
     encoded = [base64.b64encode(path.read_bytes()).decode() for path in paths]
-    over_http = served.predict({"image": encoded}, params={"level": 0.8, "explain": True})
+    over_http = served.predict(
+        {"image": encoded}, params={"level": 0.8, "sensitivity": 0.8, "explain": True}
+    )
     for path, told in zip(paths, over_http, strict=True):
-        expected = torch_predictor.predict(path, level=0.8).to_dict()
-        found = onnx.predict(path, level=0.8).to_dict()
+        expected = torch_predictor.predict(path, level=0.8, sensitivity=0.8).to_dict()
+        found = onnx.predict(path, level=0.8, sensitivity=0.8).to_dict()
         saliency = np.array(told.pop("saliency"))
         for other in (found, told):
             assert other.keys() == expected.keys()
             for key in ("prediction_set", "decision", "quality", "set_size", "set_level"):
                 assert other[key] == expected[key], key
-            for key in ("probabilities", "logits"):
+            assert "referral" not in expected  # for lack of lesions, which the reason says
+            assert other["referral_reason"] == expected["referral_reason"]
+            for key in ("probabilities", "logits", "malignant_probability"):
                 assert other[key] == pytest.approx(expected[key], abs=1e-4)
             assert other["scope_score"] == pytest.approx(expected["scope_score"], rel=1e-3)
         mine = torch_predictor.explain(path).saliency
