@@ -196,7 +196,7 @@ def test_the_service_speaks_of_the_classes_at_hand(tmp_path, browser, model, pre
         assert list(content["example"]["predictions"][0]["probabilities"]) == list(names)
         taken = {parameter["name"] for parameter in described["parameters"]}
         metadata = {"age", "localization"} if model.stem == "odd" else set()
-        assert taken == {"level", "explain", "one_lesion"} | metadata
+        assert taken == {"level", "sensitivity", "explain", "one_lesion"} | metadata
         assert "akiec" not in json.dumps(document) + json.dumps(version)
         for name in names:
             query = urllib.parse.urlencode({"class_name": name})
@@ -259,6 +259,7 @@ def assert_page_shows(page, predictor, png):
     assert f"Distinguishes {len(taxonomy)} classes" in page.locator("header").inner_text()
     rows = page.locator(".probabilities tr")
     assert rows.count() == len(taxonomy)
+    assert page.locator("#referral-words").is_visible() == bool(taxonomy.malignant)
     best = taxonomy.description(answer.predicted_class) or answer.predicted_class
     assert best in page.locator("tr.predicted bdi").first.text_content()
     probs = list(answer.probabilities.values())

@@ -58,6 +58,7 @@ function introduce(model) {
     model.calibrated_on && `Calibrated on ${model.calibrated_on}.`,
     model.data_license && `Trained on data under ${model.data_license}.`,
   ].filter(Boolean).join(" ");
+  $("referral-words").hidden = !model.malignant;
   offer("level", model.levels, 0.9);
   offer("sensitivity", model.sensitivities, 0.95);
   $("metadata").hidden = model.metadata === null;
