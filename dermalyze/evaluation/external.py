@@ -161,15 +161,16 @@ def drops(inside: Side | None, outside: Side, *, replicates: int = REPLICATES) -
         enough = np.intersect1d(inside.classes(MIN_LESIONS), outside.classes(MIN_LESIONS))
     else:
         inside, enough = None, outside.classes(MIN_LESIONS)
+    mean = ("balanced_accuracy",)
     theirs = _values(outside, replicates, seed=0)
     ours = {} if inside is None else _values(inside, replicates, seed=1)
     if 1 < len(enough) < len(present):  # else the rarest class leaves the mean without an interval
-        theirs = {COMMON: _common(outside.of_classes(enough), replicates, seed=0)} | theirs
-        if inside is not None:
-            ours[COMMON] = _common(inside.of_classes(enough), replicates, seed=1)
+        for side, values, seed in ((outside, theirs, 0), (inside, ours, 1)):
+            if side is not None:
+                values[COMMON] = _values(side.of_classes(enough), replicates, seed, mean)[mean[0]]
     titles = RATES | {
-        COMMON: f"balanced accuracy of the {len(enough)} classes with {MIN_LESIONS} "
-        f"{outside.scored.group_by}s or more"
+        COMMON: f"balanced accuracy ({len(enough)} classes with {MIN_LESIONS}+ "
+        f"{outside.scored.group_by}s)"
     }
     found = []
     for name, (estimate, drawn, basis) in theirs.items():
@@ -270,16 +271,20 @@ def _decided(rows: pd.DataFrame, label: str, class_name: str, replicates: int) -
     )
 
 
-def _values(side: Side, replicates: int, seed: int) -> dict[str, tuple[float, Floats, Basis]]:
-    """Return each metric once, for each replicate (R,), and what it rests on."""
+def _values(
+    side: Side, replicates: int, seed: int, only: tuple[str, ...] = ()
+) -> dict[str, tuple[float, Floats, Basis]]:
+    """Return each metric, or some, once, for each replicate (R,), and what it rests on."""
     answers, cases = side.answers(), side.case_weights()[None]
     draws = lesion_weights(answers.lesions, replicates, seed)
-    once, drawn = (replicated(answers, weights) for weights in (cases, draws * cases))
+    once, drawn = (
+        replicated(answers, weights, with_curves=not only) for weights in (cases, draws * cases)
+    )
     found = {}
-    for name in _metrics(answers):
+    for name in only or _metrics(answers):
         if np.isfinite(once[name][0]):
             found[name] = float(once[name][0]), drawn[name], rests_on(answers, name)
-    if side.limits is None:
+    if side.limits is None or only:
         return found
     shares = cases * lesion_shares(answers.lesions)
     for name, (values, chosen) in limit_shares(answers, side.limits).items():
@@ -294,17 +299,6 @@ def _values(side: Side, replicates: int, seed: int) -> dict[str, tuple[float, Fl
             )
             found[name] = float(estimate), means, basis
     return found
-
-
-def _common(side: Side, replicates: int, seed: int) -> tuple[float, Floats, Basis]:
-    """Return the balanced accuracy as `_values` does, without the metrics that take long."""
-    answers, cases = side.answers(), side.case_weights()[None]
-    draws = lesion_weights(answers.lesions, replicates, seed)
-    name = "balanced_accuracy"
-    once, drawn = (
-        replicated(answers, weights, with_curves=False)[name] for weights in (cases, draws * cases)
-    )
-    return float(once[0]), drawn, rests_on(answers, name)
 
 
 def _metrics(answers: Scored) -> Sequence[str]:

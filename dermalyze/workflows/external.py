@@ -4,7 +4,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -63,7 +63,7 @@ from dermalyze.workflows.run_context import AS_IN_THE_RUN, BEST, EVALUATION, Her
 from serving.atomic_write import whole_folder
 from serving.base_predictor import AnyPredictor, Case, Outputs
 from serving.batch import Request, predict_files, some
-from serving.errors import ConfigError, DataError, ImageError
+from serving.errors import ConfigError, DataError, ImageError, TrackingError
 from serving.image_matching import plain_id
 from serving.metadata import Metadata
 from serving.os_errors import reading, temporary_folder
@@ -159,9 +159,10 @@ def model_of_file(path: Path, here: Here = AS_IN_THE_RUN) -> Iterator[Model]:
     """Open an exported model and, if it lies in the folder of its run, that run as well."""
     predictor, run = Predictor(path, num_threads=1), None
     if (path.parent / RUN_FILE).is_file():
-        kept = untracked_run(path.parent)
-        if kept.run_id == predictor.spec.run_id:
-            run = FinishedRun(RunFolder.of(kept), here)
+        with suppress(TrackingError):  # it is another program's
+            kept = untracked_run(path.parent)
+            if kept.run_id == predictor.spec.run_id:
+                run = FinishedRun(RunFolder.of(kept), here)
     yield Model(predictor=predictor, run=run, here=here)
 
 
@@ -308,6 +309,7 @@ class _Images:
     files: Mapping[str, ImageFile]
     class_map: dict[str, str]
     excluded: dict[str, int]  # why -> how many
+    taxonomy: Taxonomy  # the classes of the model, the facts of the source
     has_lesions: bool  # false: no image has the id of its lesion
 
 
@@ -356,19 +358,20 @@ def _read(
     return read
 
 
-def _opened(place: Path) -> Dataset:
+def _opened(place: Path, taxonomy: Taxonomy) -> Dataset:
     """Read a folder in any layout, or one table and the images in its folder."""
     if place.suffix.lower() not in TABLE_SUFFIXES or not place.is_file():
-        return open_dataset(place)
+        return open_dataset(place, known_labels=taxonomy.names)
     with reading(place.parent):
         beside = sorted(path for path in place.parent.iterdir() if not path.name.startswith("."))
     entries = [p for p in beside if p == place or p.suffix.lower() not in TABLE_SUFFIXES]
-    return table.read(DataFolder(place.parent, tuple(entries), DataConfig()))
+    return table.read(DataFolder(place.parent, tuple(entries), DataConfig(), taxonomy.names))
 
 
 def _images_of(source: Source, model: Model, maps: Mapping[str, Mapping[str, str]]) -> _Images:
     """Read the rows of a source, and find their files."""
     taxonomy, excluded = model.taxonomy, {}
+    facts = Taxonomy(names=taxonomy.names)
     if source.labels is not None:
         settings = None if model.run is None else model.run.settings
         group_by = DataConfig().group_by if settings is None else settings.data.group_by
@@ -376,8 +379,8 @@ def _images_of(source: Source, model: Model, maps: Mapping[str, Mapping[str, str
         paths = files_of_rows(rows["image_id"].tolist(), source.folder, source.labels)
         files: Mapping[str, ImageFile] = {name: file_at(path) for name, path in paths.items()}
     else:
-        dataset = _opened(source.folder)
-        examined, files = examine_table(dataset), dataset.files
+        dataset = _opened(source.folder, taxonomy)
+        examined, files, facts = examine_table(dataset), dataset.files, dataset.taxonomy
         kinds = {problem.kind: len(problem.findings) for problem in examined.problems}
         excluded = {why: kinds[kind] for kind, why in _UNUSABLE.items() if kind in kinds}
         by_patient = any(examined.rows.get("patient_id", ()))
@@ -409,6 +412,13 @@ def _images_of(source: Source, model: Model, maps: Mapping[str, Mapping[str, str
         files=files,
         class_map=class_map,
         excluded=excluded,
+        taxonomy=replace(
+            taxonomy,
+            title=facts.title or source.name,
+            license=facts.license,
+            citation=facts.citation,
+            not_recorded=facts.not_recorded,
+        ),
         has_lesions=bool((rows["group"] != rows["image_id"]).any()),
     )
 
@@ -523,7 +533,7 @@ def _answered(model: Model, images: _Images, known: _Known) -> Answered:
         )
     said = [answer for answer in good if isinstance(answer, Prediction)]  # as all are
     rows["decision"] = [answer.decision or "" for answer in said]
-    scored = _scored(rows[of_model], [said[i] for i in np.flatnonzero(of_model)], model.taxonomy)
+    scored = _scored(rows[of_model], [said[i] for i in np.flatnonzero(of_model)], images.taxonomy)
     unchecked = known.unchecked
     if not images.has_lesions:
         scored = replace(scored, group_by="image")

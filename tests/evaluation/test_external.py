@@ -99,7 +99,7 @@ def test_a_rare_class_leaves_the_mean_of_the_others_an_interval(inside):
     ours, theirs = (mean_recall(s) for s in chosen)
     assert common.drop.estimate == pytest.approx(ours - theirs)
     assert common.drop.low < common.drop.estimate < common.drop.high
-    assert common.title == "balanced accuracy of the 3 classes with 10 lesions or more"
+    assert common.title == "balanced accuracy (3 classes with 10+ lesions)"
 
 
 def test_without_its_own_images_there_is_no_drop_but_every_metric(outside):

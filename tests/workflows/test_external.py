@@ -251,6 +251,19 @@ def test_a_source_without_any_class_of_the_model_says_how_to_name_them(tmp_path,
     )
 
 
+def test_a_source_may_have_one_class_and_lie_flat_with_any_suffix(tmp_path, rich):
+    """The labels say `a.JPG`, `b` and `c.png`; the images lie beside the table."""
+    other = write_images(tmp_path / "x", ["a", "b", "c"], ["mel"] * 3)
+    for name, suffix in (("a", "JPG"), ("b", "png"), ("c", "png")):
+        Image.open(other / "images" / f"{name}.png").save(other / f"{name}.{suffix}")
+        (other / "images" / f"{name}.png").unlink()
+    (other / "images").rmdir()
+    (other / "labels.csv").write_text("image,label\na.JPG,mel\nb,mel\nc.png,mel\n")
+    done = evaluate("--model", rich, "--external", f"x={other}", "--output", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert judged(tmp_path / "out" / "x").num_images == 3
+
+
 def test_a_class_map_may_be_a_file(tmp_path):
     path = tmp_path / "map.yaml"
     path.write_text("scc: akiec\nisic:\n  NO: nv\n")

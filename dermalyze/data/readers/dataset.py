@@ -84,6 +84,7 @@ class DataFolder:
     path: Path
     entries: tuple[Path, ...]  # what is directly in it, sorted, without hidden and prepared files
     settings: DataConfig
+    known_labels: tuple[str, ...] = ()  # classes even where no row has them
 
 
 class Certainty(IntEnum):
@@ -118,8 +119,12 @@ class Reader(Protocol):
         """
 
 
-def open_dataset(data_dir: Path, settings: DataConfig | None = None) -> Dataset:
+def open_dataset(
+    data_dir: Path, settings: DataConfig | None = None, *, known_labels: tuple[str, ...] = ()
+) -> Dataset:
     """Recognize what is in `data_dir` and list its rows and image files.
+
+    Labels that are known from elsewhere are classes of a table too, which then may have one alone.
 
     Raises:
         ConfigError: taxonomy.yaml does not fit the data.
@@ -137,7 +142,7 @@ def open_dataset(data_dir: Path, settings: DataConfig | None = None) -> Dataset:
         entries = sorted(
             p for p in data_dir.iterdir() if not p.name.startswith(".") and p.name != PREPARED
         )
-        folder = DataFolder(data_dir, tuple(entries), settings or DataConfig())
+        folder = DataFolder(data_dir, tuple(entries), settings or DataConfig(), known_labels)
         fits = [(reader, fit) for reader in known if (fit := reader.fits(folder)) is not None]
         surest = max((fit.certainty for _, fit in fits), default=None)
         chosen = [(reader, fit) for reader, fit in fits if fit.certainty == surest]

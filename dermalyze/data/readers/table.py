@@ -77,7 +77,9 @@ def read(folder: DataFolder) -> Dataset:
     )
     table["label"] = [unicodedata.normalize("NFC", label) for label in table["label"]]
     recorded = any(part in name for name in columns for part in _SKIN_TYPE)
-    taxonomy = taxonomy_of(table["label"], () if recorded else ("skin type",), path)
+    labels = set(table["label"]) - {""}
+    labels |= set(folder.known_labels) if len(labels) == 1 else set()
+    taxonomy = taxonomy_of(labels, () if recorded else ("skin type",), path)
     rows = manifest_rows(table, path)
     return dataset_of(folder, f"one table ({path.name})", taxonomy, rows, image_sources(folder))
 
