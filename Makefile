@@ -12,10 +12,11 @@ export DERMALYZE_SHELL_FOLDER := $(PWD)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help install demo retrain test slow lint check bench kill-campaign fix clean
+.PHONY: help install demo retrain reference test slow lint check bench kill-campaign fix clean
 
 help:
 	@echo "make demo   train, export and register a model on drawn demo data"
+	@echo "make reference  train the model in this package again; DATA=folder of HAM10000; hours, can be stopped"
 	@echo "make test   the quick tests"
 	@echo "make check  quick tests, linters, type checker, import contracts, slow tests"
 	@echo "make bench  every figure of docs/performance.md; DATA=folder for other data than auto"
@@ -70,6 +71,12 @@ bench: $(READY)
 	python -m benchmarks.intervals
 	python -m benchmarks.int8
 	python -m benchmarks.service --data-dir $(DATA) --soak 600
+
+# Stopped, it continues with the same command.
+reference: $(READY)
+	test -f build/reference/model.onnx || dermalyze train --config configs/reference.yaml \
+		--data-dir $(DATA) --no-tracking --output build/reference
+	python -m benchmarks.reference build/reference
 
 MOMENTS ?= 20
 SEED ?= 0

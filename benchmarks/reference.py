@@ -38,8 +38,8 @@ def halved(source: Path, target: Path) -> None:
     }
     values = json.loads(content["model"]) | {"pretrained": False, "plugins": []}
     spec = ModelSpec.from_json(content["spec"])
-    scope = {"scope": content["scope"]}
-    save_checkpoint(target, weights, config_from({"model": values}).model, spec, scope)
+    model = config_from({"model": values}).model
+    save_checkpoint(target, weights, model, spec, {"scope": content["scope"]})
 
 
 def main() -> None:

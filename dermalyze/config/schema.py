@@ -289,7 +289,7 @@ class AugmentationConfig(Section):
     brightness: Fraction = 0.2  # factor drawn from 1 - value to 1 + value
     contrast: Fraction = 0.2  # likewise
     saturation: Fraction = 0.2  # likewise
-    hue: float = Field(default=0.1, ge=0, le=0.5)  # shift, fraction of the color circle
+    hue: float = Field(default=0.02, ge=0, le=0.5)  # shift, fraction of the color circle
     illuminant: Fraction = 0.0  # another color of the light
     illuminant_gain: float = Field(
         default=0.2, ge=0, le=1

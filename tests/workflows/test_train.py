@@ -14,6 +14,7 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from dermalyze.data.demo.dataset import make_demo_data
+from serving.reference import REFERENCE
 
 pytestmark = pytest.mark.slow
 
@@ -556,16 +557,21 @@ def test_a_run_and_a_checkpoint_are_what_another_training_starts_from(
         *train_words(demo, "--epochs", 1, "--no-tracking", "--set", "model.name=auto"),
         *("--set", "training.lr=1.0e-12", "--set", "training.scheduler.eta_min=0.0"),
     )
-    expected = torch.load(checkpoint, weights_only=True)["weights"]
-    for name in (f"run:{run_id}", checkpoint):
-        folder = tmp_path / Path(name).suffix.strip(".") / "run"
+    for number, (name, file, backbone) in enumerate(
+        [
+            (f"run:{run_id}", checkpoint, "test_efficientnet"),
+            (checkpoint, checkpoint, "test_efficientnet"),
+            ("reference", REFERENCE.with_suffix(".pt"), "tf_efficientnet_lite0"),
+        ]
+    ):
+        folder = tmp_path / str(number)
         output = dermalyze(place, *words, "--pretrained", name, "--output", folder).stderr
         assert f"pretrained: {name}: backbone and head" in output
-        assert "backbone: test_efficientnet" in output
+        assert f"backbone: {backbone}" in output
         found = torch.load(folder / "checkpoint_best.pt", weights_only=True)["weights"]
-        for key, value in expected.items():
+        for key, value in torch.load(file, weights_only=True)["weights"].items():
             if key.endswith("weight"):
-                torch.testing.assert_close(found[key], value, atol=1e-6, rtol=0)
+                torch.testing.assert_close(found[key], value.float(), atol=1e-6, rtol=0)
 
 
 def test_a_run_that_is_not_there_is_no_start(place, demo):
