@@ -1,6 +1,7 @@
 """The page that needs no server: what it answers is what Python answers."""
 
 import contextlib
+import gzip
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from dermalyze.export.web import export_web
 from serving import Predictor
 from serving.errors import DermalyzeError
 from serving.metadata import Metadata
+from serving.reference import REFERENCE
 
 pytestmark = pytest.mark.slow
 
@@ -266,3 +268,13 @@ def test_once_loaded_it_works_without_a_network_and_a_new_export_takes_over(
             wait_for(lambda: kept not in page.evaluate("caches.keys()"), seconds=60)
             page.reload()
             page.get_by_text("Model of run another.").wait_for()
+
+
+def test_the_page_of_the_reference_model_answers_offline_and_is_small(browser, tmp_path):
+    export_web(REFERENCE, tmp_path / "page")
+    sent = sum(len(gzip.compress(file.read_bytes())) for file in (tmp_path / "page").iterdir())
+    assert sent <= 16e6
+    data = ANSWERED["one pixel"]
+    with files_of(tmp_path / "page") as address, Opened(browser, address) as page:
+        found = answer_of(page, data, explain=False)["answer"]
+    assert_same(found, Predictor().predict(data).to_dict(), 1e-4)

@@ -131,6 +131,10 @@ def test_the_light_half_predicts_and_serves_with_what_the_wheel_needs(light, tmp
     expected = Predictor(TINY_ONNX).predict(tmp_path / "lesion.png")
     predicted = called(light, tmp_path, f"dermalyze predict --model {TINY_ONNX} lesion.png")
     assert expected.predicted_class in predicted
+    said = called(light, tmp_path, "dermalyze predict lesion.png 2>&1")
+    assert "model: the reference model of this installation" in said
+    assert "CC BY-NC 4.0" in said
+    assert Predictor().predict(tmp_path / "lesion.png").predicted_class in said
     url = f"http://127.0.0.1:{(port := free_port())}"
     with running(
         [str(light / "dermalyze"), "serve", "--model", str(TINY_ONNX), "--port", str(port)],
