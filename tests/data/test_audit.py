@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from dermalyze.data.audit import Audit, audit, examine_table
+from dermalyze.data.near_duplicates import near_duplicates
 from dermalyze.data.pixel_store.builder import build_pixels
 from dermalyze.data.pixel_store.store import Preprocessing
-from dermalyze.data.near_duplicates import near_duplicates
 from dermalyze.data.readers.dataset import open_dataset
 
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization"

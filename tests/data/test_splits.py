@@ -1,6 +1,5 @@
 import hashlib
 import io
-
 from pathlib import Path
 
 import numpy as np
@@ -249,7 +248,9 @@ def test_a_source_is_tested_on_and_what_is_in_it_and_elsewhere_is_not_learned(
 def test_the_size_of_validation_is_a_share_of_what_is_left():
     manifest = like_ham10000()
     clinic = np.where(np.arange(len(manifest)) % 10 < 8, "A", "B")
-    manifest["clinic"] = manifest["lesion_id"].map(dict(zip(manifest["lesion_id"], clinic)))
+    manifest["clinic"] = manifest["lesion_id"].map(
+        dict(zip(manifest["lesion_id"], clinic, strict=True))
+    )
     splits = source_splits(manifest, "clinic=A", val_size=0.3, seed=0)
     rest = manifest[manifest["clinic"] == "B"]
     assert len(splits.val) == pytest.approx(0.3 * len(rest), abs=7)

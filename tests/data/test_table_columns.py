@@ -10,10 +10,10 @@ from dermalyze.data.readers.dataset import open_dataset
 from dermalyze.evaluation.predictions import group_numbers, predictions_table, read_predictions
 from dermalyze.evaluation.scores import scored_of
 from dermalyze.workflows.evaluate import files_of_rows, read_labels
-from serving.errors import DataError, DermalyzeError
 from serving.batch import read_metadata
-from serving.metadata import MISSING
+from serving.errors import DataError, DermalyzeError
 from serving.ham10000_taxonomy import HAM10000
+from serving.metadata import MISSING
 
 FACTS = ("lesion_id", "dx_type", "age", "sex", "localization")
 IDS = ("X1", "X2")

@@ -10,11 +10,11 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageStat
+from servers import wait_for
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from servers import wait_for
 from sklearn.preprocessing import StandardScaler
 
 from dermalyze.data.demo.dataset import _records, make_demo_data

@@ -14,11 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermalyze.data.pixel_store import builder
-
-from dermalyze.data.pixel_store import decoder
-
-from dermalyze.data.pixel_store import worker_processes
+from dermalyze.data.pixel_store import builder, decoder, worker_processes
 from dermalyze.data.pixel_store.builder import build_pixels
 from dermalyze.data.pixel_store.decoder import RowDecoder, Target, thumbnail
 from dermalyze.data.pixel_store.store import Preprocessing, open_pixels
@@ -108,7 +104,9 @@ def test_processes_make_the_store_that_one_process_makes(tmp_path, workers):
 
 
 def test_a_few_small_images_start_no_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker_processes, "_start", lambda target: pytest.fail("a process was started"))
+    monkeypatch.setattr(
+        worker_processes, "_start", lambda target: pytest.fail("a process was started")
+    )
     stored = build_pixels(put_many(tmp_path / "images", 60), tmp_path / "out", SMALL, workers=8)
     assert len(stored.store) == 60
 
