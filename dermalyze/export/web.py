@@ -24,7 +24,7 @@ from serving.errors import ArtifactError, ConfigError
 from serving.http.model_info import describe
 from serving.os_errors import make_folder, read_bounded, writing
 from serving.predictor import Predictor
-from serving.reference import in_words
+from serving.reference import REFERENCE, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ def export_web(model: Path, output: Path, *, runtime: Path | None = None) -> str
     """
     _check_place(output)
     predictor = Predictor(model)
-    logger.info(f"model: {in_words(model, predictor.spec)}")
+    if model == REFERENCE:
+        logger.info(f"model: {in_words(model, predictor.spec)}")
     with whole_folder(output, keep=False) as made:
         _check_place(output)  # again, where no other command of ours can write to it
         _copy(resources.files("serving.http") / "static", made)
