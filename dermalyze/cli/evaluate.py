@@ -13,6 +13,7 @@ from dermalyze.cli.options import (
     here_of,
     here_options,
     plugin_option,
+    source_options,
 )
 from serving.taxonomy import DISCLAIMER
 
@@ -22,19 +23,7 @@ from serving.taxonomy import DISCLAIMER
 @click.option("--model", type=FILE, default=None, help="With --external: an ONNX file, no MLflow.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")
 @RUN_DATA
-@click.option(
-    "--external",
-    multiple=True,
-    metavar="NAME=DIR",
-    help="Labeled images of another source, in any layout (docs/data.md); repeatable.",
-)
-@click.option(
-    "--map",
-    "maps",
-    multiple=True,
-    metavar="[NAME:]LABEL=CLASS|FILE",
-    help="Class of the model that a label of a source is, or a YAML file of them; repeatable.",
-)
+@source_options
 @click.option(
     "--prevalence",
     default="none",

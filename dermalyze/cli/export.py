@@ -8,11 +8,13 @@ import click
 from dermalyze.cli.options import (
     FILE,
     FOLDER,
+    MODEL,
     PRECISION,
     RUN_DATA,
     here_of,
     here_options,
     plugin_option,
+    source_options,
 )
 from serving.os_errors import temporary_folder
 from serving.reference import REFERENCE
@@ -133,26 +135,8 @@ def export_web(
 
 
 @click.command()
-@click.option(
-    "--model",
-    type=FILE,
-    default=REFERENCE,
-    show_default="the reference model",
-    help="ONNX file of `dermalyze export-onnx`.",
-)
-@click.option(
-    "--external",
-    multiple=True,
-    metavar="NAME=DIR",
-    help="Labeled images of another source, in any layout (docs/data.md), or one CSV; repeatable.",
-)
-@click.option(
-    "--map",
-    "maps",
-    multiple=True,
-    metavar="[NAME:]LABEL=CLASS|FILE",
-    help="Class of the model that a label of a source is, or a YAML file of them; repeatable.",
-)
+@MODEL
+@source_options
 @click.option(
     "--predictions",
     type=FILE,

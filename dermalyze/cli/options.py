@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from serving.os_errors import reason_of
+from serving.reference import REFERENCE
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,13 @@ SETTINGS = click.option(
     metavar="KEY=VALUE",
     help="Any setting of the config, such as training.lr=1.0e-3; repeatable.",
 )
+MODEL = click.option(
+    "--model",
+    type=FILE,
+    default=REFERENCE,
+    show_default="the reference model",
+    help="ONNX file of `dermalyze export-onnx`.",
+)
 RUN_ID = click.option("--run-id", required=True, help="An MLflow run of `dermalyze train`.")
 
 
@@ -69,6 +77,25 @@ def data_option(text: str, default: str | None = None) -> Callable[[Command], Co
 
 
 RUN_DATA = data_option("Images of the run; auto: the folder used in training.  [default: auto]")
+
+
+def source_options(command: Command) -> Command:
+    """Add the options that name labeled images of other sources, and what their labels mean."""
+    external = click.option(
+        "--external",
+        multiple=True,
+        metavar="NAME=DIR",
+        help="Labeled images of another source, in any layout (docs/data.md), or one CSV; "
+        "repeatable.",
+    )
+    maps = click.option(
+        "--map",
+        "maps",
+        multiple=True,
+        metavar="[NAME:]LABEL=CLASS|FILE",
+        help="Class of the model that a label of a source is, or a YAML file of them; repeatable.",
+    )
+    return external(maps(command))
 
 
 def run_data(data_dir: str | None) -> Path | None:

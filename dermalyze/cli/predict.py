@@ -14,6 +14,7 @@ from dermalyze.cli.options import (
     FILE,
     FILE_OR_FOLDER,
     FOLDER,
+    MODEL,
 )
 from serving.errors import DermalyzeError, ImageError, TooManyPixelsError
 from serving.image_size import MAX_PIXELS, PILLOWS_LIMIT
@@ -27,13 +28,7 @@ Item = TypeVar("Item")
 
 @click.command()
 @click.argument("images", type=FILE_OR_FOLDER, nargs=-1, required=True)
-@click.option(
-    "--model",
-    type=FILE,
-    default=REFERENCE,
-    show_default="the reference model",
-    help="ONNX file of `dermalyze export-onnx`.",
-)
+@MODEL
 @click.option(
     "--format",
     "kind",

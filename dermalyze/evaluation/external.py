@@ -119,7 +119,7 @@ class Side:
     scored: Scored  # N images, with the logits as the network gives them
     limits: Limits | None  # of the model; None: it has none
     trained: Floats | None = None  # fractions (C,) of the classes that training made it see
-    stated: Floats | None = None  # fractions (C,) where it shall answer; None: as it is
+    stated: Floats | None = None  # class fractions (C,) in use; None: those of the images
 
     def answers(self) -> Scored:
         """Return the images with the logits of the probabilities that the model gives."""

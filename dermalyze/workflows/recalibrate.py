@@ -58,7 +58,7 @@ class Recalibration:
     """What a file with new limits is worth, measured with limits of one half on the other."""
 
     fitted: Scored
-    judged: Scored
+    held_out: Scored
     rows: list[Row]
     spec: ModelSpec  # with limits of both halves
     lacking: list[str]  # why there is no referral, in a sentence each
@@ -67,7 +67,7 @@ class Recalibration:
         """Show it as a table."""
         halves = [
             f"{things(len(half), 'image')} of {things(half.num_lesions, half.group_by)}"
-            for half in (self.fitted, self.judged)
+            for half in (self.fitted, self.held_out)
         ]
         cells = [("measure", "before", "after")]
         cells += [(row.title, _shown(row.before), _shown(row.after)) for row in self.rows]
@@ -113,7 +113,7 @@ def recalibrate(
             f"least {2 * MIN_LESIONS}, half of them to measure on; add labelled images"
         )
     halves = _halves(scored)
-    fitted, judged = (scored.take(halves == half) for half in (0, 1))
+    fitted, held_out = (scored.take(halves == half) for half in (0, 1))
     old = limits_of(spec)
     if old is None and set(parts) < set(PARTS):
         raise ConfigError("the model has no limits of its own; leave out --only to fit all of them")
@@ -125,8 +125,8 @@ def recalibrate(
     half = _fit(fitted, old, parts)
     result = Recalibration(
         fitted=fitted,
-        judged=judged,
-        rows=_rows(judged, old, half),
+        held_out=held_out,
+        rows=_rows(held_out, old, half),
         lacking=[
             f"referral of {what}: {limits.referral.lacking(DEFAULT_SENSITIVITY)}"
             for what, limits in (("the half", half), ("the file", final))
@@ -214,18 +214,18 @@ def _fit(scored: Scored, old: Limits | None, parts: Sequence[str]) -> Limits:
     return new if old is None else replace(old, **{name: getattr(new, name) for name in parts})
 
 
-def _rows(judged: Scored, old: Limits | None, new: Limits) -> list[Row]:
+def _rows(held_out: Scored, old: Limits | None, new: Limits) -> list[Row]:
     """Measure both limits on images that the new ones were not fitted on."""
-    before, after = ({} if limits is None else _measures(judged, limits) for limits in (old, new))
+    before, after = ({} if limits is None else _measures(held_out, limits) for limits in (old, new))
     return [Row(title=title, before=before.get(title), after=after[title]) for title in after]
 
 
-def _measures(judged: Scored, limits: Limits) -> dict[str, Interval | None]:
+def _measures(held_out: Scored, limits: Limits) -> dict[str, Interval | None]:
     known = intervals(
-        judged.with_logits(judged.logits.astype(np.float64) / limits.temperature),
+        held_out.with_logits(held_out.logits.astype(np.float64) / limits.temperature),
         replicates=_REPLICATES,
     )
-    check = check_limits(judged, replace(limits, scope=None), replicates=_REPLICATES)
+    check = check_limits(held_out, replace(limits, scope=None), replicates=_REPLICATES)
     level = percent(check.prediction_sets.level)
     found = {
         "log loss": known["loss"],

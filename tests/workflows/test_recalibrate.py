@@ -56,13 +56,13 @@ def test_the_graph_stays_and_the_spec_gets_limits_fitted_on_all_images(rich, rec
 
 def test_it_is_measured_on_other_lesions_than_those_that_it_is_fitted_on(recalibrated):
     found = recalibrated[1]
-    fitted, judged = (set(half.table["lesion_id"]) for half in (found.fitted, found.judged))
-    assert not fitted & judged
-    assert fitted | judged == set(CLINIC.table["lesion_id"])
+    fitted, held_out = (set(half.table["lesion_id"]) for half in (found.fitted, found.held_out))
+    assert not fitted & held_out
+    assert fitted | held_out == set(CLINIC.table["lesion_id"])
     for target in range(7):
         counts = [
             half.table["lesion_id"][half.targets == target].nunique()
-            for half in (found.fitted, found.judged)
+            for half in (found.fitted, found.held_out)
         ]
         assert abs(counts[0] - counts[1]) <= 1, target
 
@@ -76,8 +76,8 @@ def test_the_measures_before_and_after_are_those_of_both_limits_on_the_other_hal
         (rows["log loss"].before, RICH.temperature),
         (rows["log loss"].after, temperature),
     ):
-        logits = found.judged.logits / divisor
-        own = logits[np.arange(len(logits)), found.judged.targets]
+        logits = found.held_out.logits / divisor
+        own = logits[np.arange(len(logits)), found.held_out.targets]
         expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - own)
         assert interval.estimate == pytest.approx(expected)
         assert interval.low < expected < interval.high
@@ -87,7 +87,7 @@ def test_the_measures_before_and_after_are_those_of_both_limits_on_the_other_hal
     assert sets.after.high > 0.9
     assert rows["malignant found by referral at 95%"].after.high > 0.95
     text = str(found)
-    assert text.splitlines()[0].startswith(f"measured on {len(found.judged)} images of 400 ")
+    assert text.splitlines()[0].startswith(f"measured on {len(found.held_out)} images of 400 ")
     assert text.splitlines()[-1].startswith("the file has limits fitted on both halves: clinic: ")
 
 
