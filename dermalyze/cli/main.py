@@ -24,6 +24,7 @@ from dermalyze.cli.evaluate import (
     report,
 )
 from dermalyze.cli.export import export_onnx, export_web, recalibrate
+from dermalyze.cli.options import naming_missing_packages
 from dermalyze.cli.predict import predict
 from dermalyze.cli.serve import serve
 from dermalyze.cli.signals import Stop, ended_by_signals
@@ -62,7 +63,8 @@ class OneLineErrors(click.Group):
     def _main(self, stop: Stop, *args: Any, **kwargs: Any) -> None:
         kwargs["standalone_mode"] = False
         try:
-            code = super().main(*args, **kwargs)
+            with naming_missing_packages():
+                code = super().main(*args, **kwargs)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "dermalyze"
             _fail(f"{error.format_message()} (see `{command} --help`)", 2)

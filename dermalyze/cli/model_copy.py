@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from dermalyze.cli.options import naming_missing_packages
 from dermalyze.cli.streams import guarded_streams, log_lines
 from serving.errors import ArtifactError, ConfigError
 from serving.isolation import end_with_parent, isolated
@@ -52,7 +53,8 @@ def copy_of(model: str, seconds: float) -> Iterator[Path]:
 
 
 def _fetch(model: str, path: Path) -> str:
-    from dermalyze.tracking.registry import fetch_model
+    with naming_missing_packages():
+        from dermalyze.tracking.registry import fetch_model
 
     return fetch_model(model, path)
 

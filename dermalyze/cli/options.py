@@ -1,13 +1,15 @@
 """Kinds of values and options that several commands of the command line share."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from serving.errors import ConfigError
 from serving.os_errors import reason_of
 from serving.reference import REFERENCE
 
@@ -51,6 +53,25 @@ MODEL = click.option(
     help="ONNX file of `dermalyze export-onnx`.",
 )
 RUN_ID = click.option("--run-id", required=True, help="An MLflow run of `dermalyze train`.")
+
+
+@contextmanager
+def naming_missing_packages() -> Iterator[None]:
+    """Say how to install what a command needs beyond the runtime half.
+
+    Raises:
+        ConfigError: a package of others is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "dermalyze", "serving"):  # ours: a bug, which keeps its traceback
+            raise
+        raise ConfigError(
+            f"this command needs {package}, which is not installed; run `pip install "
+            "'dermalyze[train]'`, in a clone `pip install '.[train]'`"
+        ) from error
 
 
 def _warn_of_twin(context: click.Context, param: click.Parameter, value: Any) -> Any:

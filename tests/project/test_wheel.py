@@ -135,6 +135,12 @@ def test_the_light_half_predicts_and_serves_with_what_the_wheel_needs(light, tmp
     assert "model: the reference model of this installation" in said
     assert "CC BY-NC 4.0" in said
     assert Predictor().predict(tmp_path / "lesion.png").predicted_class in said
+    lacking = r"Error: this command needs \w+, which is not installed; run `pip install "
+    for words in ("train", "check-fit --run-id r", "register-reference", "promote 1",
+                  "recalibrate --predictions p.csv --output o.onnx",
+                  "serve --model models:/a@b"):  # fmt: skip
+        said = called(light, tmp_path, f"dermalyze {words} 2>&1 || true")
+        assert re.match(lacking, said), said
     url = f"http://127.0.0.1:{(port := free_port())}"
     with running(
         [str(light / "dermalyze"), "serve", "--model", str(TINY_ONNX), "--port", str(port)],
