@@ -21,7 +21,9 @@ from serving.taxonomy import DISCLAIMER
 @click.command()
 @click.option("--run-id", default=None, help="An MLflow run of `dermalyze train`.")
 @click.option("--model", type=FILE, default=None, help="With --external: an ONNX file, no MLflow.")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), default=None, help="[default: test]"
+)
 @RUN_DATA
 @source_options
 @click.option(
@@ -39,7 +41,7 @@ from serving.taxonomy import DISCLAIMER
 def evaluate(
     run_id: str | None,
     model: Path | None,
-    split: str,
+    split: str | None,
     data_dir: str | None,
     images: Path | None,
     labels: Path | None,
@@ -59,12 +61,18 @@ def evaluate(
         raise click.UsageError("--images and --external exclude each other")
     if not other and (model or options["maps"] or options["prevalence"] != "none"):
         raise click.UsageError("--model, --map and --prevalence go with --external")
+    if other and (split or device):
+        raise click.UsageError(
+            "--split and --device go with the images of the run; others are answered as by "
+            "`dermalyze predict`, on the CPU"
+        )
     here = here_of(data_dir, device, prepared)
     name = str(run_id)[:8] if model is None else model.stem
     if not other:
         from dermalyze.evaluation.report.folder import format_metrics
         from dermalyze.workflows.evaluate import evaluate_run
 
+        split = split or "test"
         output = output or Path(f"evaluation-{name}-{split}")
         found = evaluate_run(str(run_id), split, output=output, here=here, corruptions=corruptions)
         click.echo(format_metrics(found.logged(), found.taxonomy, found.intervals))

@@ -83,6 +83,7 @@ _UNUSABLE = {  # kind of problem of `examine_table` -> why its images are left o
     "two_files": "two files that differ",
 }
 _SAME_ID = "has the id of a training image"
+_SAME_LESION = "of a lesion that a training image shows"
 _SAME_IMAGE = "equal or nearly equal to a training image"
 _UNREADABLE = "cannot be read"
 logger = logging.getLogger(__name__)
@@ -318,6 +319,7 @@ class _Known:
     """What is known of the images that a model was trained and validated on."""
 
     ids: frozenset[str]
+    lesions: frozenset[str]
     names: tuple[str, ...]  # (M,), of the thumbnails
     thumbnails: Pixels  # uint8 (M, 32, 32)
     unchecked: tuple[str, ...]  # what cannot be checked, a sentence each
@@ -427,7 +429,8 @@ def _known_images(model: Model) -> _Known:
     """Return the images that the model was trained and validated on, as far as they are at hand."""
     run, here, spec = model.run, model.here, model.predictor.spec
     splits = {} if run is None else run.split_tables
-    ids = [name for split in ("train", "val") if splits for name in splits[split]["image_id"]]
+    rows = pd.concat([splits[s] for s in ("train", "val")]) if splits else pd.DataFrame()
+    ids = rows["image_id"].tolist() if splits else []
     thumbnails = np.zeros((0, THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8)
     names: tuple[str, ...] = ()
     folder = here.data_dir
@@ -457,10 +460,12 @@ def _known_images(model: Model) -> _Known:
             )
         stored = prepared.manifest["image_id"]
         chosen = stored.isin(ids) if ids else pd.Series(True, stored.index)
-        ids = ids or stored.tolist()
+        if not ids:
+            rows, ids = prepared.manifest, stored.tolist()
         names, thumbnails = tuple(stored[chosen]), prepared.stored.thumbnails()[chosen]
     return _Known(
         ids=frozenset(map(_id_of, ids)),
+        lesions=frozenset(rows.get("lesion_id", ())),
         names=names,
         thumbnails=thumbnails,
         unchecked=tuple(unchecked),
@@ -499,12 +504,16 @@ def _excluded(
     """Say why images are left out: image_id, reason, training_image; an empty reason: they stay."""
     ids = images.rows["image_id"].tolist()
     copies = near_copies(thumbnails, known.thumbnails)
+    same = [_id_of(image_id) in known.ids for image_id in ids]
+    # Ids of lesions such as 1 are equal by chance, unless the data sets share images.
+    lesions = known.lesions if any(same) else frozenset()
+    of_lesion = images.rows.get("lesion_id", pd.Series(ids)).isin(lesions).tolist()
     reasons, originals = [], []
-    for image_id, copy, cannot in zip(ids, copies.tolist(), failed, strict=True):
-        same_id = _id_of(image_id) in known.ids
-        reason = _UNREADABLE if cannot else _SAME_IMAGE if copy >= 0 else ""
-        reasons.append(reason or (_SAME_ID if same_id else ""))
-        originals.append(known.names[copy] if copy >= 0 else image_id if same_id else "")
+    for row, (image_id, copy) in enumerate(zip(ids, copies.tolist(), strict=True)):
+        reason = _UNREADABLE if failed[row] else _SAME_IMAGE if copy >= 0 else ""
+        reason = reason or (_SAME_ID if same[row] else _SAME_LESION if of_lesion[row] else "")
+        reasons.append(reason)
+        originals.append(known.names[copy] if copy >= 0 else image_id if same[row] else "")
     if reasons.count(_SAME_ID) > len(ids) / 2:
         logger.warning(
             f"{images.source.name}: more than half of the images have the id of a training image "

@@ -15,6 +15,7 @@ from dermalyze.cli.main import main
 from dermalyze.data.demo.dataset import make_demo_data
 from dermalyze.evaluation.evaluate import Evaluation
 from dermalyze.evaluation.predictions import write_predictions, write_taxonomy
+from dermalyze.evaluation.report.folder import read_folder
 from dermalyze.workflows.external import class_map_of, maps_of, sources_of
 from serving import Predictor
 from serving.errors import ConfigError
@@ -168,6 +169,35 @@ def test_training_images_are_left_out_by_id_and_by_what_they_show(tmp_path, run_
     assert found.external.drops[0].drop is not None
 
 
+def test_where_images_are_shared_other_images_of_their_lesions_are_left_out(
+    tmp_path, run_folder, other
+):
+    """Equal ids of lesions alone say nothing: they may be numbers."""
+    table = run_folder / "train_split.csv"
+    lines = table.read_text().splitlines()
+    table.write_text(
+        "\n".join([f"{lines[0]},lesion_id", *(f"{x},L{i}" for i, x in enumerate(lines[1:]))])
+    )
+    lesions = [f"L{100 + i}" for i in range(30)]
+    lesions[5:8] = ["L3", "L3", "L4"]
+    for shared, reasons in ((False, []), (True, ["lesion"] * 3 + ["id"])):
+        names = [f"o{i:03d}" for i in range(30)]
+        if shared:
+            names[0] = "t001"
+            (other / "images" / "o000.png").rename(other / "images" / "t001.png")
+        rows = [",".join(row) for row in zip(names, LABELS, lesions, strict=True)]
+        (other / "labels.csv").write_text("\n".join(["image,label,lesion_id", *rows]) + "\n")
+        output = tmp_path / f"out{shared}"
+        done = evaluate(
+            "--model", run_folder / "model.onnx", "--external", f"o={other}", "--output", output
+        )
+        assert done.exit_code == 0, done.output
+        said = {"id": "has the id of a training image",
+                "lesion": "of a lesion that a training image shows"}  # fmt: skip
+        found = [row["reason"] for row in rows_of(output / "o" / "excluded.csv")]
+        assert found == [said[reason] for reason in reasons]
+
+
 def test_what_a_model_file_alone_cannot_tell_is_said(tmp_path, rich, other):
     evaluate("--model", rich, "--external", f"o={other}", "--output", tmp_path / "out")
     unchecked = judged(tmp_path / "out" / "o").external.unchecked
@@ -196,6 +226,7 @@ def test_corruptions_are_a_table_of_the_report(tmp_path, rich, other):
     found = judged(tmp_path / "out" / "o").robustness
     assert (found.num_images, len(found.balanced_accuracy)) == (25, 15)
     assert "gaussian noise" in (tmp_path / "out" / "o" / "report.html").read_text()
+    assert read_folder(tmp_path / "out" / "o", "o").robustness == found
 
 
 def test_two_sources_share_an_overview(tmp_path, rich, other):
@@ -242,6 +273,13 @@ def test_what_cannot_be_meant_is_one_line(tmp_path, monkeypatch, rich, other, ar
     assert not (tmp_path / "out" / "index.html").exists()
 
 
+def test_what_other_images_cannot_be_asked_is_said(tmp_path, rich, other):
+    for option in (["--split", "val"], ["--device", "cpu"]):
+        done = evaluate("--model", rich, "--external", f"o={other}", *option)
+        assert done.exit_code == 2
+        assert "--split and --device go with the images of the run" in done.output
+
+
 def test_a_source_without_any_class_of_the_model_says_how_to_name_them(tmp_path, rich):
     other = write_images(tmp_path / "x", ["a", "b"], ["wart", "cat"])
     done = evaluate("--model", rich, "--external", f"x={other}", "--output", tmp_path / "out")
@@ -262,6 +300,19 @@ def test_a_source_may_have_one_class_and_lie_flat_with_any_suffix(tmp_path, rich
     done = evaluate("--model", rich, "--external", f"x={other}", "--output", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert judged(tmp_path / "out" / "x").num_images == 3
+
+
+def test_a_source_may_be_the_folder_of_one_class(tmp_path, rich):
+    (tmp_path / "x" / "mel").mkdir(parents=True)
+    for number in range(3):
+        skin(number).save(tmp_path / "x" / "mel" / f"{number}.png")
+    words = ["--model", rich, "--external", f"x={tmp_path / 'x'}", "--output", tmp_path / "out"]
+    done = evaluate(*words)
+    assert done.exit_code == 0, done.output
+    assert judged(tmp_path / "out" / "x").num_images == 3
+    (tmp_path / "x" / "mel").rename(tmp_path / "x" / "melanocytic")
+    done = evaluate(*words)
+    assert done.output.splitlines()[-1].startswith("Error: no label of x (melanocytic) is a class")
 
 
 def test_a_class_map_may_be_a_file(tmp_path):

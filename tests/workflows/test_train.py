@@ -293,6 +293,17 @@ def test_evaluating_other_images_gives_what_predict_answers(place, trained, know
     assert [line.split(",")[column] for line in table[1:]] == predicted
 
 
+def test_a_split_is_evaluated_corrupted_as_well(place, trained):
+    run_id = run_id_of(trained.stdout)
+    dermalyze(place, "evaluate", "--run-id", run_id, "--split", "val", "--corruptions",
+              "--output", "corrupted")  # fmt: skip
+    found = json.loads((place / "corrupted" / "judgement.json").read_text())
+    table = found["robustness"]
+    assert table["num_images"] == found["num_images"]  # none of its classes has more than 30
+    assert table["clean"] == pytest.approx(found["metrics"]["balanced_accuracy"])
+    assert len(table["balanced_accuracy"]) == len(table["out_of_scope"]) == 15
+
+
 def test_an_external_source_is_evaluated_into_its_run(place, trained, known):
     """By run and by the exported file alike; nothing of the run's own is changed."""
     run_id = run_id_of(trained.stdout)

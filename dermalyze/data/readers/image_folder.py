@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from dermalyze.data.readers.dataset import (
+    TABLE_SUFFIXES,
     Certainty,
     DataFolder,
     Dataset,
@@ -34,9 +35,14 @@ _SPLITS = {  # in small letters -> ours
 
 
 def fits(folder: DataFolder) -> Fit | None:
-    """Say whether images lie in two or more folders, or in two or more below each split."""
+    """Say whether images lie in two or more folders, or in two or more below each split.
+
+    Where the classes are known from elsewhere and no table can be meant, one folder is enough.
+    """
     classes = {label for _, label, _ in _class_folders(folder)}
-    return Fit(Certainty.ALIKE, _layout(folder)) if len(classes) > 1 else None
+    tables = any(path.suffix.lower() in TABLE_SUFFIXES for path in folder.entries)
+    least = 1 if folder.known_labels and not tables else 2
+    return Fit(Certainty.ALIKE, _layout(folder)) if len(classes) >= least else None
 
 
 def read(folder: DataFolder) -> Dataset:
@@ -60,7 +66,7 @@ def read(folder: DataFolder) -> Dataset:
     return Dataset(
         folder=folder.path,
         layout=_layout(folder),
-        taxonomy=taxonomy_of(labels.values(), _NOT_RECORDED, folder.path),
+        taxonomy=taxonomy_of([*labels.values(), *folder.known_labels], _NOT_RECORDED, folder.path),
         rows=manifest_rows(table, folder.path),
         files={ids[name]: file for name, file in files.items()},
         others=tuple(others),

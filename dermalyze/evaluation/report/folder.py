@@ -38,12 +38,15 @@ def read_folder(folder: Path, split: str) -> Predictions:
     """
     fitted_on, summary = folder / VALIDATION, folder / SUMMARY
     context = json.loads(summary.read_text(encoding="utf-8"))["context"] if summary.exists() else {}
+    judged = folder / JUDGEMENT
+    measured = judged.read_text(encoding="utf-8") if judged.exists() else None
     return Predictions(
         scored=read_scored(folder / PREDICTIONS),
         split=split,
         validation=read_scored(fitted_on) if fitted_on.exists() else None,
         explanations=read_explanations(folder),
         context=context,
+        robustness=None if measured is None else Evaluation.from_json(measured).robustness,
     )
 
 
