@@ -27,7 +27,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         StorageError: the operating system refuses.
     """
     partial = path.with_name(path.name + PARTIAL)
-    with writing(path), _held(partial, lambda: os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)):
+    with writing(path), held(partial, lambda: os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)):
         try:
             yield partial
             sync(partial)  # or a power cut may leave the new name with nothing in it
@@ -63,7 +63,7 @@ def whole_folder(path: Path, *, keep: bool = True, wait: bool = False) -> Iterat
         own = place.with_name(f".{place.name}{PARTIAL}") if is_movable else place / PARTIAL
         made, earlier = own / "new", own / "earlier"
         try:
-            stack.enter_context(_held(own, lambda: _open_folder(own), wait=wait))
+            stack.enter_context(held(own, lambda: _open_folder(own), wait=wait))
         except BlockingIOError as error:
             raise StorageError(
                 f"cannot write {path}: another process is writing it; wait for that one, or name "
@@ -90,7 +90,7 @@ def whole_folder(path: Path, *, keep: bool = True, wait: bool = False) -> Iterat
 
 
 @contextmanager
-def _held(path: Path, opened: Callable[[], int], *, wait: bool = True) -> Iterator[None]:
+def held(path: Path, opened: Callable[[], int], *, wait: bool = True) -> Iterator[None]:
     """Keep other processes out of a file or folder within the block, which may move or delete it.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from serving.errors import ArtifactError
 from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import MetadataFields
+from serving.monitoring import Monitoring
 from serving.photo_quality import QualityLimits
 from serving.taxonomy import DISCLAIMER, Taxonomy
 from serving.uncertainty import (
@@ -29,10 +30,11 @@ FORMAT_VERSION = 3
 # Versions 1 and 2 are read too: 1 knew nothing of its limits, neither carried its taxonomy.
 _SINCE_2 = {"int8_weight_bits", "calibrated_on", "prediction_sets", "abstention", "scope"}
 _SINCE_2 |= {"quality", "metadata", "saliency", "num_views", "member_run_ids", "referral"}
+_SINCE_2 |= {"monitoring"}
 _BEFORE_3 = {"class_names", "class_descriptions", "data_license", "thresholds"}
 # Keys that a file may lack and that are written only where they say something, so that files
 # without them stay readable.  New keys of version 3 belong here, too.
-_OPTIONAL = {"int8_weight_bits", "referral"}
+_OPTIONAL = {"int8_weight_bits", "referral", "monitoring"}
 RESIZE_MODES = ("squash", "center_crop")
 RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos")
 PRECISIONS = ("float32", "float16", "int8")
@@ -44,6 +46,7 @@ _PARTS: dict[str, type[SpecPart]] = {
     "referral": Referral,
     "quality": QualityLimits,
     "metadata": MetadataFields,
+    "monitoring": Monitoring,
 }
 
 
@@ -72,6 +75,7 @@ class ModelSpec:
     referral: Referral | None = None  # of malignant lesions; needs classes that are and are not
     quality: QualityLimits | None = None  # of the photograph itself
     metadata: MetadataFields | None = None  # None: the image alone
+    monitoring: Monitoring | None = None  # what validation images were like
     saliency: str = ""  # one of SALIENCY_KINDS
     num_views: int = 1  # turned and mirrored views of each image
     member_run_ids: tuple[str, ...] = ()  # of an ensemble; empty: one network
@@ -133,6 +137,15 @@ class ModelSpec:
             "referral",
             "none where not both malignant and benign classes are known",
             self.referral,
+        )
+        require_part(
+            self.monitoring is None
+            or len(self.monitoring.class_shares)
+            == len(self.monitoring.embedding)
+            == len(self.taxonomy),
+            "monitoring",
+            "one row per class",
+            self.monitoring,
         )
         require_part(
             self.saliency in SALIENCY_KINDS,

@@ -59,6 +59,8 @@ def _bound(name: str, help_text: str) -> Callable[[Command], Command]:
     help="Origin allowed to call the API (CORS); repeatable.",
 )
 @_bound("root_path", "Path prefix under which a proxy serves this, such as /lesions.")
+@_bound("prediction_log", "Log of all answers: a file, or the URL of a database (SQLAlchemy).")
+@_bound("prediction_log_bytes", "Size at which the file of that log becomes FILE.1, FILE.2, ...")
 @_bound("max_body_bytes", "Largest request body, as received and decompressed.")
 @_bound("max_images", "Most images per request.")
 @_bound("max_pixels", "Largest image, width x height.")
@@ -88,6 +90,7 @@ def serve(
     """
     from serving.http.model_holder import examine
     from serving.http.server import serve as serve_model
+    from serving.prediction_log import PredictionLog
 
     settings = ServiceSettings.from_environment()
     if not (allowed_hosts or settings.allowed_hosts) and host in _LOCAL:
@@ -115,6 +118,8 @@ def serve(
             file = stack.enter_context(copy_of(model, watch_seconds if watch else 0.0))
         settings = dataclasses.replace(settings, model=str(file))
         spec = examine(file, settings.load_seconds)  # before anything listens
+        if settings.prediction_log:
+            PredictionLog(settings.prediction_log, settings.prediction_log_bytes).close(0)
         logger.info(f"model: {in_words(model, spec)}. {spec.disclaimer}")
         if host not in _LOCAL and not settings.api_key:
             logger.warning(f"anyone who can reach {host} can use the service; set {PREFIX}API_KEY")

@@ -17,6 +17,7 @@ from dermalyze.data.patient_metadata import metadata_of
 from dermalyze.data.preparation import Prepared
 from dermalyze.data.readers.dataset import ImageFile, ImageReader
 from dermalyze.data.sampling import Rows
+from dermalyze.evaluation.drift import fit_monitoring
 from dermalyze.evaluation.evaluate import Predictions
 from dermalyze.evaluation.predictions import group_numbers, predictions_table
 from dermalyze.evaluation.saliency_check import measure_maps
@@ -201,5 +202,6 @@ def limits_in(spec: ModelSpec, scored: Scored, source: str) -> ModelSpec:
         abstention=limits.abstention,
         scope=limits.scope,
         referral=limits.referral,
+        monitoring=fit_monitoring(scored, limits.temperature),
         calibrated_on=f"{source}: {len(scored):,} images of {units}",
     )

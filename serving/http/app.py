@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -50,9 +51,11 @@ from serving.http.settings import ServiceSettings
 from serving.machine import return_large_blocks
 from serving.metadata import COLUMNS as METADATA_COLUMNS
 from serving.metadata import Metadata
+from serving.prediction_log import PredictionLog, entries_of
 from serving.predictor import Predictor
 from serving.preprocess import decode_image
 from serving.session import share_cores
+from serving.spec import ModelSpec
 
 Result = TypeVar("Result")
 _PAGE_TYPES = {
@@ -62,6 +65,7 @@ _PAGE_TYPES = {
     ".svg": "image/svg+xml",
     ".webmanifest": "application/manifest+json",
 }
+_LOG_SECONDS = 5.0  # to write the end of the prediction log
 _MANY = 1000  # images at once: `share_cores` then gives one thread to each
 
 
@@ -74,6 +78,7 @@ class Service:
     pool: ThreadPoolExecutor
     metrics: Metrics
     load: Load
+    log: PredictionLog | None  # None: answers are not logged
 
     async def do(self, request: Request, work: Callable[[Predictor], Result]) -> Result:
         """Do `work` with the present model, within the time of a request."""
@@ -86,19 +91,23 @@ class Service:
 
         Reading is work as well: done in the loop, nobody else would be answered meanwhile.
         """
-        bounds = self.settings
+        bounds, start = self.settings, time.perf_counter()
 
-        def work(predictor: Predictor) -> list[dict[str, Any]]:
-            return answers_for(
+        def work(predictor: Predictor) -> tuple[list[dict[str, Any]], ModelSpec]:
+            answers = answers_for(
                 predictor,
                 *read(),
                 max_images=bounds.max_images,
                 max_pixels=bounds.max_pixels,
             )
+            return answers, predictor.spec
 
-        found = await self.do(request, work)
+        found, spec = await self.do(request, work)
         for answer in found:
-            self.metrics.answered(answer.get("decision"))
+            self.metrics.answered(answer)
+        if self.log is not None:
+            seconds = time.perf_counter() - start
+            self.log.add(entries_of(found, spec, request.state.request_id, seconds))
         return found
 
     async def watch(self) -> None:
@@ -108,6 +117,7 @@ class Service:
             if self.model.changed():
                 ok = await asyncio.to_thread(self.model.reload)
                 self.metrics.reloads.labels("ok" if ok else "refused").inc()
+                self.metrics.begin(self.model.spec)
 
 
 def create_app(settings: ServiceSettings | None = None) -> FastAPI:
@@ -134,7 +144,13 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         ThreadPoolExecutor(workers, thread_name_prefix="predict"),
         metrics,
         Load(metrics.in_flight.set, Path(shared) if shared else None),
+        PredictionLog(
+            settings.prediction_log, settings.prediction_log_bytes, metrics.lost_in_log.inc
+        )
+        if settings.prediction_log
+        else None,
     )
+    metrics.begin(service.model.spec)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -146,6 +162,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
             with suppress(asyncio.CancelledError):
                 await watching
         service.pool.shutdown(wait=False, cancel_futures=True)
+        if service.log is not None:
+            await asyncio.to_thread(service.log.close, _LOG_SECONDS)
 
     # FastAPI's own pages of documentation would load scripts from another host.
     app = FastAPI(
@@ -264,7 +282,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", summary="Counts for Prometheus", response_class=Response)
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(service.metrics.text(service.model.spec), media_type=CONTENT_TYPE)
 
 
 def _add_head(app: FastAPI) -> None:

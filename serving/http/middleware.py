@@ -93,6 +93,7 @@ class Envelope:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         own = [*_HEADERS, (b"x-request-id", request_id.encode())]
+        scope.setdefault("state", {})["request_id"] = request_id
         path = routed(self._routes, scope).path
         if path not in self._open_paths:
             own.append((b"cache-control", b"no-store"))

@@ -48,6 +48,9 @@ class ServiceSettings:
     allowed_hosts: tuple[str, ...] = ()  # host names to accept; empty: any
     cors_origins: tuple[str, ...] = ()  # origins allowed to call the API; empty: none; *: all
     root_path: str = ""  # path prefix used by a proxy, such as /lesions
+    # A file or the URL of a database, perhaps with a password; empty: answers are not logged.
+    prediction_log: str = dataclasses.field(default="", repr=False)
+    prediction_log_bytes: int = 64 * 2**20  # of a file; then the next one is begun
     api_key: str = dataclasses.field(default="", repr=False)  # empty: no key is needed
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """The service in process: what it answers, what it refuses and with which words."""
 
+import dataclasses
 import gzip
 import logging
 import re
@@ -10,7 +11,7 @@ import zlib
 import pytest
 from fastapi.testclient import TestClient
 from odd_classes import TWO
-from rich_model import rich_bytes, rich_of
+from rich_model import RICH, rich_bytes, rich_of
 from servers import wait_for
 from strangers import header_of_a_large_png, png
 from tiny_model import SPEC, TINY_ONNX
@@ -19,6 +20,7 @@ from serving import Predictor
 from serving.errors import ArtifactError
 from serving.http.app import create_app
 from serving.http.settings import ServiceSettings
+from serving.monitoring import Monitoring
 from serving.taxonomy import DISCLAIMER
 
 PNG = {"content-type": "image/png"}
@@ -411,6 +413,37 @@ def test_the_counts_are_those_of_the_requests(predictor):
     assert 'dermalyze_request_seconds_count{path="/predict"} 4.0' in text
     assert "dermalyze_requests_in_flight 0.0" in text
     assert "SECRET" not in text
+
+
+def test_the_counts_of_answers_can_be_compared_with_validation_images(tmp_path):
+    cuts = ((0.4, 0.25), (0.9, 0.75))
+    known = Monitoring(
+        num_independent=90,
+        class_shares=(0.25, 0.1, 0.1, 0.05, 0.2, 0.2, 0.1),
+        mean_confidence=0.625,
+        confidence=cuts,
+        embedding=(cuts,) * 7,
+        scope_score=(),
+        photo_problems=None,
+        accuracy=0.75,
+    )
+    model = tmp_path / "model.onnx"
+    model.write_bytes(rich_bytes(dataclasses.replace(RICH, monitoring=known)))
+    with client_of(model=str(model)) as client:
+        before = client.get("/metrics").text
+        answer = client.post("/predict", content=png(), headers=PNG).json()["predictions"][0]
+        text = client.get("/metrics").text
+    name, confidence = answer["predicted_class"], answer["confidence"]
+    assert f'dermalyze_predicted_class_total{{class="{name}"}} 0.0' in before
+    assert f'dermalyze_predicted_class_total{{class="{name}"}} 1.0' in text
+    assert "dermalyze_confidence_count 1.0" in text
+    assert f"dermalyze_confidence_sum {confidence}" in text
+    assert f"dermalyze_scope_score_sum {answer['scope_score']}" in text
+    assert 'dermalyze_validation_class_share{class="akiec"} 0.25' in text
+    assert "dermalyze_validation_confidence 0.625" in text
+    assert "dermalyze_validation_images 90.0" in text
+    assert "dermalyze_validation_out_of_scope 0.05" in text
+    assert "dermalyze_prediction_log_lost_total 0.0" in text
 
 
 def example_of(client):

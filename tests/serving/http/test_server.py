@@ -28,6 +28,8 @@ from services import service
 from strangers import png
 from tiny_model import TINY_ONNX
 
+from serving.prediction_log import read_log
+
 pytestmark = pytest.mark.slow
 
 
@@ -487,6 +489,23 @@ def test_on_a_full_disk_a_service_answers_and_with_room_it_logs_again(
         )
         assert len([each for each in text.splitlines() if not line.fullmatch(each)]) <= 1
         assert not re.search(r"\d{4}-.*\d{4}-\d\d-", text)  # no line in another
+
+
+def test_a_prediction_log_on_a_full_disk_stops_no_answer_and_goes_on_with_room(
+    tmp_path, small_disk
+):
+    path = small_disk / "predictions.jsonl"
+    with service(tmp_path, "--prediction-log", path) as own:
+        filler = fill(small_disk)
+        for _ in range(60):  # more than the last block of the log holds
+            own.predict()
+        wait_for(lambda: "no space left" in own.log.read_text())
+        shutil.rmtree(filler)
+        own.predict()
+        wait_for(lambda: len(read_log(str(path))[0]) == 61)
+        assert "dermalyze_prediction_log_lost_total 0.0" in own.metrics()
+    assert read_log(str(path))[1] == 0
+    assert own.log.read_text().count("no space left") == 1
 
 
 def test_without_room_to_count_together_a_start_is_one_sentence(small_disk):
