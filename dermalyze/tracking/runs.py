@@ -23,6 +23,7 @@ from dermalyze.config.schema import TrackingConfig
 from dermalyze.credentials import masked
 from dermalyze.tracking.delivery import deliver, save_model
 from dermalyze.tracking.outbox import OUTBOX, REFUSED, WORK, Outbox, undelivered
+from dermalyze.tracking.shown_metrics import load_of_machine, shown
 from dermalyze.tracking.store import (
     BoundedClient,
     StoreAwayError,
@@ -38,6 +39,7 @@ from serving.taxonomy import DISCLAIMER
 
 DEFAULT_EXPERIMENT = "dermalyze"
 _MODEL = "model"  # the folder of the model, in that of the run
+_KIND = "mlflow.experimentKind"  # a tag of an experiment: as what `mlflow ui` opens it
 _SIGNAL_SECONDS = 1.0  # for what is left to deliver, where a program is stopped
 
 
@@ -46,6 +48,7 @@ class TrackedRun:
     """One MLflow run, open for writing; nothing here waits for the store but `deliver`."""
 
     run_id: str
+    experiment_id: str
     resumed: bool
     params: dict[str, str]  # as the store has them or will have them
     tags: dict[str, str]
@@ -71,14 +74,15 @@ class TrackedRun:
             self.outbox.add(self.run_id, "params", params=new)
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of one epoch, once, whatever interruption came between."""
+        """Log what MLflow shows of one epoch, once, whatever interruption came between."""
         if epoch not in self._epochs_logged:
-            self.outbox.add(self.run_id, "metrics", metrics=dict(metrics), step=epoch)
+            chosen = {**shown(metrics, self.params), **load_of_machine()}
+            self.outbox.add(self.run_id, "metrics", metrics=chosen, step=epoch)
             self._epochs_logged.add(epoch)
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Log final metrics."""
-        self.outbox.add(self.run_id, "metrics", metrics=dict(metrics))
+        """Log final metrics, as far as MLflow shows them."""
+        self.outbox.add(self.run_id, "metrics", metrics=shown(metrics, self.params))
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Log a file, or all files of a folder, below `folder`, as they are when it is sent."""
@@ -99,7 +103,8 @@ class TrackedRun:
         path = self.folder / _MODEL
         with quiet("mlflow.models.model", "mlflow.pyfunc"):
             save_model(path, self.run_id, arguments)
-        self.outbox.add(self.run_id, "model", path=_from_work(path), metrics=dict(metrics))
+        chosen = shown(metrics, self.params)
+        self.outbox.add(self.run_id, "model", path=_from_work(path), metrics=chosen)
 
     def log_split(
         self, rows: pd.DataFrame, *, split: str, name: str, source: str, digest: str
@@ -300,6 +305,7 @@ def _from_work(path: Path) -> str:
 def _tracked(run: MlflowRun, outbox: Outbox, *, resumed: bool) -> TrackedRun:
     tracked = TrackedRun(
         run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
         resumed=resumed,
         params=dict(run.data.params),
         tags=dict(run.data.tags),
@@ -350,6 +356,9 @@ def _new(config: TrackingConfig, parent: str, tags: dict[str, str]) -> TrackedRu
             pointer = {"dermalyze.project_run_id": given}
             run = _created(_experiment(config.experiment, client), {**tags, **made_by, **pointer})
     tracked = _tracked(run, Outbox(WORK / run.info.run_id), resumed=False)
+    experiment = client.get_experiment(tracked.experiment_id)
+    if _KIND not in experiment.tags:
+        client.set_experiment_tag(tracked.experiment_id, _KIND, "custom_model_development")
     tracked.project_run_id = project_run_id
     if given and not project_run_id:
         tracked.set_tags({**tracked.tags, **tags, "dermalyze.disclaimer": DISCLAIMER})

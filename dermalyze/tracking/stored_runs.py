@@ -19,6 +19,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
 from dermalyze.tracking.run_folder import RunFolder
+from dermalyze.tracking.shown_metrics import shown
 from dermalyze.tracking.store import BoundedClient, call, is_missing, use_store
 from serving.errors import TrackingError
 from serving.os_errors import make_folder, owned_folder, require_room, writing_temporary_files
@@ -248,7 +249,7 @@ def add_to_run(run: RunFolder, folder: Path, name: str, metrics: Mapping[str, fl
         lambda: artifacts.log_artifacts(str(folder), name or None),  # type: ignore[no-untyped-call]
         num_bytes=size,
     )
-    values = [Metric(key, value, time_ms, 0) for key, value in metrics.items()]
+    values = [Metric(key, value, time_ms, 0) for key, value in shown(metrics, run.params).items()]
     if values:
         call(what, lambda: MlflowClient().log_batch(run.run_id, metrics=values))
 

@@ -31,7 +31,7 @@ from dermalyze.tracking import (
 )
 from dermalyze.tracking.run_folder import RunFolder
 from dermalyze.workflows.artifacts import mend_checkpoints, reopen
-from dermalyze.workflows.finish import conclude
+from dermalyze.workflows.finish import conclude, log_evaluation
 from dermalyze.workflows.finished_run import FinishedRun, open_finished
 from dermalyze.workflows.report import write_evaluation
 from dermalyze.workflows.run_context import (
@@ -270,7 +270,7 @@ def _evaluate(run: TrackedRun, plan: _Plan, run_ids: Sequence[str]) -> Evaluatio
     evaluation = write_evaluation(
         folder, predictions, finished, plan.config.evaluation, plan.prepared.read_image_bytes
     )
-    run.log_file(folder, EVALUATION)
+    log_evaluation(run, evaluation)
     run.log_metrics(evaluation.logged())
     return evaluation
 

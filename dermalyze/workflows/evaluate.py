@@ -21,7 +21,7 @@ from dermalyze.models.ensemble import ShippedNetwork
 from dermalyze.models.torch_predictor import SkinLesionPredictor
 from dermalyze.tracking import add_to_run
 from dermalyze.workflows.finished_run import open_finished
-from dermalyze.workflows.report import write_evaluation
+from dermalyze.workflows.report import REPORT, write_evaluation
 from dermalyze.workflows.run_context import AS_IN_THE_RUN, AUDIT, BEST, EVALUATION, Here
 from dermalyze.workflows.uncertainty import with_limits
 from serving.atomic_write import whole_folder
@@ -77,6 +77,10 @@ def evaluate_run(
             shutil.copytree(folder, copy, dirs_exist_ok=True)
         place = EVALUATION if split == "test" else f"{EVALUATION}_{split}"
         add_to_run(run.stored, copy, place, evaluation.logged())
+        if split == "test":
+            top = stack.enter_context(temporary_folder())
+            shutil.copyfile(copy / REPORT, top / REPORT)
+            add_to_run(run.stored, top, "", {})
     return evaluation
 
 

@@ -13,10 +13,12 @@ from dermalyze import tracking
 from dermalyze.data.splits import split_digest
 from dermalyze.evaluation.evaluate import Evaluation, Predictions
 from dermalyze.evaluation.report.figures import save_png, training_curves
-from dermalyze.evaluation.report.folder import PREDICTIONS
+from dermalyze.evaluation.report.folder import CONFUSION, PREDICTIONS
+from dermalyze.evaluation.report.text import MISSING, cell
 from dermalyze.evaluation.scores import read_scored
 from dermalyze.evaluation.statistics.bootstrap import Interval
 from dermalyze.evaluation.statistics.noninferiority import Rule
+from dermalyze.evaluation.text import TITLES, things
 from dermalyze.models.checkpoint import load_member
 from dermalyze.models.ensemble import ShippedNetwork
 from dermalyze.tracking.run_folder import RunFolder
@@ -24,7 +26,7 @@ from dermalyze.tracking.untracked import UntrackedRun
 from dermalyze.training.device import in_full_precision
 from dermalyze.training.state import TrainingState
 from dermalyze.workflows.finished_run import FinishedRun
-from dermalyze.workflows.report import MODEL_CARD, write_evaluation
+from dermalyze.workflows.report import MODEL_CARD, REPORT, write_evaluation
 from dermalyze.workflows.run_context import (
     AUDIT,
     BEST,
@@ -39,7 +41,7 @@ from dermalyze.workflows.uncertainty import Runner, with_limits
 from serving.atomic_write import write_text
 from serving.errors import TrackingError
 from serving.os_errors import make_folder
-from serving.taxonomy import Taxonomy
+from serving.taxonomy import DISCLAIMER, Taxonomy
 
 if TYPE_CHECKING:
     from dermalyze.tracking.registry import Registered
@@ -48,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 REQUEST = Path(".dermalyze/request.json")  # one test image, as `curl` can send it
 _REGISTRATION = "registration.json"  # what `conclude` needs to know beside the run's files
+_NOTE = "mlflow.note.content"  # the description of a run, with these numbers
+_TOLD = ("balanced_accuracy", "accuracy", "macro_f1", "macro_auc", "malignant_auc", "ece")
 _NUM_CHECK_IMAGES = 32  # test images that the exported file is checked on beside the drawn ones
 
 
@@ -197,16 +201,34 @@ def _predict(job: Job, state: TrainingState) -> Predictions:
 
 def _evaluate(job: Job, predictions: Predictions) -> Evaluation:
     """Evaluate the test split with intervals; log the folder, the report and the cards."""
-    folder, run = job.folder / EVALUATION, job.run
+    run = job.run
     write_text(job.folder / AUDIT, job.prepared.audit.to_json())
     run.log_file(job.folder / AUDIT)
     logger.info("evaluating: intervals, subgroups, report")
     finished, settings = FinishedRun(RunFolder.of(run)), job.config.evaluation
     evaluation = write_evaluation(
-        folder, predictions, finished, settings, job.prepared.read_image_bytes
+        job.folder / EVALUATION, predictions, finished, settings, job.prepared.read_image_bytes
     )
-    run.log_file(folder, EVALUATION)
+    log_evaluation(run, evaluation)
     return evaluation
+
+
+def log_evaluation(run: "tracking.TrackedRun | UntrackedRun", evaluation: Evaluation) -> None:
+    """Log the folder, the report at the top, and a description unless the user gave one."""
+    folder = run.folder / EVALUATION
+    run.log_file(folder, EVALUATION)
+    run.log_file(folder / REPORT)
+    if isinstance(run, UntrackedRun) or run.tag(_NOTE):
+        return
+    place = f"#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/{REPORT}"
+    image = f"get-artifact?path={EVALUATION}%2F{CONFUSION}&run_uuid={run.run_id}"
+    known = {name: cell(evaluation.intervals.get(name)) for name in _TOLD}
+    told = [
+        f"- {TITLES[name]}: **{c.value}** {c.bounds}" for name, c in known.items() if c != MISSING
+    ]
+    lines = [f"On {things(evaluation.num_images, 'test image')}:", "", *told, ""]
+    lines += [f"[report]({place})", "", f"![confusion matrix]({image})", "", DISCLAIMER]
+    run.set_tags({_NOTE: "\n".join(lines)})
 
 
 def _export(job: Job) -> str:

@@ -24,6 +24,7 @@ from serving.taxonomy import DISCLAIMER, Taxonomy
 
 PREDICTIONS = "predictions.csv"
 VALIDATION = "val_predictions.csv"  # what the calibrator is fitted on
+CONFUSION = "confusion_matrix.png"
 SUMMARY = "evaluation_metrics.json"
 HEADLINES = ("loss", "accuracy", "balanced_accuracy", "macro_auc", "ece")
 COLUMNS = (("precision", "precision"), ("recall", "sensitivity"), ("f1", "F1"), ("auc", "AUC"))
@@ -65,7 +66,7 @@ def write_folder(folder: Path, predictions: Predictions, evaluation: Evaluation)
         write_predictions(folder / VALIDATION, predictions.validation.table)
     write_explanations(folder, predictions.explanations)
     for name, figure in (
-        ("confusion_matrix.png", figures.confusion(scored)),
+        (CONFUSION, figures.confusion(scored)),
         ("roc_curves.png", figures.roc(scored)),
         ("per_class_metrics.png", figures.per_class(scored)),
         ("calibration_curve.png", figures.reliability(scored)),
