@@ -13,6 +13,7 @@ import click
 
 from dermalyze import __version__
 from dermalyze.cli.data import demo_data, prepare_data
+from dermalyze.cli.doctor import doctor
 from dermalyze.cli.evaluate import (
     check_fit,
     compare,
@@ -114,5 +115,6 @@ for _command in (
     recalibrate,
     predict,
     serve,
+    doctor,
 ):
     main.add_command(_command)
