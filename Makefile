@@ -25,7 +25,7 @@ help:
 
 install: $(READY)
 
-$(READY): requirements.txt requirements-dev.txt pyproject.toml
+$(READY): $(wildcard requirements*.txt) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

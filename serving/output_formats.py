@@ -45,10 +45,9 @@ def _json_lines(answers: Iterable[tuple[Path, Answer]]) -> Iterator[str]:
         yield json.dumps({"image": one_line(path), **values})
 
 
-def _csv_lines(
-    answers: Iterable[tuple[Path, Answer]], class_names: Sequence[str], more: Sequence[str]
-) -> Iterator[str]:
-    yield _csv_line(
+def columns(class_names: Sequence[str], more: Sequence[str]) -> list[str]:
+    """Name the columns of a table that programs read; `more` as for `render`."""
+    return [
         "image",
         "predicted_class",
         "predicted_class_description",
@@ -57,22 +56,34 @@ def _csv_lines(
         "error",
         "disclaimer",
         *more,
-    )
+    ]
+
+
+def row(
+    path: Path, answer: Answer, class_names: Sequence[str], more: Sequence[str]
+) -> list[object]:
+    """Return the values of those columns for one file; what it does not have is None."""
+    if isinstance(answer, ImageError):
+        empty = [None] * (3 + len(class_names))
+        return [one_line(path), *empty, one_line(answer), DISCLAIMER, *[None] * len(more)]
+    return [
+        one_line(path),
+        answer.predicted_class,
+        answer.predicted_class_description,
+        answer.confidence,
+        *answer.probabilities.values(),
+        None,
+        answer.disclaimer,
+        *(getattr(answer, name) for name in more),
+    ]
+
+
+def _csv_lines(
+    answers: Iterable[tuple[Path, Answer]], class_names: Sequence[str], more: Sequence[str]
+) -> Iterator[str]:
+    yield _csv_line(*columns(class_names, more))
     for path, answer in answers:
-        if isinstance(answer, ImageError):
-            empty = [""] * (3 + len(class_names))
-            yield _csv_line(one_line(path), *empty, one_line(answer), DISCLAIMER, *[""] * len(more))
-        else:
-            yield _csv_line(
-                one_line(path),
-                answer.predicted_class,
-                answer.predicted_class_description,
-                answer.confidence,
-                *answer.probabilities.values(),
-                "",
-                answer.disclaimer,
-                *(_cell(getattr(answer, name)) for name in more),
-            )
+        yield _csv_line(*(_cell(value) for value in row(path, answer, class_names, more)))
 
 
 def _cell(value: object) -> object:

@@ -27,6 +27,7 @@ from dermalyze.cli.evaluate import (
 from dermalyze.cli.export import export_onnx, export_web, recalibrate
 from dermalyze.cli.options import naming_missing_packages
 from dermalyze.cli.predict import predict
+from dermalyze.cli.score import score
 from dermalyze.cli.serve import serve
 from dermalyze.cli.signals import Stop, ended_by_signals
 from dermalyze.cli.streams import ReaderGoneError, guarded_streams, log_lines
@@ -114,6 +115,7 @@ for _command in (
     export_web,
     recalibrate,
     predict,
+    score,
     serve,
     doctor,
 ):

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from serving.errors import ConfigError
+from serving.image_size import MAX_PIXELS, PILLOWS_LIMIT
 from serving.os_errors import reason_of
 from serving.reference import REFERENCE
 
@@ -52,6 +53,23 @@ MODEL = click.option(
     show_default="the reference model",
     help="ONNX file of `dermalyze export-onnx`.",
 )
+LEVEL = click.option(
+    "--level", type=float, default=0.9, show_default=True, help="Coverage of prediction sets."
+)
+SENSITIVITY = click.option(
+    "--sensitivity",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Share of malignant lesions that the referral flag finds.",
+)
+LARGEST = click.option(
+    "--max-pixels",
+    type=click.IntRange(1, PILLOWS_LIMIT),
+    default=MAX_PIXELS,
+    show_default=f"{MAX_PIXELS:,}",
+    help="Largest image, width x height; each thread needs 4 bytes per pixel.",
+)
 RUN_ID = click.option("--run-id", required=True, help="An MLflow run of `dermalyze train`.")
 
 
@@ -68,9 +86,10 @@ def naming_missing_packages() -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package in ("", "dermalyze", "serving"):  # ours: a bug, which keeps its traceback
             raise
+        extra = "spark" if package in ("pyspark", "py4j", "pyarrow") else "train"
         raise ConfigError(
             f"this command needs {package}, which is not installed; run `pip install "
-            "'dermalyze[train]'`, in a clone `pip install '.[train]'`"
+            f"'dermalyze[{extra}]'`, in a clone `pip install '.[{extra}]'`"
         ) from error
 
 

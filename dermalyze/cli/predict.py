@@ -14,10 +14,12 @@ from dermalyze.cli.options import (
     FILE,
     FILE_OR_FOLDER,
     FOLDER,
+    LARGEST,
+    LEVEL,
     MODEL,
+    SENSITIVITY,
 )
 from serving.errors import DermalyzeError, ImageError, TooManyPixelsError
-from serving.image_size import MAX_PIXELS, PILLOWS_LIMIT
 from serving.reference import REFERENCE, in_words
 
 logger = logging.getLogger(__name__)
@@ -36,29 +38,15 @@ Item = TypeVar("Item")
     default="table",
     show_default=True,
 )
-@click.option(
-    "--level", type=float, default=0.9, show_default=True, help="Coverage of prediction sets."
-)
-@click.option(
-    "--sensitivity",
-    type=float,
-    default=0.95,
-    show_default=True,
-    help="Share of malignant lesions that the referral flag finds.",
-)
+@LEVEL
+@SENSITIVITY
 @click.option("--metadata", type=FILE, default=None, help="CSV: image_id, age, sex, localization.")
 @click.option("--explain", type=FOLDER, default=None, help="Folder for a heatmap of each image.")
 @click.option("--one-lesion", is_flag=True, help="All IMAGES show one lesion: one answer.")
 @click.option(
     "--threads", type=click.IntRange(0), default=0, help="Threads in total; 0: one per CPU core."
 )
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(1, PILLOWS_LIMIT),
-    default=MAX_PIXELS,
-    show_default=f"{MAX_PIXELS:,}",
-    help="Largest image, width x height; each thread needs 4 bytes per pixel.",
-)
+@LARGEST
 @click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or openvino.")
 def predict(
     images: tuple[Path, ...],

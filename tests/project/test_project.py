@@ -17,7 +17,7 @@ ENTRY_POINTS = ("main", "tune", "prepare_data", "evaluate", "export_onnx")
 
 
 def requirements():
-    names = ("requirements.txt", "requirements-tune.txt")
+    names = ("requirements.txt", "requirements-tune.txt", "requirements-spark.txt")
     lines = [line for name in names for line in (ROOT / name).read_text().splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -32,8 +32,11 @@ def test_the_same_requirements_feed_every_environment():
     assert dynamic == {
         "train": {"file": ["requirements.txt"]},
         "tune": {"file": ["requirements-tune.txt"]},
+        "spark": {"file": ["requirements-spark.txt"]},
     }
-    assert set(references) <= set((ROOT / "requirements-dev.txt").read_text().splitlines())
+    assert {*references, "-r requirements-spark.txt"} <= set(
+        (ROOT / "requirements-dev.txt").read_text().splitlines()
+    )
 
 
 def test_every_requirement_is_pinned():
