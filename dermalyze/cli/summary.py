@@ -108,5 +108,11 @@ def summarize(result: "RunResult | FoldsResult", *, typed_here: bool = True) -> 
             f"--env-manager local --port {PORT}",
             f"  curl -s http://127.0.0.1:{PORT}/invocations -H 'Content-Type: application/json' "
             f"-d @{shell.file(REQUEST)}",
+            "",
+            "open:",
+            f"  {with_store}{shell.program('dermalyze')} serve "
+            f"--model models:/{model.name}@{alias}",
         ]
+        if result.report is not None:
+            lines.append(f"  python3 -m webbrowser {shell.file(result.report)}")
     return "\n".join([*lines, "", DISCLAIMER])

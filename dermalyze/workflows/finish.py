@@ -5,7 +5,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,7 @@ class RunResult:
     parity: str  # how far ONNX and PyTorch are apart, in words
     registered: "Registered | None"
     folder: Path | None = None  # of a run without MLflow
+    report: Path | None = None  # of a run whose files are on this machine
 
 
 def ship(job: Job, state: TrainingState) -> RunResult:
@@ -76,15 +77,21 @@ def ship(job: Job, state: TrainingState) -> RunResult:
     evaluation = _evaluate(job, predictions)
     metrics = evaluation.logged()
     run.log_metrics({**metrics, "best_epoch": state.best_epoch})
-    return RunResult(
+    result = RunResult(
         run_id=run.run_id,
         metrics=metrics,
         intervals=evaluation.intervals,
         taxonomy=evaluation.taxonomy,
         parity=parity,
-        registered=None if isinstance(run, UntrackedRun) else _deliver(job, run, metrics, parity),
-        folder=job.folder if isinstance(run, UntrackedRun) else None,
+        registered=None,
+        folder=job.folder,
     )
+    if isinstance(run, UntrackedRun):
+        return result
+    registered = _deliver(job, run, metrics, parity)
+    files = tracking.local_artifacts(run.run_id)
+    report = None if files is None else files / REPORT
+    return replace(result, registered=registered, folder=None, report=report)
 
 
 def _deliver(

@@ -23,6 +23,7 @@ def result():
         taxonomy=HAM10000,
         parity="same",
         registered=Registered(name="dermalyze", version="1", is_champion=True, reason="first"),
+        report=Path("mlruns/report.html"),
     )
 
 
@@ -53,6 +54,11 @@ def test_typed_in_its_folder_the_commands_are_short(folders, monkeypatch):
     assert ui == "mlflow ui"
     assert serve.startswith("mlflow models serve -m models:/dermalyze@champion ")
     assert curl.endswith(" -d @.dermalyze/request.json")
+    lines = summarize(result()).splitlines()
+    assert [line.strip() for line in lines[lines.index("open:") + 1 :][:2]] == [
+        "dermalyze serve --model models:/dermalyze@champion",
+        "python3 -m webbrowser mlruns/report.html",
+    ]
 
 
 def test_after_mlflow_run_the_commands_work_from_any_folder(folders, monkeypatch):
