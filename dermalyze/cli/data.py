@@ -1,14 +1,27 @@
-"""Commands about the data: `prepare-data`, `demo-data`."""
+"""Commands about the data: `prepare-data`, `demo-data`, `data-issues`."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dermalyze.cli.options import (
+    FILE,
     FOLDER,
+    RUN_DATA,
     column_options,
     data_option,
+    here_of,
+)
+from serving.errors import ConfigError
+from serving.taxonomy import DISCLAIMER
+
+_CORRECTIONS = click.option(
+    "--corrections",
+    default="none",
+    metavar="FILE",
+    help="Reviewed CSV file of `dermalyze data-issues`.",
 )
 
 
@@ -26,6 +39,7 @@ from dermalyze.cli.options import (
     default="bicubic",
     show_default=True,
 )
+@_CORRECTIONS
 @click.option("--allow-problems", is_flag=True, help="Continue although the audit found problems.")
 @column_options
 def prepare_data(data_dir: str, output: Path | None, workers: int, **options: Any) -> None:
@@ -63,3 +77,50 @@ def demo_data(folder: Path, images: int, seed: int, layout: str, style: str) -> 
     from dermalyze.data.demo.dataset import make_demo_data
 
     click.echo(make_demo_data(folder, num_images=images, seed=seed, layout=layout, style=style))
+
+
+@click.command("data-issues")
+@click.option("--run-id", default=None, help="An MLflow run of `dermalyze train --folds`.")
+@click.option(
+    "--predictions",
+    type=FILE,
+    multiple=True,
+    help="predictions.csv of models that had not seen the images; repeatable.",
+)
+@RUN_DATA
+@_CORRECTIONS
+@click.option("--prepared", type=FOLDER, default=None, help="Folder of the decoded images.")
+@click.option("--output", type=FOLDER, default=Path("data-issues"), show_default=True)
+def data_issues(
+    run_id: str | None,
+    predictions: tuple[Path, ...],
+    data_dir: str | None,
+    corrections: str,
+    prepared: Path | None,
+    output: Path,
+) -> None:
+    """Find doubtful labels, weak slices, duplicates and shortcuts by out-of-fold predictions.
+
+    Writes a page with pictures and review.csv; filled in, `train --corrections` uses it.
+    """
+    if (run_id is None) == (not predictions):
+        raise click.UsageError("give either --run-id or --predictions")
+    if run_id is not None and corrections != "none":
+        raise click.UsageError("--corrections goes with --predictions; a run has its own")
+    if importlib.util.find_spec("cleanlab") is None:
+        raise ConfigError(
+            "dermalyze data-issues needs cleanlab, which is not installed; run `pip install "
+            "'dermalyze[train,monitor]'`"
+        )
+    from dermalyze.workflows.data_issues import issues_of_predictions, issues_of_run
+
+    here = here_of(data_dir, "cpu", prepared)
+    if run_id is not None:
+        found = issues_of_run(run_id, output=output, here=here)
+    elif here.data_dir is None:
+        raise click.UsageError("--predictions needs --data-dir, the folder of the images")
+    else:
+        found = issues_of_predictions(predictions, here, corrections, output=output)
+    click.echo("\n".join(found.sentences()))
+    click.echo(f"written: {output}")
+    click.echo(DISCLAIMER)

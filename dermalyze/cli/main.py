@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from dermalyze import __version__
-from dermalyze.cli.data import demo_data, prepare_data
+from dermalyze.cli.data import data_issues, demo_data, prepare_data
 from dermalyze.cli.doctor import doctor
 from dermalyze.cli.evaluate import (
     check_fit,
@@ -99,6 +99,7 @@ def main() -> None:
 for _command in (
     prepare_data,
     demo_data,
+    data_issues,
     train,
     tune,
     sync,

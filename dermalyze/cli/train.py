@@ -39,6 +39,7 @@ _OVERRIDES = {
     "device": "training.device",
     "prepared": "data.prepared",
     "leave_out": "data.leave_out",
+    "corrections": "data.corrections",
     "group_by": "data.group_by",
     "image_column": "data.image_column",
     "label_column": "data.label_column",
@@ -74,6 +75,7 @@ _OF_THE_MACHINE = ("pretrained", "device", "prepared")  # what a resumed run may
     click.STRING,
     "COLUMN=VALUE, such as dataset=rosendahl: test on these images, learn from all others.",
 )
+@auto_option("--corrections", click.STRING, "Reviewed CSV file of `dermalyze data-issues`.")
 @auto_option("--device", click.STRING, "cpu, cuda or mps.")
 @auto_option(
     "--prepared", click.STRING, "Folder of the decoded images; auto: prepared/ in the data."

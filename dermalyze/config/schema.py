@@ -128,6 +128,8 @@ class DataConfig(Section):
     leave_out: str = Field(
         default="none", pattern="^(none|[^=]+=.+)$", description="none or COLUMN=VALUE"
     )
+    # Of labels, reviewed: image_id, label, corrected_label (a class or `exclude`).
+    corrections: str = Field(default="none", min_length=1, description="none or a CSV file")
     allow_problems: bool = False  # train although the audit found contradictions
 
     @model_validator(mode="after")

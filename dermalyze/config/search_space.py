@@ -16,8 +16,8 @@ from serving.errors import ConfigError
 Value = bool | int | float | str
 _SYNTAX = "KEY=LOW..HIGH, KEY=LOW..HIGH,log or KEY=A,B,..."
 _DATA = (
-    "allow_problems", "group_by", "group_column", "image_column", "label_column", "leave_out",
-    "splits", "test_size", "val_size",
+    "allow_problems", "corrections", "group_by", "group_column", "image_column", "label_column",
+    "leave_out", "splits", "test_size", "val_size",
 )  # fmt: skip
 _REASONS = {  # settings that cannot be searched, or sections of them -> why
     **dict.fromkeys(

@@ -160,7 +160,8 @@ def examine_table(dataset: Dataset) -> Table:
     two_patients = _several(owners[(owners != "").all(axis=1)], "lesion_id", "patient_id")
     two_diagnoses = _several(rows[rows["lesion_id"] != ""], "lesion_id", "label")
     named = set(rows["image_id"])
-    known = named | set(dataset.left_out)
+    excluded = dataset.corrections.keys() - named
+    known = named | set(dataset.left_out) | excluded
     problems = _problems(
         ("missing_image", BROKEN, "images have no file", sorted(named - files.keys())),
         (
@@ -222,6 +223,18 @@ def examine_table(dataset: Dataset) -> Table:
             INFORMATION,
             "files do not have a JPEG or PNG suffix and are left out",
             [Finding(name) for name in sorted(dataset.others)],
+        ),
+        (
+            "corrected",
+            INFORMATION,
+            "labels were corrected by data.corrections",
+            sorted(dataset.corrections.keys() & named),
+        ),
+        (
+            "excluded",
+            INFORMATION,
+            "images were excluded by data.corrections",
+            sorted(excluded),
         ),
         (
             "without_lesion",

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from dermalyze.config.schema import DataConfig
 from dermalyze.data.audit import Audit, audit, examine_table
+from dermalyze.data.corrections import with_corrections
 from dermalyze.data.demo.dataset import MARKER
 from dermalyze.data.near_duplicates import Pairs, near_duplicates
 from dermalyze.data.pixel_store.builder import build_pixels
@@ -93,6 +94,8 @@ def prepare(data_dir: Path, settings: DataConfig, *, workers: int = 0) -> Prepar
         resize_filter=resize_filter,
     )
     dataset = open_dataset(data_dir, settings)
+    if settings.corrections != "none":
+        dataset = with_corrections(dataset, Path(settings.corrections))
     output = data_dir / PREPARED if settings.prepared == "auto" else Path(settings.prepared)
     table = examine_table(dataset)
     files = {image_id: dataset.files[image_id] for image_id in table.rows["image_id"]}

@@ -41,6 +41,7 @@ from dermalyze.workflows.run_context import (
     FOLD_TAG,
     FOLDS_TAG,
     Here,
+    keep_corrections,
     prepare_for,
     run_name,
 )
@@ -173,6 +174,7 @@ def _finish(run: TrackedRun, plan: _Plan) -> FoldsResult:
     run.set_tags({"dermalyze.warnings": _caveat(folds)})
     write_text(folder / CONFIG, to_yaml(config))
     run.log_file(folder / CONFIG)
+    keep_corrections(run, config)
     logger.info(
         f"run {run.run_id}: {folds} folds; if they are stopped, "
         f"`dermalyze train --resume {run.run_id}` continues"

@@ -27,6 +27,7 @@ from dermalyze.workflows.run_context import (
     AUDIT,
     BEST,
     CONFIG,
+    CORRECTIONS,
     EVALUATION,
     HISTORY,
     SPLIT_FILES,
@@ -87,7 +88,7 @@ class FinishedRun:
     def settings(self) -> Config | None:
         """The settings as the run keeps them; None: it has none."""
         path = self.stored.find(CONFIG)
-        return None if path is None else load_config(path)
+        return None if path is None else self._with_corrections(load_config(path))
 
     @cached_property
     def config(self) -> Config:
@@ -96,7 +97,15 @@ class FinishedRun:
         Raises:
             ConfigError: they cannot be read, or ask for a plug-in that the user has not named.
         """
-        return usable_config(load_config(self.stored.file(CONFIG)), self.here)
+        config = self._with_corrections(load_config(self.stored.file(CONFIG)))
+        return usable_config(config, self.here)
+
+    def _with_corrections(self, config: Config) -> Config:
+        """Name the run's own copy of the corrected labels, if it has any."""
+        if config.data.corrections == "none":
+            return config
+        path = str(self.stored.file(CORRECTIONS))
+        return replace(config, data=replace(config.data, corrections=path))
 
     @cached_property
     def history(self) -> list[dict[str, float]]:

@@ -22,7 +22,7 @@ from dermalyze.tracking.untracked import UntrackedRun
 from dermalyze.training.device import Device, available_devices
 from dermalyze.training.state import TrainingState
 from dermalyze.workflows.run_fingerprint import Began
-from serving.atomic_write import write_text
+from serving.atomic_write import copy_whole, write_text
 from serving.errors import DataError
 from serving.ham10000_taxonomy import HAM10000
 from serving.metadata import MetadataFields
@@ -37,6 +37,7 @@ AUGMENTATION = "augmentation.png"
 EVALUATION = "evaluation"
 AUDIT = "audit.json"
 MODEL = "model.onnx"
+CORRECTIONS = "corrections.csv"
 FOLDS_TAG = "dermalyze.folds"  # of a run that has one run for each fold below it
 FOLD_TAG = "dermalyze.fold"  # of a run below, its number from 1
 STUDY_TAG = "dermalyze.study"  # of a search, and of the runs of its trials below it: its name
@@ -128,6 +129,13 @@ def usable_config(kept: Config, here: Here) -> Config:
         ConfigError: they ask for a plug-in that the user has not named.
     """
     return here.apply(dataclasses.replace(kept, model=with_named_plugins(kept.model)))
+
+
+def keep_corrections(run: "tracking.TrackedRun | UntrackedRun", config: Config) -> None:
+    """Keep the table of corrected labels with the run, so that it can be opened without it."""
+    if config.data.corrections != "none":
+        copy_whole(Path(config.data.corrections), run.folder / CORRECTIONS)
+        run.log_file(run.folder / CORRECTIONS)
 
 
 def prepare_for(config: Config, data_dir: Path) -> Prepared:

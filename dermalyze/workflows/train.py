@@ -73,6 +73,7 @@ from dermalyze.workflows.run_context import (
     STUDY_TAG,
     Here,
     Job,
+    keep_corrections,
     log_progress,
     prepare_again,
     prepare_for,
@@ -369,6 +370,7 @@ def _log_settings(job: Job) -> None:
         run.set_tags({"dermalyze.left_out": source})
     write_text(job.folder / CONFIG, to_yaml(job.config))
     run.log_file(job.folder / CONFIG)
+    keep_corrections(run, job.config)
     for path in save_splits(job.folder, job.prepared.manifest, job.splits):
         run.log_file(path)
 

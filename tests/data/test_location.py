@@ -74,8 +74,8 @@ def test_every_command_takes_the_words_in_the_same_way():
         if option.name == "data_dir"
     }
     assert set(options) == {
-        "train", "tune", "prepare-data", "evaluate", "recalibrate", "report", "leakage",
-        "export-onnx", "export-web",
+        "train", "tune", "prepare-data", "data-issues", "evaluate", "recalibrate", "report",
+        "leakage", "export-onnx", "export-web",
     }  # fmt: skip
     callbacks = {option.callback for option in options.values()}
     types = {type(option.type) for option in options.values()}

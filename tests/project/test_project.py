@@ -17,7 +17,7 @@ ENTRY_POINTS = ("main", "tune", "prepare_data", "evaluate", "export_onnx")
 
 
 def requirements():
-    names = ("requirements.txt", "requirements-tune.txt", "requirements-spark.txt")
+    names = [f"requirements{end}.txt" for end in ("", "-tune", "-spark", "-monitor")]
     lines = [line for name in names for line in (ROOT / name).read_text().splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -31,10 +31,11 @@ def test_the_same_requirements_feed_every_environment():
     dynamic = project["tool"]["setuptools"]["dynamic"]["optional-dependencies"]
     assert dynamic == {
         "train": {"file": ["requirements.txt"]},
+        "monitor": {"file": ["requirements-monitor.txt"]},
         "tune": {"file": ["requirements-tune.txt"]},
         "spark": {"file": ["requirements-spark.txt"]},
     }
-    assert {*references, "-r requirements-spark.txt"} <= set(
+    assert {*references, "-r requirements-spark.txt", "-r requirements-monitor.txt"} <= set(
         (ROOT / "requirements-dev.txt").read_text().splitlines()
     )
 

@@ -64,6 +64,8 @@ class Dataset:
     splits: Mapping[str, str] = field(
         default_factory=dict
     )  # image_id -> split, where they are given
+    # image_id -> corrected label, or `exclude`, where data.corrections has one
+    corrections: Mapping[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
         """Say what was recognized, with counts."""
