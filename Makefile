@@ -12,13 +12,16 @@ export DERMALYZE_SHELL_FOLDER := $(PWD)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help install demo retrain reference test slow lint check bench kill-campaign fix clean
+.PHONY: help install demo retrain reference test slow lint check scale-check tracking-stack bench \
+	kill-campaign fix clean
 
 help:
 	@echo "make demo   train, export and register a model on drawn demo data"
 	@echo "make reference  train the model in this package again; DATA=folder of HAM10000; hours, can be stopped"
 	@echo "make test   the quick tests"
 	@echo "make check  quick tests, linters, type checker, import contracts, slow tests"
+	@echo "make scale-check  all tests on several processes and real servers; under 15 minutes on two cores"
+	@echo "make tracking-stack  MLflow on PostgreSQL and S3, here, until Ctrl-C; STACK=folder"
 	@echo "make bench  every figure of docs/performance.md; DATA=folder for other data than auto"
 	@echo "make kill-campaign  SIGKILL at random moments of every phase; MOMENTS=20 SEED=0 PHASES=..."
 	@echo "make fix    format, and fix what the linter can"
@@ -49,7 +52,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 slow: $(READY)
-	OMP_NUM_THREADS=1 python -m pytest -q -m slow -n 2 --dist loadfile --durations 25
+	OMP_NUM_THREADS=1 python -m pytest -q -m "slow and not scale" -n 2 --dist loadfile --durations 25
 
 lint: $(READY)
 	ruff format --check .
@@ -58,6 +61,14 @@ lint: $(READY)
 	lint-imports
 
 check: test lint slow
+
+SCALE := $(wildcard tests/scale tests/workflows/test_score.py tests/training/test_distributed.py)
+scale-check: $(READY)
+	OMP_NUM_THREADS=1 python -m pytest -q $(SCALE) -n 2 --dist loadfile --durations 25
+
+STACK ?= .dermalyze/tracking-stack
+tracking-stack: $(READY)
+	python deploy/tracking_stack.py $(STACK)
 
 # Alone on the machine, or the figures mean nothing. PLUGIN=file: a module with gluon_mobilenetv2.
 DATA ?= auto

@@ -1,6 +1,7 @@
 """The files that MLflow, pip and conda read: they agree with each other and with the program."""
 
 import hashlib
+import re
 import tomllib
 from pathlib import Path
 
@@ -17,7 +18,7 @@ ENTRY_POINTS = ("main", "tune", "prepare_data", "evaluate", "export_onnx")
 
 
 def requirements():
-    names = [f"requirements{end}.txt" for end in ("", "-tune", "-spark", "-monitor")]
+    names = [f"requirements{end}.txt" for end in ("", "-tune", "-spark", "-monitor", "-tracking")]
     lines = [line for name in names for line in (ROOT / name).read_text().splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -34,6 +35,7 @@ def test_the_same_requirements_feed_every_environment():
         "monitor": {"file": ["requirements-monitor.txt"]},
         "tune": {"file": ["requirements-tune.txt"]},
         "spark": {"file": ["requirements-spark.txt"]},
+        "tracking": {"file": ["requirements-tracking.txt"]},
     }
     assert {*references, "-r requirements-spark.txt", "-r requirements-monitor.txt"} <= set(
         (ROOT / "requirements-dev.txt").read_text().splitlines()
@@ -42,6 +44,15 @@ def test_the_same_requirements_feed_every_environment():
 
 def test_every_requirement_is_pinned():
     assert [line for line in requirements() if line.count("==") != 1] == []
+
+
+def test_the_tracking_stack_listens_on_this_machine_alone_and_its_file_holds_no_password():
+    services = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())["services"]
+    for name, service in services.items():
+        assert [port for port in service.get("ports", []) if port[:10] != "127.0.0.1:"] == [], name
+        for variable, value in service["environment"].items():
+            if variable.endswith(("PASSWORD", "_KEY", "_KEY_ID")):
+                assert re.fullmatch(r"\$\{\w+:\?set it in \.env\}", value), variable
 
 
 def test_the_base_installation_is_the_runtime_half():

@@ -3,6 +3,7 @@
 Faults of the tracking store are injected while it waits.
 """
 
+import random
 import sys
 from pathlib import Path
 
@@ -31,6 +32,9 @@ def obey(run, words):
             run.log_epoch(int(number), {"train/loss": 1 / int(number)})
             Path("state.txt").write_text(number)
             run.log_file(Path("state.txt"))
+        case ["file", megabytes]:
+            Path("large.bin").write_bytes(random.randbytes(int(megabytes) * 1_000_000))
+            run.log_file(Path("large.bin"))
         case ["dataset"]:
             for split in ("train", "val", "test"):
                 run.log_split(ROWS, split=split, name="HAM10000", source="here", digest="d" * 36)

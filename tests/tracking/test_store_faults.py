@@ -19,6 +19,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
+from programs import Program
 from servers import free_port, mlflow_server, wait_for
 
 from dermalyze.config.schema import TrackingConfig
@@ -27,7 +28,6 @@ from dermalyze.workflows.finish import sync as sync_run
 from serving.errors import StorageError, TrackingError
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "tests" / "support" / "tracked_program.py"
 REMEDY = "check that it runs, and MLFLOW_TRACKING_URI"
 
 
@@ -212,59 +212,6 @@ def test_an_address_that_cannot_be_one_is_refused(address, uri):
         "MLFLOW_TRACKING_URI must be an address such as http://HOST:PORT or sqlite:///mlflow.db, "
         f"got {uri!r}"
     )
-
-
-class Program:
-    """A program that logs a run as it is told; it answers at once, whatever the store does."""
-
-    def __init__(self, folder, uri, seconds=30):
-        self.folder, self.env = folder, dict(os.environ, MLFLOW_TRACKING_URI=uri)
-        self.env |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-        for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
-            self.env.pop(name, None)
-        folder.mkdir(exist_ok=True, parents=True)
-        self.log = folder / "stderr.txt"
-        with self.log.open("w") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, PROGRAM, "log", str(seconds)],
-                cwd=folder, env=self.env, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err,
-            )  # fmt: skip
-
-    def opened(self):
-        self.run_id = self.process.stdout.readline().strip()
-        assert self.run_id, self.log.read_text()
-        return self
-
-    def tell(self, *lines):
-        """Let it log something; return the last answer."""
-        for line in lines:
-            self.process.stdin.write(f"{line}\n")
-            self.process.stdin.flush()
-            said = self.process.stdout.readline().strip()
-            assert said, self.log.read_text()
-        return said
-
-    def stop(self, number):
-        """Send a signal; return how many seconds it took to end."""
-        start = time.monotonic()
-        self.process.send_signal(number)
-        self.process.wait(60)
-        return time.monotonic() - start
-
-    def end(self):
-        """Let it end; return its exit code and what it wrote to stderr."""
-        self.process.stdin.close()
-        return self.process.wait(120), self.log.read_text()
-
-    def sync(self):
-        return subprocess.run(
-            [sys.executable, PROGRAM, "sync", self.run_id],
-            cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-
-    def said(self, text):
-        wait_for(lambda: text in self.log.read_text(), seconds=60)
 
 
 @pytest.fixture(scope="module")
