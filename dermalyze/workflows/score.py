@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -48,6 +49,7 @@ _JOB = "_job.json"  # in the output: what its files answer; readers of Parquet s
 _SUCCESS = "_SUCCESS"  # empty; there once all parts are, as other Spark jobs have it
 _PART = re.compile(r"part-(\d+)\.parquet")
 _LOCAL = re.compile(r"local(\[(\d+|\*)\])?")
+_HERE = re.compile(r"local|spark://(127\.0\.0\.1|localhost)\b")
 _ATTEMPTS = 4  # of a task, as Spark has it on a cluster
 _ARROW = {
     str: pa.string(),
@@ -232,16 +234,16 @@ def _spark(cluster: Mapping[str, str]) -> Iterator[SparkContext]:
         "spark.app.name": "dermalyze score",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
-        # It says so of pandas 3, which no task uses.
-        "spark.executorEnv.PYTHONWARNINGS": "ignore::FutureWarning:pyspark.testing.utils",
         **cluster,
     }
-    if found := _LOCAL.fullmatch(settings["spark.master"]):
+    if _HERE.match(settings["spark.master"]):  # nobody else needs to reach the driver
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    if found := _LOCAL.fullmatch(settings["spark.master"]):
         cores = found[2] or "1"
         # With attempts: by default one Python process that is killed ends the whole job.
         settings["spark.master"] = f"local[{cores},{_ATTEMPTS}]"
         settings.setdefault("spark.log.level", "OFF")
+    warnings.filterwarnings("ignore", "PySpark does not yet", FutureWarning)  # of pandas 3, unused
     before = signal.getsignal(signal.SIGINT)
     context = None
     try:
