@@ -125,6 +125,15 @@ class _SeededByTrial(optuna.samplers.TPESampler):
         super().before_trial(study, trial)
 
 
+class _Storage(optuna.storages.RDBStorage):
+    """A storage whose heartbeat goes on after its database was away."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Show others that the process of a trial is alive."""
+        with suppress(StorageInternalError, SQLAlchemyError):
+            super().record_heartbeat(trial_id)
+
+
 def tune(config: Config, data_dir: Path, options: StudyOptions) -> Tuned:
     """Train until a study has as many trials as wanted; log and return the best settings.
 
@@ -181,6 +190,7 @@ class _Tuning:
     config: Config  # of all that is not searched
     options: StudyOptions
     images: _Images
+    _met: set[int] = field(default_factory=set)  # trials that were seen without a run
 
     def finish(self) -> Tuned:
         """Do all that is left to do."""
@@ -233,7 +243,13 @@ class _Tuning:
             optuna.storages.fail_stale_trials(self.study)
         for trial in self._running():
             run_id = trial.user_attrs.get(_RUN)
-            if run_id is None or tracking.status_of(run_id) != "RUNNING":
+            if run_id is None:
+                # Optuna waits for ever for a process that was killed before its first heartbeat.
+                if trial.number not in self._met:
+                    cast(_Storage, self.study._storage).record_heartbeat(trial._trial_id)
+                    self._met.add(trial.number)
+                continue
+            if tracking.status_of(run_id) != "RUNNING":
                 continue
             try:
                 with hold(run_id):
@@ -411,10 +427,12 @@ def _open_storage(url: str) -> optuna.storages.RDBStorage:
     def connect() -> optuna.storages.RDBStorage:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats
-            return optuna.storages.RDBStorage(
+            return _Storage(
                 url,
-                # Seconds that a process waits for others which write.
-                {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
+                # Seconds that a process waits for others which write; a server may have restarted.
+                {"connect_args": {"timeout": 60}}
+                if url.startswith("sqlite")
+                else {"pool_pre_ping": True},
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 grace_period=STALE_SECONDS,
                 heartbeat_stale_trial_callback=_end_dead_trial,
@@ -427,6 +445,12 @@ def _open_storage(url: str) -> optuna.storages.RDBStorage:
             if not re.search("already exists|UNIQUE|[Dd]uplicate", str(error)):
                 raise
             time.sleep(1)  # another process is making the tables at this moment
+        except RuntimeError as error:
+            raise ConfigError(
+                f"--storage must be a database for Optuna alone, and {masked(url)} has tables of "
+                "another program, such as MLflow, or another version; pass one such as "
+                "sqlite:///study.db"
+            ) from error
     return connect()
 
 
@@ -442,9 +466,14 @@ def _storage_errors(url: str) -> Iterator[None]:
         ) from error
     except (ImportError, SQLAlchemyError, StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        remedy = (
+            "run `pip install 'dermalyze[tracking]'`"
+            if isinstance(error, ImportError) and "psycopg" in str(error)
+            else "expected a database that can be reached, such as sqlite:///study.db; the same "
+            "command continues"
+        )
         raise TrackingError(
-            f"cannot use the study in {masked(url)}: {tracking.first_line(cause)}; expected a "
-            "database that can be reached, such as sqlite:///study.db; the same command continues"
+            f"cannot use the study in {masked(url)}: {tracking.first_line(cause)}; {remedy}"
         ) from error
 
 
@@ -457,10 +486,16 @@ def _storage_address(storage: str) -> str:
     if storage == "auto":
         make_folder(STORAGE.parent)
         return f"sqlite:///{STORAGE}"
-    if storage == tracking.use_store():
+    if masked(storage) == tracking.use_store():
         raise ConfigError(
             f"--storage must be another database than that of the tracking store, got "
             f"{masked(storage)!r}; pass one such as sqlite:///study.db"
+        )
+    has_password = re.search(r"://[^/@]*:.*@|password=", storage)
+    if has_password and (run_id := os.environ.get("MLFLOW_RUN_ID")):
+        raise ConfigError(
+            f"`mlflow run` has logged the password in {masked(storage)} in run {run_id}; delete "
+            "that run and change the password, then pass --storage without it, and set PGPASSWORD"
         )
     return storage
 

@@ -207,17 +207,12 @@ def test_killed_in_a_trial_the_same_command_keeps_what_is_done_and_tries_that_on
     assert not list(Path(".dermalyze/runs").iterdir())
 
 
-# A process of the study that is killed before its trial has a run.
+# A process of the study that is killed before its trial has a run, or a heartbeat.
 KILLED = """
-import os, signal, time, optuna
+import os, signal, optuna
 
-def objective(trial):
-    time.sleep(1)  # or it would be killed before its first heartbeat
-    os.kill(os.getpid(), signal.SIGKILL)
-
-storage = optuna.storages.RDBStorage("sqlite:///study.db", heartbeat_interval=1)
-study = optuna.load_study(study_name="stopped", storage=storage)
-study.optimize(objective, n_trials=1)
+optuna.load_study(study_name="stopped", storage="sqlite:///study.db").ask()
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
