@@ -1,5 +1,6 @@
 """Commands that evaluate: one run, several runs, or a table of predictions."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from dermalyze.cli.options import (
     plugin_option,
     source_options,
 )
+from serving.reference import REFERENCE
 from serving.taxonomy import DISCLAIMER
+
+EXIT_ALARM = 3  # of `monitor`
 
 
 @click.command()
@@ -138,6 +142,63 @@ def report(
         click.echo(f"{title:<44}{cell.value:>8}   {cell.bounds or cell.reason}".rstrip())
     click.echo(f"written: {output / 'report.html'}")
     click.echo(DISCLAIMER)
+
+
+@click.command()
+@click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    required=True,
+    metavar="FILE|URL",
+    help="Prediction log of `dermalyze serve`; repeatable.",
+)
+@click.option(
+    "--reference",
+    default=str(REFERENCE),
+    show_default="the reference model",
+    metavar="RUN_ID|FILE",
+    help="The run or ONNX file that answered; its validation images are compared with.",
+)
+@click.option(
+    "--truth", type=FILE, default=None, help="CSV of diagnoses: request_id,label[,image]."
+)
+@click.option(
+    "--days", type=click.IntRange(1, 90), default=7, show_default=True, help="Days between looks."
+)
+@click.option("--once", is_flag=True, help="One look at all answers, instead of one per week.")
+@click.option(
+    "--until",
+    type=click.DateTime(["%Y-%m-%d"]),
+    default=None,
+    help="Day (UTC) to look on.  [default: today]",
+)
+@click.option("--output", type=FOLDER, default=Path("monitoring"), show_default=True)
+def monitor(
+    logs: tuple[str, ...],
+    reference: str,
+    truth: Path | None,
+    days: int,
+    once: bool,
+    until: datetime | None,
+    output: Path,
+) -> None:
+    """Tell whether a service's answers still look like those on validation images.
+
+    Exit status: 0 no change, 3 a change was found, 1 an error.  Run it as often as you like: it
+    looks at weeks that are over, and false alarms are rare for all looks of a year together.
+    """
+    from dermalyze.evaluation.monitoring import Schedule
+    from dermalyze.evaluation.report.monitoring import PAGE, format_monitored
+    from dermalyze.workflows.monitor import monitor_logs
+
+    schedule = Schedule(today=(until or datetime.now(UTC)).date(), days=days, is_single=once)
+    found = monitor_logs(logs, reference, schedule, truth=truth, output=output)
+    click.echo(format_monitored(found))
+    click.echo(f"written: {output / PAGE}")
+    click.echo(DISCLAIMER)
+    if found.is_alarm:
+        raise SystemExit(EXIT_ALARM)
 
 
 @click.command()

@@ -83,8 +83,9 @@ class Look:
 
     @property
     def alarms(self) -> list[Finding]:
-        """The shares that have changed, the surest first."""
-        return sorted((f for f in self.findings if f.is_alarm), key=lambda f: f.p_value)
+        """The shares that have changed: those of the last days first, then the surest."""
+        alarms = (found for found in self.findings if found.is_alarm)
+        return sorted(alarms, key=lambda found: (found.num_looks, found.p_value))
 
 
 def fit_monitoring(validation: Scored, temperature: float) -> Monitoring:
@@ -273,7 +274,8 @@ def _questions(
     of_class = observed.predicted[:, None] == np.arange(len(names))
     add("predicted_class", names, np.array(known.class_shares), of_class, observed.confidence)
     add_cuts("confidence", ["confidence"], observed.confidence[:, None], [known.confidence])
-    add_cuts("embedding", names, embedding_of(observed.probs), known.embedding)
+    evidence = [f"evidence for {name}" for name in names]
+    add_cuts("embedding", evidence, embedding_of(observed.probs), known.embedding)
     if known.scope_score:
         scores = observed.scope_score[:, None]
         add_cuts("scope_score", ["scope score"], scores, [known.scope_score])

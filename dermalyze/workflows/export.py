@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dermalyze import tracking
 from dermalyze.data.patient_metadata import conversion, fields_of_members, metadata_of
 from dermalyze.data.sampling import Rows
+from dermalyze.evaluation.drift import fit_monitoring
 from dermalyze.evaluation.predictions import MEASURED, predictions_table
 from dermalyze.evaluation.scores import scored_of
 from dermalyze.export.float16 import export_float16
@@ -28,6 +29,7 @@ from dermalyze.models.test_time_augmentation import NUM_VIEWS
 from dermalyze.workflows.finished_run import FinishedRun, of_checkpoint, open_finished
 from dermalyze.workflows.run_context import (
     AS_IN_THE_RUN,
+    EVALUATION,
     FOLD_TAG,
     FOLDS_TAG,
     Here,
@@ -131,6 +133,11 @@ def _export(
             network, spec, tables = limited.network, limited.spec, [limited.validation]
         except DataError as error:
             logger.warning(f"without prediction sets and decisions: {error}")
+    if spec.monitoring is None and not tta and len(runs) == 1:  # trained before it was kept
+        kept = runs[0].stored.find(EVALUATION)
+        validation = None if kept is None else runs[0].predictions.validation
+        if validation is not None:
+            spec = replace(spec, monitoring=fit_monitoring(validation, spec.temperature))
     network.cpu()
     if precision == "int8":
         assert images is not None

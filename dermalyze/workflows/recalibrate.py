@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pandas as pd
 
+from dermalyze.evaluation.drift import fit_monitoring
 from dermalyze.evaluation.metrics.classification import Counts
 from dermalyze.evaluation.predictions import MEASURED, read_predictions
 from dermalyze.evaluation.report.text import cell
@@ -132,7 +133,14 @@ def recalibrate(
             for what, limits in (("the half", half), ("the file", final))
             if limits.referral and limits.referral.column(DEFAULT_SENSITIVITY) is None
         ],
-        spec=replace(spec, **{name: getattr(final, name) for name in PARTS}, calibrated_on=words),
+        spec=replace(
+            spec,
+            **{name: getattr(final, name) for name in PARTS},
+            monitoring=fit_monitoring(scored, final.temperature)
+            if "temperature" in parts
+            else spec.monitoring,
+            calibrated_on=words,
+        ),
     )
     graph = onnx.load(model)
     make_folder(output.parent)
@@ -181,7 +189,10 @@ def stored_answers(model: Path, paths: Sequence[Path]) -> Labelled:
         DataError: one is not such a table, or an image is in two.
     """
     taxonomy = Predictor(model, num_threads=1).spec.taxonomy
-    scored = _together([read_predictions(path, taxonomy)[0] for path in paths], taxonomy)
+    tables = [read_predictions(path, taxonomy)[0] for path in paths]
+    # The scope scores may be those of other networks.
+    tables = [table.drop(columns=list(MEASURED), errors="ignore") for table in tables]
+    scored = _together(tables, taxonomy)
     if (twice := scored.table["image_id"].duplicated()).any():
         raise DataError(
             f"image {scored.table['image_id'][int(twice.to_numpy().argmax())]!r} is in two tables "
@@ -191,10 +202,9 @@ def stored_answers(model: Path, paths: Sequence[Path]) -> Labelled:
 
 
 def _together(tables: Sequence[pd.DataFrame], taxonomy: Taxonomy) -> Scored:
-    """Put tables of predictions under each other, without scope scores of other networks."""
+    """Put tables of predictions under each other."""
     grouped = [table.assign(group=table.get("group", table["lesion_id"])) for table in tables]
-    both = pd.concat(grouped, ignore_index=True).drop(columns=list(MEASURED), errors="ignore")
-    return scored_of(both, taxonomy)
+    return scored_of(pd.concat(grouped, ignore_index=True), taxonomy)
 
 
 def _halves(scored: Scored) -> Counts:

@@ -12,6 +12,7 @@ from rich_model import RICH
 from simulated import renamed, simulate
 
 from dermalyze.cli.main import main
+from dermalyze.evaluation.drift import fit_monitoring
 from dermalyze.evaluation.predictions import write_predictions
 from dermalyze.evaluation.uncertainty.limits import fit_limits
 from dermalyze.workflows.external import Source
@@ -47,6 +48,7 @@ def test_the_graph_stays_and_the_spec_gets_limits_fitted_on_all_images(rich, rec
         == replace(
             RICH,
             **{name: getattr(limits, name) for name in PARTS},
+            monitoring=fit_monitoring(OVERCONFIDENT, limits.temperature),
             calibrated_on=f"clinic: {len(CLINIC):,} images of 800 lesions",
         )
     )

@@ -12,10 +12,12 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
+import matplotlib.dates as mdates
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -484,6 +486,35 @@ def importances(shares: Mapping[str, float], metric: str) -> Figure:
     axes.set(xlim=(0, 1.12), xlabel=f"importance for {metric}")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.tick_params(axis="y", length=0)
+    return figure
+
+
+@_drawn
+def over_looks(
+    days: Sequence[date],
+    lines: Mapping[str, Sequence[float]],
+    expected: float | None,
+    band: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Figure:
+    """Draw shares at the end of some days, NaN where there is none, and what was expected."""
+    figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    at: Any = days  # which matplotlib puts on its axis
+    if band is not None:
+        axes.fill_between(at, *band, color=PALE, alpha=0.6, lw=0)
+    if expected is not None:
+        axes.axhline(expected, color="black", lw=1.2, ls=":", label="validation images")
+    for i, (name, values) in enumerate(lines.items()):
+        style = {"color": BLUE, "lw": 1.8} if len(lines) == 1 else line_style(i)
+        axes.plot(at, values, label=_shown(name), marker="o", ms=3, **style)
+    locator = mdates.AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    dates = mdates.ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_formatter(dates)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_ylim(0, 1.02)
+    axes.grid()
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
