@@ -11,7 +11,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dermalyze.cli.main import main
-from dermalyze.config.schema import Config, DataConfig, ModelConfig, TrackingConfig, TrainingConfig
+from dermalyze.config.loading import to_yaml
+from dermalyze.config.schema import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
 from dermalyze.data.demo.dataset import make_demo_data
 from dermalyze.data.preparation import prepare
 from dermalyze.evaluation.predictions import (
@@ -138,6 +146,28 @@ def test_a_filled_in_review_is_what_the_data_is_next_time(asked, drawn, tmp_path
     assert "IMG001" not in now
 
 
+def test_the_review_of_a_corrected_run_uses_its_own_copy_and_repeats_it(
+    drawn, predictions, tmp_path
+):
+    """The file that the training was given is gone."""
+    table = read_predictions(predictions, Taxonomy(names=NAMES))[0]
+    name, label = table["image_id"][5], table["label"][5]
+    other = NAMES[(NAMES.index(label) + 1) % 3]
+    table.loc[5, "label"] = other
+    data = DataConfig(image_size=SIDE, corrections=str(tmp_path / "gone.csv"))
+    (tmp_path / "run" / "evaluation").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(Config(data=data)))
+    columns = f"image_id,label,corrected_label\n{name},{label},{other}\n"
+    (tmp_path / "run" / "corrections.csv").write_text(columns)
+    path = tmp_path / "run" / "evaluation" / "predictions.csv"
+    write_predictions(path, table)
+    write_taxonomy(path.parent, Taxonomy(names=NAMES))
+    here = Here(data_dir=drawn[0] / "data")
+    issues_of_predictions([path], here, "none", output=tmp_path / "out")
+    row = review_of(tmp_path / "out").set_index("image_id").loc[name]
+    assert (row["label"], row["corrected_label"]) == (label, other)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
@@ -187,15 +217,16 @@ CONFIG = Config(
     data=DataConfig(image_size=32, val_size=0.25),
     model=ModelConfig(name="test_efficientnet", pretrained=False),
     training=TrainingConfig(epochs=1, batch_size=16, fast_mode=False, device="cpu"),
+    evaluation=EvaluationConfig(replicates=100),
     tracking=TrackingConfig(experiment="issues"),
 )
 
 
 @pytest.mark.slow
 def test_folds_are_reviewed_trained_again_with_the_review_and_reviewed_again(store, tmp_path):
-    data = make_demo_data(tmp_path / "demo", num_images=84)
+    data = make_demo_data(tmp_path / "demo", num_images=140)
     found = issues_of_run(train_folds(CONFIG, data, 2).run_id, output=Path("first"))
-    assert len(found.labels) == 84
+    assert len(found.labels) == 140
     assert found.basis.startswith("Out-of-fold predictions of run ")
     review = review_of(Path("first"))
     chosen = review[review["label"] == "nv"].iloc[:2]  # enough lesions of the class remain
