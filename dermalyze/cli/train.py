@@ -119,8 +119,26 @@ def train(
             "--no-tracking goes with none of --resume, --folds and --experiment; the same command "
             "continues a stopped run"
         )
+    restarted = ""  # the run of the processes that torchrun replaces
+    if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():  # torchrun
+        if folds != "auto":
+            raise ConfigError("--folds needs a training in one process; start it without torchrun")
+        from dermalyze.training import distributed
+        from dermalyze.workflows.train import follow
+
+        distributed.join()
+        if distributed.rank():
+            logging.disable(logging.WARNING)  # process 0 says the same
+            follow()
+            return
+        restarted = "" if no_tracking or resume else distributed.remembered_run()
     typed_here = "MLFLOW_RUN_ID" not in os.environ  # which `mlflow run` sets, and MLflow removes
-    if resume:
+    if restarted:
+        from dermalyze.workflows.train import resume as resume_run
+
+        os.environ.pop("MLFLOW_RUN_ID", "")
+        result = resume_run(restarted)
+    elif resume:
         given = {name: value for name, value in overrides.items() if value != "auto"}
         if given.keys() - set(_OF_THE_MACHINE) or settings or config != "auto" or folds != "auto":
             raise click.UsageError(

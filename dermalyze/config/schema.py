@@ -209,6 +209,7 @@ class TrainingConfig(Section):
     device: str = one_of(["auto", "cpu", "cuda", "mps"])  # auto: CUDA, then MPS, then CPU
     use_amp: bool = True  # mixed precision where the device has it in hardware
     use_torch_compile: bool = False
+    sync_batch_norm: bool = False  # batch norm over the images of all processes, on GPUs
     fast_mode: bool = True  # false: deterministic, two runs give equal weights
     mixstyle: Fraction = 0.0  # of the batches: feature statistics of the images are mixed
     use_weighted_sampling: bool = False  # sample classes equally often; see loss.class_weights

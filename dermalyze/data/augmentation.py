@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dermalyze.config.schema import AugmentationConfig
 from dermalyze.data import camera
+from dermalyze.data.sampling import Share
 
 LEVEL_SCALES = {"none": 0.0, "light": 0.5, "medium": 1.0, "heavy": 1.5, "custom": 1.0}
 GREY = (0.2989, 0.587, 0.114)  # weights of R, G, B in brightness: ITU-R 601, as torchvision has it
@@ -65,7 +66,12 @@ class _Draws(NamedTuple):
     jpeg: Tensor
 
 
-def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor,
+    config: AugmentationConfig,
+    generator: torch.Generator,
+    share: Share | None = None,
+) -> Tensor:
     """Augment each image by its own chance: float32 (N, 3, H, W) in 0..1 -> the same.
 
     Device and memory format stay.  The order is flips, rotation and affine (one resampling for
@@ -76,11 +82,12 @@ def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generat
         images: never changed; returned as they are at level none.
         config: what, how much and how often.
         generator: a CPU generator; it alone decides.
+        share: which images of a batch these are; None: all.
     """
     scale = LEVEL_SCALES[config.level]
     if scale == 0:
         return images
-    draws = _draw(len(images), generator)
+    draws = _draw(len(images), generator, share)
     channels_last = not images.is_contiguous() and images.is_contiguous(
         memory_format=torch.channels_last
     )
@@ -96,17 +103,23 @@ def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generat
     return augmented.contiguous(memory_format=torch.channels_last) if channels_last else augmented
 
 
-def augment_masks(masks: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
+def augment_masks(
+    masks: Tensor,
+    config: AugmentationConfig,
+    generator: torch.Generator,
+    share: Share | None = None,
+) -> Tensor:
     """Move masks as `augment` moves images, of the same generator state: float32 (N, 1, H, W)."""
     scale = LEVEL_SCALES[config.level]
     if scale == 0:
         return masks
-    return _move(masks.clone(), _draw(len(masks), generator), config, scale)
+    return _move(masks.clone(), _draw(len(masks), generator, share), config, scale)
 
 
-def _draw(num: int, generator: torch.Generator) -> _Draws:
-    shape = (num, len(_Draws._fields))
-    return _Draws(*torch.rand(shape, generator=generator, dtype=torch.float64).unbind(1))
+def _draw(num: int, generator: torch.Generator, share: Share | None) -> _Draws:
+    shape = (num if share is None else share.total, len(_Draws._fields))
+    draws = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return _Draws(*(draws if share is None else draws[share.rows]).unbind(1))
 
 
 def _happens(draw: Tensor, probability: float, scale: float) -> Tensor:

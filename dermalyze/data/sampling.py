@@ -4,12 +4,21 @@ Nothing here has a state: an interrupted epoch is gone on with by asking for the
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 MAX_REPEATS = 5.0  # of an image of a rare source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The images of a batch that one of several processes works on."""
+
+    rows: Rows  # their numbers in the batch, (n,); for mixing, those of their partners follow
+    total: int  # images in the batch
 
 
 def seed_of(seed: int, epoch: int, step: int = 0) -> int:

@@ -216,9 +216,10 @@ def project_arguments(run_id: str) -> list[str]:
     run = read_run(run_id)
     params, tags = run.data.params, run.data.tags
     begun = any(name.startswith("dermalyze.") for name in tags) or run.info.status == "FINISHED"
-    if begun or tags.get("mlflow.project.entryPoint") != "main":
+    if begun or tags.get("mlflow.project.entryPoint") not in ("main", "main_distributed"):
         return []
-    arguments = [(f"--{name.replace('_', '-')}", *shlex.split(params[name])) for name in params]
+    names = [name for name in params if name not in ("processes", "restarts")]  # of torchrun
+    arguments = [(f"--{name.replace('_', '-')}", *shlex.split(params[name])) for name in names]
     return [word for words in arguments for word in words]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from dermalyze.config.schema import TrainingConfig
+from dermalyze.training.distributed import local_device, size
 from serving.errors import ConfigError, TrainingError
 
 
@@ -64,7 +65,7 @@ def choose_device(config: TrainingConfig) -> Device:
     _, *available = available_devices()
     kind = config.device
     if kind == "auto":
-        kind = available[0]
+        kind = available[0] if size() == 1 or available[0] != "mps" else "cpu"
     elif kind not in available:
         there = ", ".join(available)
         raise ConfigError(f"training.device {kind} is not available here; available: {there}")
@@ -73,7 +74,7 @@ def choose_device(config: TrainingConfig) -> Device:
         amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     elif config.use_amp and kind == "cpu" and _cpu_has_bf16():
         amp_dtype = torch.bfloat16
-    return Device(torch_device=torch.device(kind), amp_dtype=amp_dtype, channels_last=kind != "mps")
+    return Device(torch_device=local_device(kind), amp_dtype=amp_dtype, channels_last=kind != "mps")
 
 
 def in_full_precision(device: Device) -> Device:

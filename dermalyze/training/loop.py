@@ -4,6 +4,7 @@ N images per batch, C classes.  Knows nothing of MLflow, files or the command li
 """
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dermalyze.config.schema import Config
+from dermalyze.config.schema import AugmentationConfig, Config, require
 from dermalyze.data.augmentation import augment, augment_masks
 from dermalyze.data.lesion_masks import UNKNOWN
-from dermalyze.data.mixing import Mix, draw_mix
+from dermalyze.data.mixing import Mix, draw_mix, partners_of
 from dermalyze.data.pixel_store.store import PixelStore
 from dermalyze.data.sampling import (
     Rows,
+    Share,
     batches_of,
     draw_weights,
     epoch_order,
@@ -33,6 +35,7 @@ from dermalyze.data.sampling import (
 from dermalyze.evaluation.metrics.classification import score
 from dermalyze.models.classifier import Classifier, to_images
 from dermalyze.models.mask_decoder import MaskDecoder, TwoTasks
+from dermalyze.training import distributed
 from dermalyze.training.depthwise_gradient import FastDepthwiseGradients
 from dermalyze.training.device import Device, enough_memory
 from dermalyze.training.feed import Batch, Feed, open_feed
@@ -99,6 +102,10 @@ class Part:
     share: float = 1.0  # of the update's mean loss
     image_share: float = 1.0  # of the update's images
     ends_update: bool = True
+    # Of this process, where there are several:
+    images: Share | None = None  # its images; None: all of the batch
+    own_share: float = 1.0  # of the batch's mean loss
+    own_image_share: float = 1.0  # of the batch's images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,31 +178,47 @@ def fit(
         TrainingError: the loss is not a finite number, or there is too little memory.
         ConfigError: `training.monitor` names no metric.
     """
+    distributed.meet(distributed.PREPARING_SECONDS)
     context = open_context(state.classifier, data, config, device, state.decoder)
+
+    def stops() -> bool:
+        return distributed.any_of(should_stop())
+
     while state.epoch < config.training.epochs and not state.stopped_early:
-        with enough_memory(device, config.training.batch_size):
-            if not _train_epoch(state, context, should_stop):
+        distributed.meet()  # the first process may still save the last epoch
+        with distributed.others_needed(), enough_memory(device, config.training.batch_size):
+            if not _train_epoch(state, context, stops):
                 return
             started = time.perf_counter()
+            distributed.share_buffers(state.validated)
             parts = []
             for part in val_logits(state.validated, context):
-                if should_stop():  # the epoch's training is kept, its validation is done again
+                if stops():  # the epoch's training is kept, its validation is done again
                     return
                 parts.append(part)
-        logits = torch.cat(parts).cpu().numpy()
-        val_metrics = val_scores(logits, data)
-        yield _close_epoch(state, val_metrics, time.perf_counter() - started, config)
+            logits = torch.cat(distributed.in_order(parts)).cpu().numpy()
+            val_metrics = val_scores(logits, data) if distributed.rank() == 0 else {}
+            epoch = _close_epoch(state, val_metrics, time.perf_counter() - started, config)
+        yield epoch
 
 
 def training_network(
     classifier: Classifier, config: Config, device: Device, decoder: MaskDecoder | None = None
 ) -> Callable[..., Any]:
     """Return what is called in training, fast on this device; the weights are the networks'."""
-    network = classifier if decoder is None else TwoTasks(classifier, decoder)
+    if config.training.sync_batch_norm and distributed.size() > 1:
+        on_gpu = device.torch_device.type == "cuda"
+        require(on_gpu, "training.sync_batch_norm", "false on a CPU", True)
+        from timm.layers.norm_act import convert_sync_batchnorm  # after the operators that it needs
+
+        convert_sync_batchnorm(classifier)  # type: ignore[no-untyped-call]
+    tasks = classifier if decoder is None else TwoTasks(classifier, decoder)
+    network = distributed.sharing_gradients(tasks, config.training)
     if config.training.use_torch_compile:
-        on_gpu = device.torch_device.type == "cuda"  # there CUDA graphs spare each launch
+        # On one GPU CUDA graphs spare each launch.
+        alone_on_gpu = device.torch_device.type == "cuda" and distributed.size() == 1
         compiled: Callable[..., Any] = torch.compile(
-            network, mode="reduce-overhead" if on_gpu else None
+            network, mode="reduce-overhead" if alone_on_gpu else None
         )
         return compiled
 
@@ -223,8 +246,9 @@ def _train_epoch(
     started, seconds_before = time.perf_counter(), state.seconds
     # On the device, where adding up makes nothing wait.
     precise = torch.float64 if device.type != "mps" else torch.float32
-    loss_sum = torch.tensor(state.loss_sum, dtype=precise, device=device)
-    num_correct = torch.tensor(state.num_correct, device=device)
+    is_first = distributed.rank() == 0  # the others add to what an interrupted epoch had
+    loss_sum = torch.tensor(state.loss_sum if is_first else 0, dtype=precise, device=device)
+    num_correct = torch.tensor(state.num_correct if is_first else 0, device=device)
     in_warmup = state.epoch < training.head_warmup_epochs
     state.classifier.freeze_backbone = context.config.model.freeze_backbone or in_warmup
     state.classifier.train()
@@ -235,12 +259,15 @@ def _train_epoch(
         desc=f"epoch {epoch}/{training.epochs}",
         unit="step",
         leave=False,
-        disable=None,
+        disable=None if is_first else True,
     ) as bar:
         batches = list(batches_of(order, training.batch_size))
         parts = parts_of(batches, context, epoch)
         updates_per_epoch = sum(part.ends_update for part in parts)
-        left = batches[state.step :]
+        left = [
+            rows if part.images is None else rows[part.images.rows]
+            for rows, part in zip(batches, parts, strict=True)
+        ][state.step :]
         for step, batch in enumerate(context.feed.batches(left), state.step):
             if should_stop():
                 stopped = True
@@ -255,19 +282,21 @@ def _train_epoch(
             for group in state.optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_scale", 1.0)
             batch_loss, batch_correct = train_step(state, context, batch, parts[step])
-            batch_size = len(batch[1])
+            batch_size = len(batches[step])
             loss_sum += batch_loss * batch_size
-            num_correct += batch_correct
+            if parts[step].own_image_share:
+                num_correct += batch_correct
             state.num_images += batch_size
             state.step = step + 1
             bar.update()
             looked_at = state.step % FINITE_CHECK_STEPS == 0 or state.step == steps_per_epoch
-            if looked_at and not math.isfinite(float(loss_sum)):
+            if looked_at and not math.isfinite(float(distributed.total(loss_sum))):
                 raise TrainingError(
                     f"the training loss is not a finite number in epoch {epoch}; "
                     "try a lower training.lr, or training.use_amp=false"
                 )
-    state.loss_sum, state.num_correct = float(loss_sum), int(num_correct)
+    state.loss_sum = float(distributed.total(loss_sum))
+    state.num_correct = int(distributed.total(num_correct))
     state.seconds = seconds_before + time.perf_counter() - started
     return not stopped
 
@@ -282,22 +311,38 @@ def parts_of(batches: Sequence[Rows], context: TrainingContext, epoch: int) -> l
     mixes = augmentation.mixes and epoch <= training.epochs - augmentation.off_last_epochs
     side = image_side(epoch, context.config.data.image_size, training)
     sizes = [len(rows) for rows in batches]
-    sums = sizes if mixes else [context.image_weights[rows].sum() for rows in batches]
+    weights = np.ones_like(context.image_weights) if mixes else context.image_weights
+    sums = [weights[rows].sum() for rows in batches]
     parts = []
     for number in range(len(batches)):
         first = number - number % training.accumulate
         update = slice(first, min(first + training.accumulate, len(batches)))
-        parts.append(
-            Part(
-                seed=seed_of(training.seed, epoch, number + 1),
-                side=side,
-                mixes=mixes,
-                share=float(sums[number] / sum(sums[update])),
-                image_share=sizes[number] / sum(sizes[update]),
-                ends_update=number == update.stop - 1,
-            )
+        part = Part(
+            seed=seed_of(training.seed, epoch, number + 1),
+            side=side,
+            mixes=mixes,
+            share=float(sums[number] / sum(sums[update])),
+            image_share=sizes[number] / sum(sizes[update]),
+            ends_update=number == update.stop - 1,
         )
+        if distributed.size() > 1:
+            part = _own_part(part, weights[batches[number]], augmentation)
+        parts.append(part)
     return parts
+
+
+def _own_part(part: Part, weights: NDArray[np.float64], augmentation: AugmentationConfig) -> Part:
+    """Return what this process does of a batch, given the weights of its images, (N,)."""
+    own, counts = distributed.training_share(len(weights))
+    rows = own
+    if part.mixes:
+        rows = np.concatenate([own, partners_of(len(weights), augmentation, part.seed)[own]])
+    return dataclasses.replace(
+        part,
+        images=Share(rows=rows, total=len(weights)),
+        own_share=float(weights[own].sum() / weights.sum()) if counts else 0.0,
+        own_image_share=len(own) / len(weights) if counts else 0.0,
+    )
 
 
 def train_step(
@@ -309,7 +354,8 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """Learn from a batch; return the loss and how many answers were right, on the device.
 
-    The last batch of an update changes the weights; the others only add to the gradients.
+    The last batch of an update changes the weights; the others only add to the gradients.  Of
+    several processes, each returns its share.
 
     Args:
         state: the weights and the optimizer, whose learning rate is set.
@@ -322,39 +368,44 @@ def train_step(
     pixels, rows = batch
     config, scaler = context.config, state.scaler
     generator = torch.Generator().manual_seed(part.seed)
-    torch.manual_seed(part.seed)  # dropout's
+    torch.manual_seed(part.seed + distributed.rank())  # dropout's
     targets = context.targets.index_select(0, rows)  # (N,)
     images = _network_images(pixels, context.device)
     if part.side < images.shape[2]:  # first: augmentation costs less, too
         images = F.interpolate(images, part.side, mode="bilinear", antialias=True)
-    images = augment(images, config.augmentation, generator)
+    images = augment(images, config.augmentation, generator, part.images)
     metadata = None  # (N, K)
     if context.metadata is not None:
         metadata = context.metadata.index_select(0, rows)
         parts, dropout = context.data.metadata_parts, config.model.metadata_dropout
-        metadata = without_some(metadata, parts, dropout, generator)
+        metadata = without_some(metadata, parts, dropout, generator, part.images)
     mix = None
     if part.mixes:
-        mix = draw_mix(images, config.augmentation, part.seed)
+        mix = draw_mix(images, config.augmentation, part.seed, part.images)
         images = mix.images(images)
         metadata = None if metadata is None else mix.blend(metadata)
     end_part()
     with context.device.autocast():
         answer = context.network(images, metadata)
     logits, places = (answer, None) if state.decoder is None else answer  # (N, C), (N, h, w)
-    loss = context.loss(logits, targets, mix)
+    loss = context.loss(logits, targets, mix) * part.own_share
     shared_loss = loss * part.share
     if context.teacher is not None:
         weight, temperature = config.loss.distill_weight, config.loss.distill_temperature
         distance = distillation_loss(logits, context.teacher(images), temperature)
+        distance = distance * part.own_image_share
         loss = loss.lerp(distance, weight)
         shared_loss = shared_loss.lerp(distance * part.image_share, weight)
     if places is not None:
         masks, known = _masks_of(context, rows, images.shape[2:], part, mix)
         masks = F.adaptive_avg_pool2d(masks, places.shape[1:])[:, 0]
         distance = config.loss.mask_weight * mask_loss(places, masks, known)
+        if part.images is not None:
+            num_known = known.sum() * bool(part.own_image_share)
+            distance = distance * num_known / distributed.total(num_known).clamp(min=1)
         loss, shared_loss = loss + distance, shared_loss + distance * part.image_share
     end_part()
+    shared_loss = shared_loss * distributed.size()  # the gradients become their mean
     scaler.scale(shared_loss).backward()  # type: ignore[no-untyped-call]
     end_part()
     if part.ends_update:
@@ -381,20 +432,27 @@ def _masks_of(
     known = stored[:, 0, 0, 0] != UNKNOWN
     masks = F.interpolate(stored.clamp(max=1).float(), tuple(size), mode="bilinear")
     generator = torch.Generator().manual_seed(part.seed)
-    masks = augment_masks(masks, context.config.augmentation, generator)
+    masks = augment_masks(masks, context.config.augmentation, generator, part.images)
     if mix is not None:
-        masks, known = mix.images(masks), known & known[mix.partners]
+        masks = mix.images(masks)
+        known = known[: len(mix.partners)] & known[mix.partners]
     return masks, known
 
 
 def without_some(
-    metadata: Tensor, parts: Sequence[slice], dropout: float, generator: torch.Generator
+    metadata: Tensor,
+    parts: Sequence[slice],
+    dropout: float,
+    generator: torch.Generator,
+    share: Share | None = None,
 ) -> Tensor:
     """Leave out each of three parts, and all of them, with a probability: (N, K) -> (N, K).
 
     So the network learns what to do without any of them.
     """
-    drawn = torch.rand((len(metadata), 4), generator=generator) >= dropout  # (N, 4)
+    num = len(metadata) if share is None else share.total
+    drawn = torch.rand((num, 4), generator=generator) >= dropout  # (N, 4)
+    drawn = drawn if share is None else drawn[share.rows]
     kept = torch.ones_like(metadata)
     for part, keeps in zip(parts, drawn[:, :3].T, strict=True):
         kept[:, part] = (keeps & drawn[:, 3]).to(metadata)[:, None]
@@ -414,13 +472,20 @@ def _network_images(pixels: Tensor, device: Device) -> Tensor:
 def val_logits(classifier: Classifier, context: TrainingContext) -> Iterator[Tensor]:
     """Run a classifier over the validation images: yields float32 (N, C), batch by batch.
 
-    They stay on the device: fetching each would make it wait.
+    They stay on the device: fetching each would make it wait.  Of several processes, each has a
+    part of every batch, which may be empty.
     """
     classifier.eval()
     rows, size = context.data.val, context.config.training.batch_size
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-    progress = tqdm(parts, desc="validate", unit="batch", leave=False, disable=None)
+    parts = [
+        distributed.share_of(rows[start : start + size]) for start in range(0, len(rows), size)
+    ]
+    disable = None if distributed.rank() == 0 else True
+    progress = tqdm(parts, desc="validate", unit="batch", leave=False, disable=disable)
     for pixels, numbers in context.feed.batches(progress):
+        if not len(numbers):
+            yield torch.zeros((0, len(context.data.class_names)), device=numbers.device)
+            continue
         metadata = None if context.metadata is None else context.metadata.index_select(0, numbers)
         with torch.inference_mode(), context.device.autocast():
             logits = classifier(_network_images(pixels, context.device), metadata)
@@ -467,6 +532,7 @@ def _close_epoch(
         "epoch_seconds": state.seconds + val_seconds,
         "images_per_second": state.num_images / max(state.seconds, 1e-9),  # of training
     }
+    metrics = distributed.from_first(metrics)
     require_monitor(training.monitor, metrics)
     value = metrics[training.monitor]
     is_best = state.best_epoch == 0 or (

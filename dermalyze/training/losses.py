@@ -86,7 +86,7 @@ def build_loss(config: LossConfig, weights: Tensor | None, shift: Tensor | None 
         logits = logits.float()  # bf16 has too few digits for a logarithm
         if shift is not None:
             logits = logits + shift
-        losses = losses_of(logits, targets)
+        losses = losses_of(logits, targets[: len(logits)])
         if mix is not None:
             of_partners = losses_of(logits, targets.index_select(0, mix.partners))
             return losses.lerp(of_partners, 1 - mix.share).mean()

@@ -7,6 +7,7 @@ so that a run that is killed at any point can be resumed.
 import dataclasses
 import hashlib
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from dermalyze.models.classifier import build_classifier
 from dermalyze.models.mask_decoder import build_mask_decoder
 from dermalyze.models.pretrained import Weights
 from dermalyze.tracking.untracked import UntrackedRun, untracked_run
+from dermalyze.training import distributed
 from dermalyze.training.device import choose_device, set_determinism
 from dermalyze.training.loop import LearningData, fit
 from dermalyze.training.signals import stop_on_signal
@@ -70,6 +72,7 @@ from dermalyze.workflows.run_context import (
     AUGMENTATION,
     BEST,
     CONFIG,
+    LATEST,
     STUDY_TAG,
     Here,
     Job,
@@ -89,6 +92,7 @@ from serving.os_errors import make_folder, temporary_folder
 from serving.reference import REFERENCE
 from serving.spec import ModelSpec
 
+_END_SECONDS = 10.0  # in which process 0 reports an error of all, and torchrun ends the others
 _MASK_SIDE = 64  # pixels: twice what a decoder gives at 256
 
 logger = logging.getLogger(__name__)
@@ -177,6 +181,12 @@ def train_in(
     require_metric(config.tracking.champion_metric, prepared.taxonomy)
     check_settings(config.evaluation, prepared.manifest.iloc[splits.val], prepared.taxonomy)
     job, state = set_up(run, began, prepared, splits)
+    distributed.remember_run(run.run_id)
+    if distributed.size() > 1:
+        logger.info(f"processes: {distributed.size()}")
+        tags = began.with_data(prepared, splits).tags()
+        distributed.meet(distributed.PREPARING_SECONDS)
+        distributed.from_first((tags, splits, (job.folder / LATEST).read_bytes()))
     with stop_on_signal() as should_stop:
         for epoch in fit(state, learning_data(job), config, job.device, should_stop):
             save_latest(job, state)
@@ -196,11 +206,50 @@ def train_in(
                 f"continue with {again}",
                 should_stop.number,
             )
+    distributed.leave()
     if state.stopped_early:
         logger.info(
             f"stopped early: {config.training.monitor} was best in epoch {state.best_epoch}"
         )
     return ship(job, state)
+
+
+def follow() -> None:
+    """Train beside the first of several processes, which alone writes the run.
+
+    It says what to train: its settings, images, splits and checkpoint.
+
+    Raises:
+        DermalyzeError: as `train`.
+    """
+    distributed.meet(distributed.PREPARING_SECONDS)
+    nothing: tuple[dict[str, str], Any, bytes] = ({}, None, b"")
+    tags, splits, content = distributed.from_first(nothing)
+    began = began_with(tags)
+    assert began is not None
+    prepared = prepare_for(began.config, began.data_dir)
+    began.require_same_data(prepared, splits)
+    with temporary_folder() as folder:
+        (folder / LATEST).write_bytes(content)
+        checkpoint = load_checkpoint(folder / LATEST)
+        spec = ModelSpec.from_json(checkpoint["spec"])
+        job = Job(
+            began=began,
+            prepared=prepared,
+            splits=splits,
+            device=choose_device(began.config.training),
+            run=UntrackedRun(folder=folder, run_id=spec.run_id),
+            metadata=spec.metadata,
+        )
+        state, _ = _build_state(job, checkpoint)
+    try:
+        with stop_on_signal() as should_stop:
+            for _ in fit(state, learning_data(job), began.config, job.device, should_stop):
+                pass
+    except TrainingError:
+        time.sleep(_END_SECONDS)
+        raise
+    distributed.leave()
 
 
 def set_up(
@@ -381,9 +430,9 @@ def _masks_of(job: Job) -> NDArray[np.uint8]:
     return read_masks(job.began.data_dir, image_ids, size, mode=mode)
 
 
-def _first_state(job: Job, checkpoint: dict[str, Any] | None) -> TrainingState:
-    """Return the state to train from: that of a new training, or of a checkpoint."""
-    config, run = job.config, job.run
+def _build_state(job: Job, checkpoint: dict[str, Any] | None) -> tuple[TrainingState, Weights]:
+    """Return the state of a new training, or of a checkpoint, and which weights it starts from."""
+    config = job.config
     set_determinism(deterministic=not config.training.fast_mode)
     torch.manual_seed(config.training.seed)
     model = config.model
@@ -404,13 +453,21 @@ def _first_state(job: Job, checkpoint: dict[str, Any] | None) -> TrainingState:
     if config.loss.mask_weight:
         decoder = build_mask_decoder(classifier.backbone, config.data.image_size)
     state = new_state(classifier, config.training, job.device, decoder)
+    if checkpoint is not None:
+        state.load_state_dict(checkpoint["weights"], checkpoint["training"])
+    return state, weights
+
+
+def _first_state(job: Job, checkpoint: dict[str, Any] | None) -> TrainingState:
+    """Return the state to train from, and log it."""
+    run = job.run
+    state, weights = _build_state(job, checkpoint)
     if checkpoint is None:
         if run.resumed:
             logger.info(f"run {run.run_id} had saved no checkpoint; it starts again with epoch 1")
-        _log_start(job, weights, sum(p.numel() for p in classifier.parameters()))
+        _log_start(job, weights, sum(p.numel() for p in state.classifier.parameters()))
         save_latest(job, state)
         return state
-    state.load_state_dict(checkpoint["weights"], checkpoint["training"])
     repair_best(job, state)
     save_latest(job, state)
     log_progress(job, best=state.best_epoch > 0)  # a kill may have come between disk and upload

@@ -14,7 +14,7 @@ from dermalyze.config.loading import load_config
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "dermalyze" / "models" / "weights"
-ENTRY_POINTS = ("main", "tune", "prepare_data", "evaluate", "export_onnx")
+ENTRY_POINTS = ("main", "main_distributed", "tune", "prepare_data", "evaluate", "export_onnx")
 
 
 def requirements():
@@ -96,12 +96,16 @@ def test_every_entry_point_calls_a_command_with_options_that_it_has(project, nam
     entry = project.get_entry_point(name)
     given = {name: "r" for name in ("run_id", "search") if name in entry.parameters}
     words = entry.compute_command(given, None).split()
+    if name == "main_distributed":
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        assert words[1:6] == torchrun
+        words[1:8] = []
     assert words[:3] == ["python", "-m", "dermalyze"]
     command = main.commands[words[3]]
     known = {option for param in command.params for option in param.opts}
     used = {word for word in words if word.startswith("--")}
     assert used <= known
-    assert len(used) == len(entry.parameters)
+    assert len(used) == len(entry.parameters.keys() - {"processes", "restarts"})  # of torchrun
 
 
 def test_no_parameter_has_an_empty_default(project):
