@@ -3,8 +3,8 @@
     python -m benchmarks.reference FOLDER
 
 FOLDER is that of `dermalyze train --no-tracking`.  Writes into dermalyze/reference the ONNX file
-with float16 weights, the checkpoint to fine-tune from, cards and checksums, and beside the tests
-what the file answers on drawn images.
+with float16 weights, the settings of its network, cards and checksums, and beside the tests what
+the file answers on drawn images.
 """
 
 import argparse
@@ -13,33 +13,17 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
-
-from dermalyze.config.loading import config_from
 from dermalyze.export.parity_images import parity_images
-from dermalyze.models.checkpoint import load_checkpoint, save_checkpoint
+from dermalyze.models.checkpoint import load_checkpoint
+from dermalyze.models.reference import NETWORK
 from dermalyze.workflows.export import export_checkpoint
 from dermalyze.workflows.report import DATA_CARD, MODEL_CARD
 from dermalyze.workflows.run_context import BEST, EVALUATION
 from serving.atomic_write import write_text
 from serving.predictor import Predictor
 from serving.reference import REFERENCE
-from serving.spec import ModelSpec
 
 ANSWERS = Path("tests/support/reference_answers.json")
-
-
-def halved(source: Path, target: Path) -> None:
-    """Write what is needed of a checkpoint to fine-tune from it, with weights in float16."""
-    content = load_checkpoint(source)
-    weights = {
-        name: weight.half() if weight.dtype == torch.float32 and weight.ndim > 1 else weight
-        for name, weight in content["weights"].items()
-    }
-    values = json.loads(content["model"]) | {"pretrained": False, "plugins": []}
-    spec = ModelSpec.from_json(content["spec"])
-    model = config_from({"model": values}).model
-    save_checkpoint(target, weights, model, spec, {"scope": content["scope"]})
 
 
 def main() -> None:
@@ -48,7 +32,9 @@ def main() -> None:
     folder = options.parse_args().folder
     REFERENCE.parent.mkdir(exist_ok=True)
     print(export_checkpoint(folder / BEST, REFERENCE, tta=False, precision="float16"))
-    halved(folder / BEST, REFERENCE.with_suffix(".pt"))
+    values = json.loads(load_checkpoint(folder / BEST)["model"])
+    settings = values | {"pretrained": False, "plugins": []}
+    write_text(NETWORK, json.dumps(settings, indent=1) + "\n")
     for card in (MODEL_CARD, DATA_CARD):
         shutil.copyfile(folder / EVALUATION / card, REFERENCE.with_name(card))
     predictor = Predictor()
@@ -56,7 +42,7 @@ def main() -> None:
     write_text(ANSWERS, json.dumps(answers, indent=1) + "\n")
     sums = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
-        for path in (REFERENCE, REFERENCE.with_suffix(".pt"))
+        for path in (REFERENCE, NETWORK)
     ]
     write_text(REFERENCE.with_name("SHA256SUMS"), "".join(sums))
     print("".join(sums), end="")

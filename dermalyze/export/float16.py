@@ -61,7 +61,7 @@ def export_float16(network: ShippedNetwork, spec: ModelSpec, output: Path) -> Fl
     make_folder(output.parent)
     with temporary_folder() as folder:
         exact = folder / "float32.onnx"
-        export_onnx(network, spec, exact)
+        export_onnx(network, spec, exact, keep_norms=True)  # it can be trained from
         float_bytes = exact.stat().st_size
         model = onnx.load(exact)
         predictor = Predictor(exact)

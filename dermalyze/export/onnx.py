@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from onnx import ModelProto, helper
+from onnxscript import optimizer
 from torch import Tensor, nn
 
 from dermalyze.export.parity import MAX_DIFFERENCE, MAX_SHARE, ParityReport, check_parity
@@ -44,6 +45,7 @@ def export_onnx(
     output: Path,
     *,
     extra_images: Sequence[NamedImage] = (),
+    keep_norms: bool = False,
 ) -> ParityReport:
     """Write a network as one ONNX file, if it answers as PyTorch does.
 
@@ -52,6 +54,8 @@ def export_onnx(
         spec: its contract.
         output: the file to write; what stands there stays until the new file is proven.
         extra_images: names and JPEG or PNG bytes to check beside the drawn images.
+        keep_norms: do not fold batch norms into convolutions, so that the weights in the file are
+            those of PyTorch; onnxruntime folds them when it loads the file.
 
     Raises:
         ArtifactError: the file disagrees with PyTorch; it is not written.
@@ -60,7 +64,7 @@ def export_onnx(
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     make_folder(output.parent)
     with whole_file(output) as partial:  # `output` never names an unproven model
-        write_model(partial, _model(network, spec), spec)
+        write_model(partial, _model(network, spec, keep_norms=keep_norms), spec)
         report = check_parity(
             SkinLesionPredictor.of(network, spec),
             Predictor(partial),
@@ -88,7 +92,7 @@ def write_model(path: Path, model: ModelProto, spec: ModelSpec) -> None:
     path.write_bytes(seal(model.SerializeToString(deterministic=True)))
 
 
-def _model(network: ShippedNetwork, spec: ModelSpec) -> ModelProto:
+def _model(network: ShippedNetwork, spec: ModelSpec, *, keep_norms: bool) -> ModelProto:
     height, width = spec.input_size
     names = [*output_names(spec), *map_names(spec)]
     batch = torch.export.Dim("batch", min=1)
@@ -106,8 +110,12 @@ def _model(network: ShippedNetwork, spec: ModelSpec) -> ModelProto:
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
+            optimize=not keep_norms,
         )
     assert program is not None  # only the older exporter returns nothing
+    if keep_norms:
+        optimizer.fold_constants(program.model)
+        optimizer.remove_unused_nodes(program.model)
     model: ModelProto = program.model_proto  # a new object on every access
     _strip(model)
     del model.graph.value_info[:]

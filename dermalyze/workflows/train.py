@@ -53,6 +53,7 @@ from dermalyze.models.checkpoint import (
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.mask_decoder import build_mask_decoder
 from dermalyze.models.pretrained import Weights
+from dermalyze.models.reference import load_reference
 from dermalyze.tracking.untracked import UntrackedRun, untracked_run
 from dermalyze.training import distributed
 from dermalyze.training.device import choose_device, set_determinism
@@ -89,7 +90,6 @@ from dermalyze.workflows.run_lock import hold, lock, open_held
 from serving.atomic_write import whole_file, write_text
 from serving.errors import TrackingError, TrainingError
 from serving.os_errors import make_folder, temporary_folder
-from serving.reference import REFERENCE
 from serving.spec import ModelSpec
 
 _END_SECONDS = 10.0  # in which process 0 reports an error of all, and torchrun ends the others
@@ -378,7 +378,7 @@ def resolve(config: Config) -> Config:
 def _trained(pretrained: str) -> dict[str, Any]:
     """Read the trained network that `model.pretrained` names."""
     if pretrained == "reference":
-        return load_checkpoint(REFERENCE.with_suffix(".pt"))
+        return load_reference()
     if not pretrained.startswith("run:"):
         return load_checkpoint(Path(pretrained))
     with temporary_folder() as folder:

@@ -14,7 +14,8 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from dermalyze.data.demo.dataset import make_demo_data
-from serving.reference import REFERENCE
+from dermalyze.models.checkpoint import load_checkpoint
+from dermalyze.models.reference import load_reference
 
 pytestmark = pytest.mark.slow
 
@@ -574,11 +575,11 @@ def test_a_run_and_a_checkpoint_are_what_another_training_starts_from(
         *train_words(demo, "--epochs", 1, "--no-tracking", "--set", "model.name=auto"),
         *("--set", "training.lr=1.0e-12", "--set", "training.scheduler.eta_min=0.0"),
     )
-    for number, (name, file, backbone) in enumerate(
+    for number, (name, start, backbone) in enumerate(
         [
-            (f"run:{run_id}", checkpoint, "test_efficientnet"),
-            (checkpoint, checkpoint, "test_efficientnet"),
-            ("reference", REFERENCE.with_suffix(".pt"), "tf_efficientnet_lite0"),
+            (f"run:{run_id}", load_checkpoint(checkpoint), "test_efficientnet"),
+            (checkpoint, load_checkpoint(checkpoint), "test_efficientnet"),
+            ("reference", load_reference(), "tf_efficientnet_lite0"),
         ]
     ):
         folder = tmp_path / str(number)
@@ -586,9 +587,9 @@ def test_a_run_and_a_checkpoint_are_what_another_training_starts_from(
         assert f"pretrained: {name}: backbone and head" in output
         assert f"backbone: {backbone}" in output
         found = torch.load(folder / "checkpoint_best.pt", weights_only=True)["weights"]
-        for key, value in torch.load(file, weights_only=True)["weights"].items():
+        for key, value in start["weights"].items():
             if key.endswith("weight"):
-                torch.testing.assert_close(found[key], value.float(), atol=1e-6, rtol=0)
+                torch.testing.assert_close(found[key], value, atol=1e-6, rtol=0)
 
 
 def test_a_run_that_is_not_there_is_no_start(place, demo):
