@@ -53,7 +53,6 @@ from dermalyze.models.checkpoint import (
 from dermalyze.models.classifier import build_classifier
 from dermalyze.models.mask_decoder import build_mask_decoder
 from dermalyze.models.pretrained import Weights
-from dermalyze.models.reference import load_reference
 from dermalyze.tracking.untracked import UntrackedRun, untracked_run
 from dermalyze.training import distributed
 from dermalyze.training.device import choose_device, set_determinism
@@ -378,6 +377,8 @@ def resolve(config: Config) -> Config:
 def _trained(pretrained: str) -> dict[str, Any]:
     """Read the trained network that `model.pretrained` names."""
     if pretrained == "reference":
+        from dermalyze.models.reference import load_reference  # with onnx, which may be missing
+
         return load_reference()
     if not pretrained.startswith("run:"):
         return load_checkpoint(Path(pretrained))

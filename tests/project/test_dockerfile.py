@@ -54,10 +54,12 @@ def test_its_steps_make_a_service_that_answers_as_nobody(tmp_path):
         elif name == "ENV":
             env |= dict(word.split("=", 1) for word in words)
         elif name == "COPY":
-            for source in words[:-1]:
-                target = app / words[-1] / ("" if (ROOT / source).is_dir() else source)
-                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
-                copy(ROOT / source, target)
+            target = app / words[-1]
+            for path in (path for source in words[:-1] for path in ROOT.glob(source)):
+                if path.is_dir():
+                    shutil.copytree(path, target)
+                else:
+                    shutil.copy(path, target / path.name)
         elif name == "RUN":
             kept = {key: os.environ[key] for key in os.environ if key.startswith("PIP_")}
             subprocess.run(words, cwd=app, env=kept | env, check=True)
