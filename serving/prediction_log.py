@@ -211,7 +211,7 @@ class _Database:
             missing = error.name if isinstance(error, ModuleNotFoundError) else ""
             raise ConfigError(
                 f"the database of the prediction log needs {missing}, which is not installed; "
-                f"run `pip install {missing}`"
+                "install the driver that the address names, or log to a file"
                 if missing
                 else "the address of the prediction log is of no known database; expected a file, "
                 "or DIALECT://USER:PASSWORD@HOST/DATABASE as SQLAlchemy reads it"

@@ -8,6 +8,7 @@ import click
 from dermalyze.cli.options import FOLDER, LARGEST, LEVEL, SENSITIVITY, naming_missing_packages
 from serving.os_errors import reading
 from serving.reference import REFERENCE
+from serving.taxonomy import DISCLAIMER
 
 
 def _settings(
@@ -78,6 +79,7 @@ def score(
     the command keeps the finished files.
     """
     with naming_missing_packages():
+        from dermalyze.evaluation.text import things
         from dermalyze.workflows.score import Asked, score
 
     asked = Asked(
@@ -97,6 +99,7 @@ def score(
         scored = score(given, output, file, asked, {"spark.master": master, **cluster})
     speed = scored.images_per_second
     click.echo(
-        f"{output}: {scored.images:,} images, {scored.failed:,} of them could not be read, in "
-        f"{scored.parts:,} files" + (f"; {speed:,.1f} images/s" if speed else "")
+        f"{output}: {things(scored.images, 'image')}, {scored.failed:,} of them could not be read, "
+        f"in {things(scored.parts, 'file')}" + (f"; {speed:,.1f} images/s" if speed else "")
     )
+    click.echo(DISCLAIMER)

@@ -19,7 +19,7 @@ from serving.monitoring import Cuts, Monitoring
 from serving.prediction import softmax
 
 FALSE_ALARMS = 0.05  # share of years without any drift in which an alarm is raised
-WINDOWS = (1, 4, 13)  # looks, of which each one also sees the answers before it
+WINDOWS = (1, 4, 13)  # looks that are compared together; more of them find a slower drift
 MEASURES = {
     "predicted_class": "share of a predicted class",
     "confidence": "confidence",

@@ -7,6 +7,7 @@ from pathlib import Path
 from dermalyze.evaluation.drift import fit_monitoring
 from dermalyze.evaluation.monitoring import Monitored, Reference, Schedule, monitor
 from dermalyze.evaluation.report.monitoring import write_monitored
+from dermalyze.evaluation.text import things
 from dermalyze.evaluation.uncertainty.limits import fit_limits
 from serving.errors import DataError
 from serving.prediction_log import Entry, model_name, read_log
@@ -42,7 +43,7 @@ def monitor_logs(
         found, damaged = read_log(address)
         entries += found
         if damaged:
-            logger.warning(f"log {number}: {damaged} damaged lines are left out")
+            logger.warning(f"log {number}: skipped {things(damaged, 'damaged line')}")
     if not entries:
         raise DataError("the log has no answer yet; send images to the service first")
     found_out = monitor(entries, reference_of(reference), schedule, truth)

@@ -24,6 +24,7 @@ from serving.base_predictor import optional_fields
 from serving.errors import ConfigError, ImageError, StorageError
 from serving.output_formats import columns, row
 from serving.predictor import Predictor
+from serving.taxonomy import DISCLAIMER
 
 ASKED = Asked(level=0.9, sensitivity=0.95, max_pixels=40_000_000, partition_images=5)
 SPARK_CLASS = str(Path(pyspark.__file__).parent / "bin" / "spark-class")
@@ -142,7 +143,11 @@ def test_each_image_is_a_row_with_the_bits_of_the_predictor_and_a_bad_file_is_a_
     assert rows(output) == expected(folder)
     code, said = ended(started(folder, output), output)  # needs no Spark: nothing is left to do
     assert code == 0, said
-    assert said.splitlines()[1:] == ["4 of 4 files are finished and are kept", summary[:-2]]
+    assert said.splitlines()[1:] == [
+        "4 of 4 files are finished and are kept",
+        summary[:-2],
+        DISCLAIMER,
+    ]
 
 
 @pytest.mark.slow
